@@ -1,0 +1,41 @@
+"""The portraits world: drawn people whose every trait is known, with captions and exact counterfactuals."""
+
+from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption
+from .drawing import render, svg
+from .people import (
+    ATTRIBUTES,
+    Identity,
+    Look,
+    Portrait,
+    Trait,
+    Traits,
+    attributes,
+    counterfactual,
+    from_dict,
+    sample,
+    to_dict,
+    visible,
+    with_nuisance,
+)
+
+__all__ = [
+    "ATTRIBUTES",
+    "HELDOUT_PAIRS",
+    "PHRASES",
+    "SPLITS",
+    "Identity",
+    "Look",
+    "Portrait",
+    "Trait",
+    "Traits",
+    "attributes",
+    "caption",
+    "counterfactual",
+    "from_dict",
+    "render",
+    "sample",
+    "svg",
+    "to_dict",
+    "visible",
+    "with_nuisance",
+]

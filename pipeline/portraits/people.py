@@ -1,0 +1,202 @@
+"""The people of the portraits world: what describes a portrait, how it is drawn by chance, how one trait is changed."""
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+
+SHARES: dict[str, dict[str, float]] = {
+    "glasses": {"none": 0.52, "eyeglasses": 0.28, "sunglasses": 0.2},
+    "expression": {"neutral": 0.22, "smile": 0.3, "sad": 0.24, "angry": 0.24},
+    "skin": {"pale": 0.25, "light": 0.25, "tanned": 0.25, "dark": 0.25},
+    "eye_size": {"normal": 0.5, "big": 0.5},
+    "face_shape": {"thin": 0.3, "normal": 0.35, "chubby": 0.35},
+    "clothes": {"sweater": 0.55, "suit": 0.45},
+    "clothes_color": {"black": 0.17, "white": 0.16, "red": 0.17, "blue": 0.17, "green": 0.17, "yellow": 0.16},
+    "hair_color": {"black": 0.2, "brown": 0.2, "blond": 0.2, "red": 0.2, "grey": 0.2},
+    "hair_style": {
+        "bald": 0.13,
+        "receding": 0.12,
+        "short": 0.17,
+        "bowl": 0.12,
+        "long": 0.18,
+        "curly": 0.16,
+        "mohawk": 0.12,
+    },
+    "bangs": {"no": 0.5, "yes": 0.5},
+    "facial_hair": {"none": 0.54, "moustache": 0.2, "beard": 0.26},
+    "lips": {"natural": 0.6, "red": 0.4},
+    "age": {"young": 0.55, "old": 0.45},
+    "mouth": {"closed": 0.55, "open": 0.45},
+    "eyes": {"open": 0.75, "closed": 0.25},
+    "brows": {"thin": 0.5, "bushy": 0.5},
+    "background": {"blue": 0.2, "green": 0.2, "pink": 0.2, "orange": 0.2, "grey": 0.2},
+    "pose": {"left": 0.27, "front": 0.46, "right": 0.27},
+    "earrings": {"no": 0.7, "yes": 0.3},
+}
+ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(shares) for name, shares in SHARES.items()}
+HAIR_WITH_BANGS = ("short", "long", "curly")
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """One attribute's value, and where inside that value's range this picture lies (0..1)."""
+
+    value: str
+    u: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Everything a caption can name; the fields are exactly the keys of ATTRIBUTES."""
+
+    glasses: Trait
+    expression: Trait
+    skin: Trait
+    eye_size: Trait
+    face_shape: Trait
+    clothes: Trait
+    clothes_color: Trait
+    hair_color: Trait
+    hair_style: Trait
+    bangs: Trait
+    facial_hair: Trait
+    lips: Trait
+    age: Trait
+    mouth: Trait
+    eyes: Trait
+    brows: Trait
+    background: Trait
+    pose: Trait
+    earrings: Trait
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who it is: the geometry and marks that stay when everything else is drawn again; each 0..1."""
+
+    width: float
+    height: float
+    jaw: float
+    chin: float
+    eye_gap: float
+    eye_height: float
+    eye_slant: float
+    iris: float
+    brow_arch: float
+    nose_length: float
+    nose_width: float
+    mouth_width: float
+    mouth_height: float
+    ear_size: float
+    skin_hue: float
+    skin_light: float
+    mole: float
+    mole_x: float
+    mole_y: float
+    freckles: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How this one picture was taken: framing, light and details no caption names; each 0..1."""
+
+    tilt: float
+    shift_x: float
+    shift_y: float
+    zoom: float
+    light: float
+    light_strength: float
+    hair_length: float
+    hair_volume: float
+    parting: float
+    glasses_shape: float
+    glasses_color: float
+    tie: float
+    shoulders: float
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """One portrait: a person (`identity`), how they look today (`traits`), and how the picture was taken (`look`)."""
+
+    identity: Identity
+    traits: Traits
+    look: Look
+
+
+def sample(row_id: int) -> Portrait:
+    """The portrait of a row: the same row id gives the same portrait, whatever was drawn before."""
+    picks, jitters, identity, look = (
+        np.random.default_rng(np.random.SeedSequence(row_id, spawn_key=(stream,))) for stream in range(4)
+    )
+    traits = {}
+    for name, pick, u in zip(SHARES, picks.random(len(SHARES)), jitters.random(len(SHARES)), strict=True):
+        bounds = np.cumsum(list(SHARES[name].values()))
+        index = min(int(np.searchsorted(bounds, pick, side="right")), len(bounds) - 1)
+        traits[name] = Trait(ATTRIBUTES[name][index], float(u))
+    return Portrait(
+        Identity(*identity.random(len(fields(Identity))).tolist()),
+        Traits(**traits),
+        Look(*look.random(len(fields(Look))).tolist()),
+    )
+
+
+def attributes(params: Portrait) -> dict[str, str]:
+    """Every attribute's true value, seen or hidden."""
+    return {name: getattr(params.traits, name).value for name in ATTRIBUTES}
+
+
+def visible(params: Portrait) -> dict[str, bool]:
+    """Which attributes can be seen: sunglasses and closed lids hide the eyes, baldness the hair's colour and bangs."""
+    traits = params.traits
+    shades = traits.glasses.value == "sunglasses"
+    hidden = {
+        "eyes": shades,
+        "eye_size": shades or traits.eyes.value == "closed",
+        "hair_color": traits.hair_style.value == "bald",
+        "bangs": traits.hair_style.value not in HAIR_WITH_BANGS,
+    }
+    return {name: not hidden.get(name, False) for name in ATTRIBUTES}
+
+
+def counterfactual(params: Portrait, attribute: str, value: str) -> Portrait:
+    """The same portrait with one attribute changed and nothing else; changing it back gives the identical portrait."""
+    _check("attribute", attribute, tuple(ATTRIBUTES))
+    _check(f"value of {attribute}", value, ATTRIBUTES[attribute])
+    trait = replace(getattr(params.traits, attribute), value=value)
+    return replace(params, traits=replace(params.traits, **{attribute: trait}))
+
+
+def with_nuisance(params: Portrait, row_id: int) -> Portrait:
+    """The same person with everything that is not their identity drawn again."""
+    return replace(sample(row_id), identity=params.identity)
+
+
+def to_dict(params: Portrait) -> dict[str, float | str]:
+    """A flat dictionary of floats and strings, ready for JSON or a Parquet row."""
+    flat: dict[str, float | str] = {}
+    for name in ATTRIBUTES:
+        trait = getattr(params.traits, name)
+        flat[f"trait.{name}"] = trait.value
+        flat[f"u.{name}"] = trait.u
+    for part in ("identity", "look"):
+        flat |= {f"{part}.{key}": number for key, number in asdict(getattr(params, part)).items()}
+    return flat
+
+
+def from_dict(flat: dict[str, float | str]) -> Portrait:
+    """The portrait that `to_dict` wrote."""
+    for name, values in ATTRIBUTES.items():
+        _check(f"value of {name}", str(flat[f"trait.{name}"]), values)
+    return Portrait(
+        Identity(**{field.name: float(flat[f"identity.{field.name}"]) for field in fields(Identity)}),
+        Traits(**{name: Trait(str(flat[f"trait.{name}"]), float(flat[f"u.{name}"])) for name in ATTRIBUTES}),
+        Look(**{field.name: float(flat[f"look.{field.name}"]) for field in fields(Look)}),
+    )
+
+
+def _check(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown {kind} {name!r}: did you mean {nearest!r}? (known: {', '.join(known)})")
