@@ -1,0 +1,152 @@
+"""The networks of a domain, read when first asked for, and where each file comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import weights
+from pipeline.artefacts import Layout
+from pipeline.values import InputError
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+    from pipeline.denoiser import Denoiser
+    from pipeline.domains import Domain
+    from pipeline.encoder import Encoder
+    from pipeline.generator import Generator
+    from pipeline.mapper import DeltaMapper
+    from pipeline.recognition import IdentityNet, Oracle
+
+SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
+MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
+STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
+
+
+class Backbones:
+    """Read-only networks in evaluation mode. What `dvc repro` made takes precedence over what is shipped.
+
+    Missing or broken files raise InputError with the command that makes them.
+    """
+
+    def __init__(self, domain: Domain, root: Path, device: str = "cpu") -> None:
+        self.domain, self.root, self.device = domain, Path(root), device
+        self.layout = Layout(domain, root)
+
+    def path(self, name: str) -> Path:
+        """The file that `name` is read from; the shipped one when neither exists."""
+        if name in MADE_BY_DVC:
+            made: Path = getattr(self.layout, MADE_BY_DVC[name])
+            if made.exists():
+                return made
+        return self.shipped(name)
+
+    def shipped(self, name: str) -> Path:
+        """The file under data/pretrained/<domain>/; the statistics of s lie beside the mapper."""
+        if name == "s_stats":
+            return self.root / Path(self.domain.mapper.path).with_name("s_stats.safetensors")
+        return self.root / self.domain.weights(name).path
+
+    def _hint(self, name: str) -> str:
+        """The command that makes the file."""
+        if name in STAGES:
+            return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
+        return f"run `deltaspace pretrain {self.domain.name} {name}`"
+
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return weights.load(self.path(name), device=self.device, hint=self._hint(name))
+
+    def _network(self, name: str, build: Callable[[dict[str, Any]], nn.Module]) -> Any:
+        """The network that `build` makes from the file's heading, with the file's weights."""
+        tensors, meta = self._read(name)
+        try:
+            network = build(meta)
+            if name == "generator":  # its mean w is no key of the published files
+                network.w_mean = tensors.pop("w_mean")
+            network.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path(name)} does not hold this domain's {name} ({reason}): {self._hint(name)}"
+            ) from error
+        return network.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def generator(self) -> Generator:
+        from pipeline import generator
+
+        return self._network("generator", lambda meta: generator.build(meta["model"]))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        from pipeline import encoder
+
+        return self._network("encoder", lambda meta: encoder.Encoder(**meta["model"]))
+
+    @cached_property
+    def clip(self) -> Clip:
+        from pipeline import clip
+
+        def build(meta: dict[str, Any]) -> Clip:
+            vocabulary = frozenset(meta["vocabulary"]) if meta.get("vocabulary") else None
+            return clip.Clip(meta["model"], self.domain.clip_normalise, vocabulary)
+
+        return self._network("clip", build)
+
+    @cached_property
+    def identity(self) -> IdentityNet:
+        from pipeline import recognition
+
+        return self._network("identity", lambda meta: recognition.IdentityNet(**meta["model"]))
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        from pipeline import recognition
+
+        return self._network("oracle", lambda meta: recognition.Oracle(**meta["model"]))
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        from pipeline import denoiser
+
+        return denoiser.load(self.path("denoiser"), self.device, hint=self._hint("denoiser"))
+
+    @cached_property
+    def mapper(self) -> DeltaMapper:
+        from pipeline import mapper
+
+        return self._network("mapper", lambda meta: mapper.build(meta["model"]))
+
+    @cached_property
+    def relevance(self) -> Tensor:
+        """[S,E], unit rows."""
+        return self._tensor("relevance", "relevance")
+
+    @cached_property
+    def s_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of every style channel, [S] each."""
+        return self._tensor("s_stats", "mean"), self._tensor("s_stats", "std")
+
+    def _tensor(self, name: str, key: str) -> Tensor:
+        tensors, _ = self._read(name)
+        if key not in tensors:
+            raise InputError(f"{self.path(name)} does not hold this domain's {name} (no '{key}'): {self._hint(name)}")
+        return tensors[key]
+
+    @property
+    def s_mean(self) -> Tensor:
+        return self.s_stats[0]
+
+    @property
+    def s_std(self) -> Tensor:
+        return self.s_stats[1]
+
+    @torch.no_grad()
+    def direction_delta(self, source: str, target: str) -> Tensor:
+        """delta_t [E] of two texts in the domain's templates, not normalised."""
+        return self.clip.text_delta(source, target, tuple(self.domain.templates))

@@ -1,0 +1,163 @@
+"""How DeltaEdit-D's denoiser learns: the noise in images, told their style codes (DDPM's simple loss, section 4.2)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline import files
+from pipeline.sampler import TIMESTEPS, Eps, schedulers, standardise
+from pipeline.training import Curve, Ema, Metrics, batch_rows, fit, generator_for
+from pipeline.values import InputError
+
+if TYPE_CHECKING:
+    from pipeline.denoiser import Denoiser
+    from pipeline.generator import Generator
+
+PRETRAINED = "pretrained"
+Batches = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""rows [B] -> (images [B,3,R,R] in [-1,1], s [B,S] standardised)"""
+
+
+@dataclass(frozen=True)
+class DiffusionParams:
+    """steps: of the optimiser; 0 with init "pretrained" hands the shipped file on, byte for byte.
+
+    init: "pretrained" to go on from the domain's weights, "random" to start anew with the domain's network sizes.
+    batch: images per step. lr, weight_decay: AdamW's, constant. clip: largest norm of the gradient.
+    ema: decay per step of the average that is kept, reached through (1 + step) / (10 + step).
+    seed: fixes first weights, batches, timesteps and noise.
+    """
+
+    steps: int
+    init: Literal["pretrained", "random"]
+    batch: int
+    lr: float
+    weight_decay: float
+    clip: float
+    ema: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch < 1:
+            raise ValueError(f"{self.steps} steps of batch {self.batch}: steps from 0, a batch from 1 are expected")
+        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and 0 <= self.ema < 1):
+            raise ValueError("lr and clip must be above 0, weight_decay from 0, ema from 0 and below 1")
+
+
+def loss(denoiser: Eps, x0: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the predicted noise (DDPM eq. 14), t uniform over all timesteps -> scalar.
+
+    x0 [B,3,R,R] in [-1,1], s [B,S] standardised. The CPU `generator` alone decides t and noise; noise is drawn on
+    x0's device.
+    """
+    t = torch.randint(TIMESTEPS, (len(x0),), generator=generator).to(x0.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
+    noisy = schedulers()[0].add_noise(x0, noise, t)  # type: ignore[arg-type]
+    return (denoiser(noisy, t, s).float() - noise).square().mean()
+
+
+def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:
+    """Batches out of images uint8 [N,3,R,R] and raw s [N,S] (any float type), standardised by mean and std [S].
+
+    No picture is mirrored: s belongs to it as it is.
+    """
+
+    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return images[rows].float() / 127.5 - 1, standardise(s[rows].float(), mean, std)
+
+    return batch
+
+
+def sizes(generator: Generator) -> dict[str, Any]:
+    """What the generator decides of its denoiser: resolution, widths of the style levels, where they act."""
+    from pipeline.denoiser import boundaries_of
+
+    return {
+        "resolution": generator.size,
+        "style_sizes": generator.layout.level_sizes,
+        "boundaries": boundaries_of(generator.layout.split),
+    }
+
+
+def first_weights(params: DiffusionParams, shipped: Path | None, numbers: Mapping[str, Any]) -> Denoiser:
+    """The network that training starts from: the file `shipped`, or `Denoiser(**numbers)` with weights from the seed.
+
+    `numbers` must hold resolution and style_sizes; `shipped` may be None for random weights. InputError if the file is
+    missing, broken, or made for other sizes.
+    """
+    from pipeline import denoiser
+
+    if params.init == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(params.seed)
+            return denoiser.Denoiser(**numbers)
+    assert shipped is not None
+    network = denoiser.load(shipped, hint="set diffusion.init to random")
+    for key, value in (("resolution", numbers["resolution"]), ("style_sizes", list(numbers["style_sizes"]))):
+        if network.spec[key] != value:
+            raise InputError(f"{shipped} is for {key} {network.spec[key]}, not {value}: set diffusion.init to random")
+    return network.requires_grad_(True)
+
+
+def steps(
+    network: Denoiser,
+    params: DiffusionParams,
+    batches: Batches,
+    count: int,
+    checkpoint: Path | None = None,
+    every: int = 500,
+    seconds: float | None = None,
+    device: str = "cpu",
+    curve: Curve | None = None,
+) -> Iterator[tuple[int, Metrics, Denoiser]]:
+    """Yield (finished steps, {"loss"}, averaged network), over `count` rows of data; goes on from `checkpoint`.
+
+    `curve` takes in every step and is saved with the state.
+
+    Each step is a function of the state and its own number, so a killed and resumed run ends with the same bytes.
+    """
+    network = network.train().to(device)  # type: ignore[arg-type]
+    ema = Ema(network)
+    adam = torch.optim.AdamW(network.parameters(), lr=params.lr, weight_decay=params.weight_decay)
+
+    def step(number: int) -> Metrics:
+        generator = generator_for(params.seed, number)
+        x0, s = batches(batch_rows(count, params.batch, generator))
+        torch.manual_seed(number)  # dropout
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            value = loss(network, x0.to(device), s.to(device), generator)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), params.clip)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        ema.update(network, min(params.ema, (1 + number) / (10 + number)))
+        return {"loss": value.item()}
+
+    parts = {"network": network, "ema": ema, "adam": adam}
+    for done, metrics in fit(step, parts, params.steps, checkpoint, every, seconds, curve):
+        yield done, metrics, ema.module  # type: ignore[misc]
+
+
+@torch.inference_mode()
+def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int = 64, seed: int = 0) -> float:
+    """The loss over all `count` rows, each with one fixed timestep and noise: comparable between runs."""
+    total = 0.0
+    for start in range(0, count, batch):
+        rows = torch.arange(start, min(start + batch, count))
+        x0, s = (value.to(network.device) for value in batches(rows))
+        total += loss(network, x0, s, generator_for(seed, start)).item() * len(rows)
+    return total / count
+
+
+def hand_on(shipped: Path, out: Path) -> None:
+    """What no steps from the shipped weights make: the same file."""
+    with files.replacing(out) as partial:
+        shutil.copyfile(shipped, partial)

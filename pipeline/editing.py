@@ -1,0 +1,79 @@
+"""What the edit stages do: the same people and prompts for every editor, one strength for all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline import images, portraits, sampling
+from pipeline.values import Direction, Source, TextPair
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+    from pipeline.domains import Domain
+    from pipeline.editors import Editor
+    from pipeline.portraits import Portrait
+
+Scale = Literal["default", "full"]
+PEOPLE: dict[Scale, dict[str, int]] = {  # test people by kind of editor; diffusion is hundreds of times dearer
+    "default": {"latent": 200, "baseline": 200, "diffusion": 24},
+    "full": {"latent": 2000, "baseline": 2000, "diffusion": 500},
+}
+UNEDITED = ""  # the prompt of a row of strength 0: what the editor makes of a person before editing
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """scale: how many people are edited. repeats, seed: of the bootstrap over people. batch: images per pass."""
+
+    scale: Scale
+    repeats: int
+    seed: int
+    batch: int
+
+
+def people_of(params: Sequence[str | None]) -> tuple[Portrait, ...] | None:
+    """Who the pictures show, from the renderer's parameters as JSON; None for photographs."""
+    known = [portraits.from_dict(json.loads(text)) for text in params if text is not None]
+    return tuple(known) if len(known) == len(params) else None
+
+
+@torch.no_grad()
+def source(backbones: Backbones, pictures: Sequence[bytes], params: Sequence[str | None], w_plus: Tensor) -> Source:
+    """People to edit, from the artefacts: encoded pictures, the renderer's parameters as JSON, w_plus [B,L,D]."""
+    image, w_plus = sampling.decoded(pictures).to(backbones.device), w_plus.to(backbones.device)
+    s, clip = backbones.generator.styles(w_plus), backbones.clip.embed_images(image)
+    return Source(image, w_plus, s, clip, people_of(params))
+
+
+def conditions(domain: Domain) -> list[TextPair]:
+    """The domain's prompts, each against its neutral word."""
+    return [TextPair(domain.neutral, prompt.text, prompt.attribute, prompt.value) for prompt in domain.prompts]
+
+
+@torch.no_grad()
+def rows(
+    editor: Editor, ids: Sequence[int], people: Source, directions: Sequence[Direction], strength: float
+) -> dict[str, Any]:
+    """Columns of the schema `edits`: every person unedited (strength 0), then in every direction."""
+    edits = [(UNEDITED, 0.0, editor.edit(people, directions[0], 0.0))]
+    for direction in directions:
+        assert isinstance(direction.condition, TextPair)
+        edits.append((direction.condition.target, strength, editor.edit(people, direction, strength)))
+    size = len(ids)
+    codes = [edited.s for _, _, edited in edits if edited.s is not None]
+    masks = [edited.mask for _, _, edited in edits]
+    return {
+        "id": [row for _ in edits for row in ids],
+        "prompt": [prompt for prompt, _, _ in edits for _ in range(size)],
+        "strength": [amount for _, amount, _ in edits for _ in range(size)],
+        "image": [images.encode_png(image.float().cpu()) for _, _, edited in edits for image in edited.images],
+        "s": torch.cat([s.half().cpu() for s in codes]) if len(codes) == len(edits) else None,
+        "mask": [None if m is None else images.encode_mask(m[i].float().cpu()) for m in masks for i in range(size)],
+        "evaluations": [edited.evaluations for _, _, edited in edits for _ in range(size)],
+    }

@@ -1,0 +1,36 @@
+"""What several editors share: the CLIP difference of a condition, and the mapper's masked answer to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.relevance import relevance_mask
+from pipeline.mapper import condition as told
+from pipeline.values import Direction, ImagePair, Source, TextPair
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+
+
+@torch.no_grad()
+def clip_direction(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
+    """The direction that texts or pictures point to: delta [E], not normalised."""
+    if isinstance(condition, TextPair):
+        delta = backbones.direction_delta(condition.source, condition.target)
+    else:
+        ends = torch.cat([condition.source, condition.target]).to(backbones.device)
+        before, after = F.normalize(backbones.clip.embed_images(ends), dim=1)
+        delta = after - before
+    return Direction(condition, delta)
+
+
+@torch.no_grad()
+def mapped(backbones: Backbones, source: Source, direction: Direction, threshold: float, strength: float) -> Tensor:
+    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern (DeltaEdit 3.3)."""
+    unit = F.normalize(direction.delta, dim=0, eps=1e-5)
+    delta_s = backbones.mapper(source.s, told(source.clip, unit))
+    return relevance_mask(delta_s, backbones.relevance, direction.delta, threshold, strength)

@@ -1,0 +1,202 @@
+"""How good the networks are that every editor stands on: oracle, CLIP and the inversion, on people none has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import metrics
+from pipeline.metrics import Draws, Leaf
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+    from pipeline.domains import Prompt
+    from pipeline.truth import TestSet, Truth
+
+RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
+
+
+def batches(count: int, batch: int) -> Iterator[slice]:
+    return (slice(start, start + batch) for start in range(0, count, batch))
+
+
+def clip_units(backbones: Backbones, images: Tensor, batch: int) -> Tensor:
+    """[N,3,R,R] -> unit CLIP features [N,E] on the CPU"""
+    parts = [backbones.clip.embed_images(images[part].to(backbones.device)) for part in batches(len(images), batch)]
+    return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+
+
+@torch.no_grad()
+def oracle_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
+    """Class-balanced accuracy of each attribute where it can be seen; `mean` and `min` over attributes; `chance`."""
+    truth, seen = true_values(test, backbones.oracle.attributes)
+    parts = [backbones.oracle.read(test.images[part].to(backbones.device)) for part in batches(len(test.ids), batch)]
+    read = {name: torch.cat([part[name].cpu() for part in parts]).numpy() for name in truth}
+    return _balanced({name: np.where(seen[name], read[name] == truth[name], np.nan) for name in truth}, truth, draws)
+
+
+@torch.no_grad()
+def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
+    """Does CLIP tell attributes apart, and does a difference of pictures point where the difference of texts does?
+
+    zero_shot, with chance beside it: each visible attribute read by the nearest of its values' texts, class-balanced,
+    mean over attributes. The rest on people and their captions, each person once paired with another: delta_cos_paired
+    and delta_cos_mismatched, and top-1 image to text retrieval of the features (raw) and of the differences (delta).
+    """
+    from pipeline import portraits
+
+    assert test.people is not None
+    units = clip_units(backbones, test.images, batch)
+    truth, seen = true_values(test, backbones.oracle.attributes)
+    right = {}
+    for name, values in backbones.oracle.attributes.items():
+        texts = torch.stack([_value_feature(backbones, name, value) for value in values])
+        right[name] = np.where(seen[name], metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
+    zero_shot = _balanced(right, truth, draws)
+
+    count, seed = min(RETRIEVAL_PEOPLE, len(test.ids)), draws.seed
+    captions = [
+        portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
+        for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
+    ]
+    texts = torch.cat([backbones.clip.embed_texts(captions[part]).float().cpu() for part in batches(count, batch)])
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)  # a single ring through everybody
+    moved, said = units[partner] - units[:count], texts[partner] - texts
+    paired, mismatched = metrics.delta_cosines(moved, said)
+    return {
+        "zero_shot": zero_shot["mean"],
+        "chance": zero_shot["chance"],
+        "delta_cos_paired": metrics.interval(paired, draws=draws),
+        "delta_cos_mismatched": metrics.interval(mismatched, draws=draws),
+        "retrieval_raw": metrics.interval(metrics.retrieval(units[:count], texts), draws=draws),
+        "retrieval_delta": metrics.interval(metrics.retrieval(moved, said), draws=draws),
+        "attributes": zero_shot["attributes"],
+    }
+
+
+@torch.no_grad()
+def direction_metrics(
+    backbones: Backbones, test: TestSet, truth: Truth, prompts: Sequence[Prompt], batch: int, draws: Draws
+) -> dict[str, Any]:
+    """attribute_direction_cos: cosine of a prompt's text delta with the mean step from people to their counterfactuals.
+
+    Mean over the prompts in words CLIP was taught, and each prompt under `directions`.
+    """
+    rows = test.rows()
+    people = sorted({row_id for row_id, _ in truth.index})
+    place = {row_id: i for i, row_id in enumerate(people)}
+    units = clip_units(backbones, test.images[[rows[row_id] for row_id in people]], batch) if people else torch.zeros(0)
+    columns: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for prompt in prompts:
+        of_prompt = [(place[row_id], n) for (row_id, text), n in truth.index.items() if text == prompt.text]
+        if of_prompt:
+            person, numbers = (list(column) for column in zip(*of_prompt, strict=True))
+            moved = (truth.clip[numbers] - units[person]).double().numpy()
+            said = backbones.clip.text_delta(backbones.domain.neutral, prompt.text, backbones.domain.templates)
+            columns[prompt.text] = np.array(person), moved, said.double().cpu().numpy()
+
+    def cosines(text: str, weights: np.ndarray) -> np.ndarray:
+        person, moved, said = columns[text]
+        mean = weights[:, person] @ moved
+        with np.errstate(invalid="ignore"):
+            return mean @ said / (np.linalg.norm(mean, axis=1) * np.linalg.norm(said))
+
+    def average(weights: np.ndarray) -> np.ndarray:
+        return np.nanmean([cosines(text, weights) for text in taught], axis=0)
+
+    taught = [prompt.text for prompt in prompts if prompt.split == "seen" and prompt.text in columns]
+    if not taught:
+        return {"attribute_direction_cos": metrics.leaf(float("nan")), "directions": {}}
+    return {
+        "attribute_direction_cos": metrics.bootstrap(average, len(people), draws),
+        "directions": {
+            text: metrics.bootstrap(lambda weights, text=text: cosines(text, weights), len(people), draws)
+            for text in columns
+        },
+    }
+
+
+@torch.no_grad()
+def inversion_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Leaf]:
+    """How well encoder and generator give back unseen people (psnr, dB; ssim; identity): a latent editor's ceiling."""
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": []}
+    for part in batches(len(test.ids), batch):
+        source = test.images[part].to(backbones.device)
+        w_plus = backbones.encoder(source)
+        again = backbones.generator.synthesis(backbones.generator.styles(w_plus), w_plus).float().clamp(-1, 1)
+        scores["psnr"].append(metrics.psnr(again, source))
+        scores["ssim"].append(metrics.ssim(again, source))
+        scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
+    return {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items()}
+
+
+def true_values(
+    test: TestSet, attributes: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Per attribute: indices of the true values [P], and whether they can be seen [P]."""
+    from pipeline import portraits
+
+    assert test.people is not None
+    values = [portraits.attributes(person) for person in test.people]
+    seen = [portraits.visible(person) for person in test.people]
+    return (
+        {name: np.array([list(known).index(row[name]) for row in values]) for name, known in attributes.items()},
+        {name: np.array([row[name] for row in seen], dtype=bool) for name in attributes},
+    )
+
+
+def _value_feature(backbones: Backbones, attribute: str, value: str) -> Tensor:
+    """Mean unit feature [E] of everything that training says of a value ("face with red hair", "red-haired face")."""
+    from pipeline import portraits
+
+    texts = [in_a_phrase(backbones.domain.neutral, phrase) for phrase in portraits.PHRASES[attribute][value][0]]
+    features = [backbones.clip.text_feature(text, backbones.domain.templates).float().cpu() for text in texts]
+    return F.normalize(torch.stack(features).mean(0), dim=0)
+
+
+def in_a_phrase(noun: str, phrase: str) -> str:
+    """ "face", "with red hair" -> "face with red hair"; "face", "bald" -> "bald face"."""
+    leading = (" " not in phrase) or phrase.split()[0] not in _AFTER
+    return f"{phrase} {noun}" if leading else f"{noun} {phrase}"
+
+
+_AFTER = (
+    "with",
+    "without",
+    "in",
+    "on",
+    "wearing",
+    "dressed",
+    "facing",
+    "looking",
+    "turned",
+    "seen",
+    "showing",
+    "gazing",
+)
+
+
+def _balanced(right: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], draws: Draws) -> dict[str, Any]:
+    """Class-balanced accuracies from right [P] per attribute, NaN where it cannot be seen: mean, min, chance, each."""
+    tables = {}
+    for name, values in right.items():
+        columns = metrics.class_columns(values, truth[name])
+        tables[name] = columns[:, ~np.isnan(columns).all(0)]  # a class that nobody shows cannot be told
+    tables = {name: table for name, table in tables.items() if table.shape[1]}
+    joined = np.concatenate(list(tables.values()), axis=1)
+    groups = [name for name, table in tables.items() for _ in range(table.shape[1])]
+    return {
+        "mean": metrics.interval(joined, groups, draws=draws),
+        "min": metrics.interval(joined, groups, worst=True, draws=draws),
+        "chance": metrics.leaf(float(np.mean([1 / table.shape[1] for table in tables.values()]))),
+        "attributes": {
+            name: metrics.interval(table, [0] * table.shape[1], draws=draws) for name, table in tables.items()
+        },
+    }

@@ -1,0 +1,54 @@
+"""Import open_clip without the two thirds of its import time that editing never uses (8.4 s -> 3.6 s here)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+DYNAMO = "torch._dynamo"
+UTILS = f"{DYNAMO}.utils"
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """Inside, `import open_clip` leaves out timm and torch's compiler; both can be imported as usual afterwards.
+
+    timm: open_clip does without it when it is not installed, and is told so; only its `timm_model_name` towers need
+    it. The compiler (torch._dynamo, with sympy): torchvision's roi_align imports one function of it, which here becomes
+    a function that imports the compiler when it is called. Any other use of it inside imports the real one.
+    """
+    placed: dict[str, Any] = {"timm": None}
+    if DYNAMO not in sys.modules:
+        placed |= {DYNAMO: _Deferred(DYNAMO), UTILS: _Deferred(UTILS)}
+    placed = {name: module for name, module in placed.items() if name not in sys.modules}
+    sys.modules.update(placed)
+    try:
+        yield
+    finally:
+        for name, module in placed.items():
+            if name in sys.modules and sys.modules[name] is module:
+                del sys.modules[name]
+
+
+class _Deferred(ModuleType):
+    """Stands for a module of the compiler until something of it is really used."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "is_compile_supported":
+            return lambda *arguments: getattr(_real(self.__name__), name)(*arguments)
+        return getattr(_real(self.__name__), name)
+
+
+def _real(name: str) -> ModuleType:
+    for placed in (DYNAMO, UTILS):
+        if isinstance(sys.modules.get(placed), _Deferred):
+            del sys.modules[placed]
+    return importlib.import_module(name)

@@ -1,0 +1,153 @@
+"""The Delta Mapper (DeltaEdit section 3.2): (s, i, delta_i) -> delta_s, trained on pairs of images only.
+
+Nine small stacks of equalised linear layers: per level one for s, one for the condition, one for both together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.clip import delta
+from pipeline.generator import EqualLinear, PixelNorm
+from pipeline.stylespace import StyleLayout
+from pipeline.training import Metrics, batch_rows, generator_for
+
+
+@dataclass(frozen=True)
+class MapperParams:
+    """Section `mapper` of params.yaml. loss: "code" (mean squared error, the released training) or "paper" (the L2
+    norm per sample). source: the codes to learn from: "fake", "real" or "both"."""
+
+    steps: int
+    batch: int
+    lr: float
+    loss: str
+    source: str
+    rows: int | None
+    seed: int
+
+
+class Stack(nn.Module):
+    """Four equalised linear layers, the last one activated as well, behind an optional PixelNorm over axis 1.
+
+    Parameters are `mapping.1` to `.4` with the norm, `mapping.0` to `.3` without, as in the released files.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: bool) -> None:
+        super().__init__()
+        widths = [inputs, outputs, outputs, outputs, outputs]
+        layers = [EqualLinear(a, b, lr_mul=0.01, activate=True) for a, b in zip(widths, widths[1:], strict=False)]
+        self.mapping = nn.Sequential(*([PixelNorm()] if norm else []), *layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mapping(x)
+
+
+class DeltaMapper(nn.Module):
+    """The published architecture for any style layout.
+
+    A level whose layers are equally wide is treated layer by layer, [B,layers,width], with shared stacks; PixelNorm
+    then runs over the layers, a quirk that released weights depend on. `fine`, and any level of unequal widths, is one
+    flat vector. A level without layers has no stacks.
+    """
+
+    def __init__(self, layout: StyleLayout, clip_dim: int) -> None:
+        super().__init__()
+        self.slices = layout.levels
+        self.layers: dict[str, int] = {}  # layers that share a stack; 1 for a flat level
+        for level, dims in layout.level_dims().items():
+            shared = level != "fine" and len(set(dims)) == 1
+            width, self.layers[level] = (dims[0], len(dims)) if shared else (sum(dims), 1)
+            setattr(self, f"sm_{level}", Stack(width, width, norm=True))
+            setattr(self, f"cm_{level}", Stack(2 * clip_dim, width, norm=True))
+            setattr(self, f"fm_{level}", Stack(2 * width, width, norm=False))
+
+    def forward(self, s: Tensor, condition: Tensor) -> Tensor:
+        """s [B,S] as it is, condition [B,2E] = (unit i, unit delta) -> delta_s [B,S]."""
+        parts = []
+        for level, channels in self.slices.items():
+            style, text, fuse = (getattr(self, f"{kind}_{level}") for kind in ("sm", "cm", "fm"))
+            x, c = s[:, channels], text(condition)
+            if (count := self.layers[level]) > 1:
+                x = style(x.reshape(len(x), count, -1))
+                x = fuse(torch.cat([x, c[:, None].expand(-1, count, -1)], dim=2)).flatten(1)
+            else:
+                x = fuse(torch.cat([style(x), c], dim=1))
+            parts.append(x)
+        return torch.cat(parts, dim=1)
+
+
+def condition(clip_source: Tensor, delta_unit: Tensor) -> Tensor:
+    """clip_source [B,E] raw, delta_unit [E] or [B,E] -> [B,2E], what the mapper is told."""
+    return torch.cat([F.normalize(clip_source, dim=-1), delta_unit.expand(len(clip_source), -1)], dim=1)
+
+
+def losses(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Both readings of the reconstruction loss, and the cosine loss (eq. 6): predicted, target [B,S] -> scalars."""
+    error = predicted - target
+    return {
+        "code": error.square().mean(),
+        "paper": error.norm(dim=1).mean(),
+        "cosine": 1 - F.cosine_similarity(predicted, target, dim=1).mean(),
+    }
+
+
+def pairs(s: Tensor, clip: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `first` and `second` of the codes -> s of the first, the condition, and delta_s to reach the second."""
+    s_first, s_second = s[first].float(), s[second].float()
+    told = condition(clip[first], delta(clip[first], clip[second]))
+    return s_first, told, s_second - s_first
+
+
+class Trainer:
+    """One step of the published training: Adam, constant rate, random pairs; see `pipeline.training.fit`."""
+
+    def __init__(self, s: Tensor, clip: Tensor, layout: StyleLayout, params: MapperParams) -> None:
+        """s [N,S] float16 and clip [N,E] of the training rows."""
+        if params.loss not in ("code", "paper"):
+            raise ValueError(f"mapper.loss is '{params.loss}': 'code' or 'paper' is expected")
+        torch.manual_seed(params.seed)
+        self.s, self.clip, self.params = s, clip, params
+        self.mapper = DeltaMapper(layout, clip.shape[1])
+        self.adam = torch.optim.Adam(self.mapper.parameters(), lr=params.lr, fused=True)
+        self.parts = {"mapper": self.mapper, "adam": self.adam}
+
+    def step(self, number: int) -> Metrics:
+        generator = generator_for(self.params.seed, number)
+        first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
+        s, told, target = pairs(self.s, self.clip, first, second)
+        values = losses(self.mapper(s, told), target)
+        (values[self.params.loss] + values["cosine"]).backward()
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return {name: value.item() for name, value in values.items()}
+
+
+@torch.no_grad()
+def validate(mapper: DeltaMapper, s: Tensor, clip: Tensor, count: int = 2048, seed: int = 0) -> Metrics:
+    """On `count` fixed pairs of unseen codes: cosine, mean squared error, share of delta_s's variance explained."""
+    generator = generator_for(seed, -1)
+    first, second = (batch_rows(len(s), count, generator) for _ in range(2))
+    style, told, target = pairs(s, clip, first, second)
+    predicted = torch.cat([mapper(a, b) for a, b in zip(style.split(256), told.split(256), strict=True)])
+    mse = (predicted - target).square().mean()
+    return {
+        "val_cos": F.cosine_similarity(predicted, target, dim=1).mean().item(),
+        "val_mse": mse.item(),
+        "explained": 1 - (mse / target.square().mean()).item(),
+    }
+
+
+def numbers(layout: StyleLayout, clip_dim: int) -> dict[str, Any]:
+    """What `build` needs, for the metadata of a weights file."""
+    return {"dims": list(layout.dims), "split": list(layout.split), "clip_dim": clip_dim}
+
+
+def build(meta: dict[str, Any]) -> DeltaMapper:
+    """A mapper from the numbers in its file."""
+    return DeltaMapper(StyleLayout(tuple(meta["dims"]), tuple(meta["split"])), meta["clip_dim"])

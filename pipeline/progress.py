@@ -1,0 +1,91 @@
+"""How far long work is: a bar on a terminal, plain lines at most every ten seconds where output is piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
+LINE_EVERY = 10.0  # seconds
+SILENT_BELOW = 1.0  # seconds: shorter work says nothing when piped
+
+
+def track(
+    iterable: Iterable[Item],
+    total: int | None = None,
+    label: str = "",
+    *,
+    step: int = 1,
+    done: int = 0,
+    unit: str = "",
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Item]:
+    """Pass `iterable` through, telling on stderr how far it is, at what rate, and the time left.
+
+    total: how many units there are in all, taken from len() when None. Each item stands for `step` units (a batch);
+    `done` units were finished before (a resumed run) and do not count in the rate.
+    """
+    stream = sys.stderr if stream is None else stream
+    if total is None and hasattr(iterable, "__len__"):
+        total = done + step * len(iterable)  # type: ignore[arg-type]
+    shown = _bar if stream and stream.isatty() else _lines
+    yield from shown(iterable, total, label or "working", step, done, unit, stream, clock)
+
+
+def describe(label: str, count: int, total: int | None, fresh: int, seconds: float, unit: str = "") -> str:
+    """One plain line: "codes: 5,000 of 200,000 images, 412/s, 7:53 left". `fresh` units took `seconds`."""
+    amount = f"{count:,}" + (f" of {total:,}" if total is not None else "") + (f" {unit}" if unit else "")
+    rate = fresh / seconds if seconds > 0 else 0.0
+    parts = [f"{label}: {amount}"]
+    if rate > 0:
+        parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+        if total is not None and count < total:
+            parts.append(f"{duration((total - count) / rate)} left")
+    if total is None or count >= total:
+        parts.append(f"{duration(seconds)} in all")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:07, 12:34 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _lines(iterable, total, label, step, done, unit, stream, clock):
+    start = last = clock()
+    count = done
+    for item in iterable:
+        yield item
+        count = count + step if total is None else min(count + step, total)
+        now = clock()
+        if now - last >= LINE_EVERY and (total is None or count < total):
+            print(describe(label, count, total, count - done, now - start, unit), file=stream, flush=True)
+            last = now
+    seconds = clock() - start
+    if seconds >= SILENT_BELOW:
+        print(describe(label, count, count, count - done, seconds, unit), file=stream, flush=True)
+
+
+def _bar(iterable, total, label, step, done, unit, stream, clock):
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
+    )
+    start, count = clock(), done
+    with Progress(*columns, console=Console(file=stream), transient=False) as progress:
+        task = progress.add_task(label, total=total, completed=done, amount="")
+        for item in iterable:
+            yield item
+            count = count + step if total is None else min(count + step, total)
+            amount = describe("", count, total, count - done, clock() - start, unit).removeprefix(": ")
+            progress.update(task, completed=count, amount=", ".join(amount.split(", ")[:2]))

@@ -1,0 +1,65 @@
+"""What people type, made fit for CLIP: any script, invisible marks, any length."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import unicodedata
+from typing import TYPE_CHECKING
+
+from pipeline.values import InputError
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+
+LONGEST = 1000  # characters that are looked at; CLIP reads far fewer, and a tokenizer is slow on megabytes
+# Marks that steer the direction of writing, or take no room; joiners (U+200C, U+200D) are parts of words and stay.
+_MARKS = (0x061C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+MOST_STRENGTH = 20.0
+_INVISIBLE = dict.fromkeys(_MARKS)
+_SEEN = "LNSP"  # categories of characters that show: letters, numbers, symbols, punctuation
+
+
+def clean(text: str, what: str = "prompt") -> str:
+    """`text` in composed form (NFC) with single spaces, without control characters and direction marks.
+
+    Raises InputError, naming it as `what`, when nothing visible is left or it is no valid text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {what} is not valid UTF-8: type it again, or check the terminal's encoding") from error
+    visible = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
+    visible = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in visible).split())
+    if not any(unicodedata.category(c)[0] in _SEEN for c in visible):
+        raise InputError(f"the {what} is empty: say what the picture should show, such as 'face with red hair'")
+    return visible
+
+
+def words_that_fit(text: str, clip: Clip, templates: tuple[str, ...]) -> str:
+    """The longest beginning of `text`, in whole words, that `clip` reads to its end in every template.
+
+    A first word that is longer than all CLIP reads is cut.
+    """
+    tokenizer = clip.tokenizer
+    room = tokenizer.context_length - 2  # start and end of text
+
+    def fits(beginning: str) -> bool:
+        return all(len(tokenizer.encode(template.format(beginning))) <= room for template in templates)
+
+    text = text[:LONGEST]
+    if fits(text):
+        return text
+    words = text.split()
+    count = bisect.bisect_left(range(1, len(words) + 1), True, key=lambda n: not fits(" ".join(words[:n])))
+    if count:
+        return " ".join(words[:count])
+    size = bisect.bisect_left(range(1, len(text) + 1), True, key=lambda n: not fits(text[:n]))
+    return text[: max(size, 1)]
+
+
+def in_range(strength: float) -> float:
+    """`strength` if it is a number an edit can use."""
+    if not math.isfinite(strength) or abs(strength) > MOST_STRENGTH:
+        raise InputError(f"strength {strength:g} is out of range: give a number such as 1, at most {MOST_STRENGTH:g}")
+    return float(strength)

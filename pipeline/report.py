@@ -1,0 +1,318 @@
+"""One self-contained page per domain: what was run, what came out, and what it looks like.
+
+`page` reads only what the stages left; nothing in the HTML points outside it (pictures are data URIs, charts inline
+SVG). The words are in templates/report.html.j2, the numbers here.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import artefacts, files, flowchart, params, showcase
+from pipeline import truth as truths
+from pipeline.domains import NETWORKS, Domain
+from pipeline.evaluation import FRAMES, SCORES
+from pipeline.showcase import label
+from pipeline.values import InputError
+
+SHOWN_PEOPLE, SHOWN_PROMPTS = 4, 10
+HINT = "run `dvc repro`"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the editors' table. better: 1 when more is better, -1 when less is, 0 when neither."""
+
+    key: str
+    title: str
+    digits: int
+    better: int
+    help: str
+
+
+EDITOR_COLUMNS = (
+    Column("reached", "reached", 2, 1, "share of edits in which the oracle sees the prompt's value"),
+    Column(
+        "reached_heldout", "reached, new words", 2, 1, "reached, for prompts in synonyms that no network was taught"
+    ),
+    Column("kept", "kept", 2, 1, "share of the other attributes that read as in the counterfactual"),
+    Column("identity", "identity", 2, 1, "cosine with the counterfactual, identity network"),
+    Column("counterfactual_gain", "gain, dB", 2, 1, "PSNR to the counterfactual, over the same editor's at strength 0"),
+    Column("gain_over_input", "gain over input, dB", 2, 1, "PSNR to the counterfactual, over the input's"),
+    Column("psnr", "PSNR, dB", 1, 1, "to the counterfactual; equal pictures count as 60"),
+    Column("fid_oracle", "FID-oracle", 2, -1, "Frechet distance to the counterfactuals in the oracle's features"),
+    Column("clip_direction", "CLIP direction", 2, 1, "cosine of the edit's step in CLIP space with the text's"),
+    Column("psnr_input", "PSNR to input, dB", 1, 0, "how far the edit moved from its input; the paper's protocol"),
+    Column("identity_input", "identity to input", 2, 0, "cosine with the input, identity network"),
+    Column("evaluations", "passes", 0, 0, "network evaluations per picture"),
+    Column("people", "people", 0, 0, "test people whom at least one prompt concerns"),
+)
+FOUNDATIONS = (
+    ("Oracle", ("oracle",), (("mean", "accuracy", 3), ("min", "weakest attribute", 3), ("chance", "chance", 3))),
+    (
+        "CLIP",
+        ("clip",),
+        (
+            ("zero_shot", "zero-shot accuracy", 3),
+            ("chance", "chance", 3),
+            ("delta_cos_paired", "cos(image delta, own text delta)", 3),
+            ("delta_cos_mismatched", "cos(image delta, another's)", 3),
+            ("retrieval_raw", "image to text, top 1", 3),
+            ("retrieval_delta", "image delta to text delta, top 1", 3),
+            ("attribute_direction_cos", "cos(text delta, counterfactual step)", 3),
+        ),
+    ),
+    ("Inversion", ("inversion",), (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("identity", "identity", 3))),
+    (
+        "Delta Mapper",
+        ("mapper",),
+        (("val_cos", "cosine, validation", 3), ("val_mse", "MSE, validation", 3), ("explained", "explained", 3)),
+    ),
+    (
+        "Diffusion round trip",
+        ("diffusion", "reconstruction"),
+        (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 4)),
+    ),
+)
+
+
+def write(domain: Domain, root: Path) -> Path:
+    """Write reports/<domain>/index.html and return its path."""
+    path = artefacts.Layout(domain, root).page
+    files.write_bytes(path, page(domain, root).encode())
+    return path
+
+
+def page(domain: Domain, root: Path) -> str:
+    """The page as HTML. Needs metrics, scores, edits and test pictures; shows curves and timings if there are any."""
+    import jinja2
+
+    layout = artefacts.Layout(domain, root)
+    found = _json(layout.metrics)
+    for row in found["editors"].values():
+        if "reached" in row.get("heldout", {}):
+            row["reached_heldout"] = row["heldout"]["reached"]
+    editors = sorted(found["editors"], key=_frame_order)
+    settings = params.load_yaml(root)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        domain=domain,
+        editors=[_editor(name, found["editors"][name], i) for i, name in enumerate(editors)],
+        columns=[column for column in EDITOR_COLUMNS if any(column.key in found["editors"][name] for name in editors)],
+        tradeoff=_tradeoff(found["editors"], editors),
+        prompts=_prompts(found["editors"], editors, domain),
+        foundations=_foundations(found),
+        attributes=_attributes(found),
+        gallery=_gallery(domain, layout, editors),
+        curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in _curves(path)],
+        chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,
+        settings=_flat(settings),
+        networks=[_network(domain, name, root) for name in NETWORKS],
+        costs=_costs(layout),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: {HINT}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {HINT}") from error
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _frame_order(name: str) -> int:
+    """The unedited input first, the counterfactual last, editors between, in the order of params.yaml."""
+    return 2 * FRAMES.index(name) if name in FRAMES else 1
+
+
+def _editor(name: str, found: Mapping[str, Any], index: int) -> dict[str, Any]:
+    return {"name": name, "label": label(name), "frame": name in FRAMES, "color": index, "found": found}
+
+
+def _prompts(found: Mapping[str, Any], editors: Sequence[str], domain: Domain) -> dict[str, Any]:
+    """One row per prompt; reached and kept of every editor proper."""
+    proper = [name for name in editors if name not in FRAMES]
+    measure = "reached" if any("reached" in found[name] for name in proper) else "clip_direction"
+    rows = [
+        {
+            "text": prompt.text,
+            "heldout": prompt.split == "heldout",
+            "people": max(
+                found[name]["prompts"][prompt.text]["people"]["value"]
+                for name in found
+                if prompt.text in found[name]["prompts"]
+            ),
+            "cells": [found[name]["prompts"].get(prompt.text, {}) for name in proper],
+        }
+        for prompt in domain.prompts
+        if any(prompt.text in found[name]["prompts"] for name in found)
+    ]
+    return {"editors": [label(name) for name in proper], "measure": measure, "rows": rows}
+
+
+def _foundations(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tables = []
+    for title, path, rows in FOUNDATIONS:
+        node: Any = found
+        for key in path:
+            node = node.get(key, {})
+        shown = [
+            {"name": name, "leaf": node[key], "digits": digits}
+            for key, name, digits in rows
+            if node.get(key, {}).get("value") is not None
+        ]
+        if shown:
+            tables.append({"title": title, "rows": shown})
+    return tables
+
+
+def _attributes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per attribute: what the oracle and CLIP read of it."""
+    oracle, clip = (found[network].get("attributes", {}) for network in ("oracle", "clip"))
+    return [{"name": name.replace("_", " "), "oracle": leaf, "clip": clip.get(name)} for name, leaf in oracle.items()]
+
+
+def _flat(node: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows."""
+    if isinstance(node, Mapping):
+        return [row for key, child in node.items() for row in _flat(child, f"{path}.{key}" if path else str(key))]
+    return [(path, ", ".join(map(str, node)) if isinstance(node, list) else "default" if node is None else str(node))]
+
+
+def _network(domain: Domain, name: str, root: Path) -> dict[str, Any]:
+    weights = domain.weights(name)
+    path = root / weights.path
+    there = path.is_file()
+    return {
+        "name": name,
+        "path": weights.path,
+        "licence": weights.licence,
+        "size": path.stat().st_size / 1e6 if there else None,
+        "sha256": files.digest(path)[:12] if there else None,
+    }
+
+
+def _costs(layout: artefacts.Layout) -> list[dict[str, Any]]:
+    """Seconds and peak memory of each stage's last run, in the order of the workflow."""
+    rows = []
+    for path in sorted(layout.timings.glob("*.json")):
+        content = _json(path)
+        rows.append({"stage": path.stem, "seconds": content.get("seconds"), "rss": content.get("peak_rss")})
+    order = list(flowchart.STAGES)
+    return sorted(
+        rows, key=lambda row: order.index(row["stage"].split("-")[0]) if row["stage"].split("-")[0] in order else 99
+    )
+
+
+# ---------------------------------------------------------------- charts
+
+
+def _tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> list[dict[str, Any]]:
+    """Points kept -> x, reached -> y on a unit square, with their intervals."""
+    return [
+        {
+            "label": label(name),
+            "frame": name in FRAMES,
+            "color": i,
+            "x": found[name]["kept"],
+            "y": found[name]["reached"],
+        }
+        for i, name in enumerate(editors)
+        if "reached" in found[name]
+        and found[name]["reached"]["value"] is not None
+        and found[name]["kept"]["value"] is not None
+    ]
+
+
+def _curves(path: Path) -> list[dict[str, Any]]:
+    """A training's CSV as one chart per column over `step`."""
+    with path.open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    names = [name for name in (rows[0] if rows else {}) if name != "step"]
+    charts = []
+    for name in names:
+        points = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        points = [(x, y) for x, y in points if np.isfinite(y)]
+        if len(points) > 1:
+            charts.append({"title": f"{path.stem}: {name}", **_line(points)})
+    return charts
+
+
+def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int = 120) -> dict[str, Any]:
+    """SVG coordinates of a line; the vertical range leaves out the first, high points of a loss."""
+    ys = np.array([y for _, y in points])
+    low, high = float(ys.min()), float(np.percentile(ys, 98))
+    high = high if high > low else low + 1
+    left, right = points[0][0], points[-1][0]
+    scaled = [
+        (width * (x - left) / max(right - left, 1e-9), height * (1 - (min(y, high) - low) / (high - low)))
+        for x, y in points[:: max(1, len(points) // 400)]
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in scaled)
+    return {"points": path, "low": low, "high": high, "first": left, "last": right, "end": points[-1][1]}
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _gallery(domain: Domain, layout: artefacts.Layout, editors: Sequence[str]) -> dict[str, Any]:
+    """People, and for each the rows truth and editors by the columns prompts, as data URIs."""
+    proper = [name for name in editors if name not in FRAMES]
+    test = truths.test_set(layout.images)
+    seen = [prompt for prompt in domain.prompts if prompt.split == "seen"]
+    shown = showcase.gather(test, seen, {name: layout.edits(name) for name in proper}, SHOWN_PEOPLE, SHOWN_PROMPTS)
+    scores = {
+        (row["editor"], row["id"], row["prompt"]): row
+        for row in artefacts.table(layout.evaluation / SCORES).iter_rows(named=True)
+        if row["id"] in shown.ids
+    }
+    people = []
+    for row_id in shown.ids:
+        rows = []
+        if shown.truth:
+            cells = [_cell(shown.truth.get((row_id, text)), None) for text in shown.prompts]
+            rows.append({"label": "truth", "cells": cells})
+        for name in proper:
+            cells = []
+            for text in shown.prompts:
+                score = scores.get((name, row_id, text))
+                picture = shown.edits[name].get((row_id, text)) if score else None  # only whom the prompt concerns
+                cells.append(_cell(picture, score))
+            rows.append({"label": label(name), "cells": cells})
+        people.append({"id": row_id, "before": data_uri(shown.before[row_id]), "rows": rows})
+    return {"prompts": shown.prompts, "people": people, "truth": bool(shown.truth)}
+
+
+def _cell(pixels: np.ndarray | None, score: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"uri": None if pixels is None else data_uri(pixels), "score": score}
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 [R,R,3] as a picture that needs no file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if max(picture.size) > 192:
+        picture.thumbnail((192, 192), Image.Resampling.LANCZOS)
+    picture.save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

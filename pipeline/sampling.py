@@ -1,0 +1,164 @@
+"""From row ids and photographs to codes: w of fakes, w+ of reals, then the pairs (s, CLIP) that all methods learn from.
+
+Everything runs in fixed micro-batches whose tail is padded, so a row's bytes do not depend on its neighbours: worker
+processes and a resumed run give what one undisturbed process gives, and so do shards of any multiple of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import images
+
+if TYPE_CHECKING:
+    from pipeline.clip import Clip
+    from pipeline.encoder import Encoder
+    from pipeline.generator import Generator
+
+Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    """count: fakes to draw. seed: together with the row id it fixes each of them. truncation: psi, 1 for none.
+
+    shard: rows per Parquet shard, here and in the codes made of them: the unit of resuming.
+    """
+
+    count: int
+    seed: int
+    truncation: float
+    shard: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.shard < 1:
+            raise ValueError(f"{self.count} fakes in shards of {self.shard}: both must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"the seed {self.seed} must not be negative, nor exceed 64 bits")
+
+
+@dataclass(frozen=True)
+class BatchParams:
+    """What `invert` and `cache` ask for. batch: images per forward pass, a multiple of 8."""
+
+    batch: int
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
+
+
+def check_batch(batch: int) -> None:
+    """Raises ValueError unless `batch` is a multiple of 8: other sizes change the last bits from machine to machine."""
+    if batch < 8 or batch % 8:
+        raise ValueError(f"a batch of {batch} is not reproducible: use a multiple of 8")
+
+
+def fixed_batches(function: Callable[..., Columns], batch: int, *rows: Tensor) -> Columns:
+    """`function` over `rows` (tensors of equal length N) in batches of exactly `batch`, results joined to N rows.
+
+    The last batch is filled up with its own first row, so that every call has one shape. Raises ValueError for a batch
+    that is no multiple of 8, and for no rows at all.
+    """
+    check_batch(batch)
+    total, results = len(rows[0]), []
+    if not total:
+        raise ValueError("no rows to compute")
+    for start in range(0, total, batch):
+        parts = [tensor[start : start + batch] for tensor in rows]
+        count = len(parts[0])
+        full = [torch.cat([part, part[:1].expand(batch - count, *part.shape[1:])]) for part in parts]
+        results.append([result[:count] for result in function(*full)])
+    return cast(Columns, tuple(torch.cat(column) for column in zip(*results)))
+
+
+def decoded(pictures: Sequence[bytes]) -> Tensor:
+    """Encoded pictures -> [N,3,R,R] in [-1,1]."""
+    return torch.stack([images.decode_png(picture) for picture in pictures])
+
+
+def pixels(pictures: Sequence[bytes]) -> Tensor:
+    """Encoded pictures -> uint8 [N,3,R,R], a quarter of the memory."""
+    return torch.stack([torch.from_numpy(images.to_uint8(images.decode_png(p))).permute(2, 0, 1) for p in pictures])
+
+
+def noise(row_ids: Iterable[int], dim: int, seed: int) -> Tensor:
+    """z [N,dim], standard normal: row i depends on (seed, row id) alone."""
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, row])).standard_normal(dim, dtype=np.float32) for row in row_ids
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, dim)
+
+
+@torch.no_grad()
+def sample_w(generator: Generator, row_ids: Iterable[int], seed: int, truncation: float, batch: int = 1024) -> Tensor:
+    """w [N,D] of the generated people `row_ids`, on the CPU."""
+    device = generator.w_mean.device
+
+    def step(z: Tensor) -> tuple[Tensor]:
+        return (generator.truncate(generator.mapping(z.to(device)), truncation).cpu(),)
+
+    return fixed_batches(step, batch, noise(row_ids, generator.style_dim, seed))[0]
+
+
+@torch.no_grad()
+def invert_images(encoder: Encoder, generator: Generator, photos: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """photos [N,3,R,R] -> w_plus [N,L,D] and the inversion error [N]: mean squared error of pixels in [0,1]."""
+    device = generator.w_mean.device
+
+    def step(real: Tensor) -> tuple[Tensor, Tensor]:
+        real = real.to(device)
+        w_plus = encoder(real)
+        error = ((generator(w_plus).clamp(-1, 1) - real) / 2).square().mean(dim=(1, 2, 3))
+        return w_plus.cpu(), error.cpu()
+
+    return fixed_batches(step, batch, photos)
+
+
+@torch.no_grad()
+def fake_codes(generator: Generator, clip: Clip, w: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """w [N,D] -> s [N,S] float16 and clip [N,E] float32 (not normalised) of the pictures, which are not kept."""
+    device = generator.w_mean.device
+
+    def step(rows: Tensor) -> tuple[Tensor, Tensor]:
+        w_plus = generator.repeat(rows.to(device))
+        s = generator.styles(w_plus)
+        return s.half().cpu(), clip.embed_images(generator.synthesis(s, w_plus)).cpu()
+
+    return fixed_batches(step, batch, w)
+
+
+@torch.no_grad()
+def real_codes(generator: Generator, clip: Clip, w_plus: Tensor, photos: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """w_plus [N,L,D] and photographs [N,3,R,R] -> s [N,S] float16 of the inversion, clip [N,E] of the photograph."""
+    device = generator.w_mean.device
+
+    def step(codes: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+        return generator.styles(codes.to(device)).half().cpu(), clip.embed_images(shown.to(device)).cpu()
+
+    return fixed_batches(step, batch, w_plus, photos)
+
+
+class Moments:
+    """Mean and standard deviation of style channels over any number of rows, in float64, row blocks in any size."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros(()).double()
+
+    def add(self, s: Tensor) -> None:
+        """s [N,S]"""
+        rows = s.double()
+        self.count += len(rows)
+        self.total = self.total + rows.sum(dim=0)
+        self.squares = self.squares + rows.square().sum(dim=0)
+
+    def result(self) -> dict[str, Tensor]:
+        """mean [S] and std [S], float32."""
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        return {"mean": mean.float(), "std": std.float()}

@@ -1,0 +1,330 @@
+"""Editing pictures one at a time: what stands behind `deltaspace edit`, `deltaspace invert` and `pipeline.load`.
+
+Every picture is a batch of its own, so its result does not depend on its neighbours in a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline import domains, editors, params, sampling, workers
+from pipeline.editors import Editor
+from pipeline.prompts import clean, in_range, words_that_fit
+from pipeline.values import Direction, Edited, InputError, Source, TextPair, nearest
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+    from pipeline.domains import Domain
+
+DEFAULT_EDITOR = "deltaedit_g"
+FAR = 0.04  # inversion error (MSE on [0,1], 14 dB) that is far where the encoder's file does not tell its own
+
+
+@dataclass(frozen=True)
+class Person:
+    """A picture and its codes, a batch of one.
+
+    inversion [3,R,R]: what the generator makes of the codes. error: its MSE on [0,1]; None for a generated picture.
+    notes: what was done to the file. warnings: why results may disappoint.
+    """
+
+    name: str
+    source: Source
+    inversion: Tensor
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def picture(self) -> Tensor:
+        """[3,R,R]"""
+        return self.source.image[0].cpu()
+
+    @property
+    def psnr(self) -> float | None:
+        """Of the inversion, in dB."""
+        return None if self.error is None else -10 * math.log10(max(self.error, 1e-10))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A condition in words, cleaned, and what one should know about it."""
+
+    pair: TextPair
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """An editor, ready to use, and the settings it was built with."""
+
+    name: str
+    settings: Any
+    editor: Editor
+
+    @property
+    def strength(self) -> float:
+        """The strength its settings ask for."""
+        return float(getattr(self.settings, "strength", 1.0))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One edit. moved of channels: style channels that the editor changed; None where it does not work on them."""
+
+    person: Person
+    prompt: Prompt
+    editor: str
+    strength: float
+    edited: Edited
+    seconds: float
+    moved: int | None = None
+    channels: int | None = None
+
+    @property
+    def picture(self) -> Tensor:
+        """The edited picture [3,R,R] within [-1,1], on the CPU."""
+        return self.edited.images[0].float().clamp(-1, 1).cpu()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.person.warnings, *self.prompt.warnings)
+
+    def save(self, path: str | Path) -> None:
+        """Write the edited picture as PNG, whole or not at all."""
+        from pipeline import images
+
+        images.save_png(Path(path), self.picture)
+
+
+class Studio:
+    """A domain's networks, read when first used; its editors; and pictures to edit."""
+
+    def __init__(self, backbones: Backbones, domain: Domain, root: Path, device: str = "cpu") -> None:
+        self.backbones, self.domain, self.root, self.device = backbones, domain, Path(root), device
+        self._tools: dict[tuple, Tool] = {}
+        self._directions: dict[tuple, Direction] = {}
+
+    @classmethod
+    def load(cls, domain: str, device: str = "auto", root: str | Path | None = None) -> Studio:
+        """Raises InputError for an unknown domain, with the nearest name, and for a device that is not there."""
+        from pipeline.backbones import Backbones
+
+        place = Path(root) if root else params.root()
+        found, chosen = domains.load(domain, place), device_named(device)
+        return cls(Backbones(found, place, chosen), found, place, chosen)
+
+    def ready(self) -> None:
+        """Read the networks that every edit needs; InputError when one is missing, naming the command that makes it."""
+        for network in ("generator", "encoder", "clip"):
+            getattr(self.backbones, network)
+
+    # ------------------------------------------------------------ pictures
+
+    @torch.no_grad()
+    def photo(self, picture: Any, name: str | None = None) -> Person:
+        """Invert a photograph: a path, a PIL image, an array uint8 [H,W,3], or a tensor [3,R,R] in [-1,1].
+
+        Raises InputError for what is not a readable picture. One that the domain cannot draw gets a warning.
+        """
+        image, known, notes = self._opened(picture)
+        name, image = name or known, image.to(self.device)
+        w_plus = self.backbones.encoder(image)
+        s = self.backbones.generator.styles(w_plus)
+        inversion = self.backbones.generator.synthesis(s, w_plus).clamp(-1, 1)
+        error = float(((inversion - image) / 2).square().mean())
+        source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
+        person = Person(name, source, inversion[0].cpu(), error, notes)
+        if error <= self.far_error:
+            return person
+        warning = (
+            f"{name} is far from what {self.domain.name} can draw (inversion error {error:.3f}, {person.psnr:.1f} dB; "
+            f"up to {self.far_error:.3f} is usual): expect a different face"
+        )
+        return replace(person, warnings=(warning,))
+
+    @torch.no_grad()
+    def sample(self, row_id: int, seed: int | None = None) -> Person:
+        """The generated person `row_id`: with the project's seed (None) the fake of that id in the domain's codes."""
+        settings = params.section(sampling.SampleParams, self.root, "sample", domain=self.domain)
+        generator = self.backbones.generator
+        w = sampling.sample_w(
+            generator, [row_id], settings.seed if seed is None else seed, settings.truncation, batch=8
+        )
+        w_plus = generator.repeat(w.to(self.device))
+        s = generator.styles(w_plus)
+        image = generator.synthesis(s, w_plus).clamp(-1, 1)
+        source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
+        return Person(f"sample-{row_id}", source, image[0].cpu())
+
+    def portrait(self, row_id: int) -> Person:
+        """The drawn person `row_id` of a domain with a renderer, inverted like a photograph, parameters known."""
+        if self.domain.renderer is None:
+            raise InputError(
+                f"{self.domain.name} has photographs, not drawn people: give a picture instead of a portrait"
+            )
+        from pipeline import images, portraits
+
+        drawn = portraits.sample(row_id)
+        picture = images.from_uint8(portraits.render(drawn, self.domain.resolution))
+        person = self.photo(picture, name=f"portrait-{row_id}")
+        return replace(person, source=replace(person.source, people=(drawn,)))
+
+    def _opened(self, picture: Any) -> tuple[Tensor, str, tuple[str, ...]]:
+        """image [1,3,R,R], name, notes"""
+        from pipeline import images
+
+        size, name = self.domain.resolution, "picture"
+        if isinstance(picture, Tensor):
+            if picture.shape not in ((3, size, size), (1, 3, size, size)):
+                raise InputError(f"a tensor [3,{size},{size}] in [-1,1] is expected, not {list(picture.shape)}")
+            return picture.float().reshape(1, 3, size, size), name, ()
+        if isinstance(picture, str | Path):
+            picture, name = Path(picture), Path(picture).name
+        else:
+            picture = _as_file(picture)
+        photo = images.open_photo(picture, size)
+        return photo.image, name, tuple(photo.notes)
+
+    @cached_property
+    def far_error(self) -> float:
+        """The inversion error above which a picture is far from the domain; the encoder's file may tell its own."""
+        from pipeline import weights
+
+        own = weights.read_meta(self.backbones.path("encoder")).get("far_error")
+        return float(own) if isinstance(own, int | float) else FAR
+
+    # ------------------------------------------------------------ words
+
+    def prompt(self, text: str, source: str | None = None) -> Prompt:
+        """`text` against the neutral word `source` (the domain's when None).
+
+        Raises InputError for a text with nothing to see in it. Words CLIP was never taught, and words beyond the
+        length it reads, become warnings.
+        """
+        clip, warnings = self.backbones.clip, []
+        target, neutral = (
+            clean(text, "prompt"),
+            clean(self.domain.neutral if source is None else source, "--source word"),
+        )
+        fitting = words_that_fit(target, clip, self.domain.templates)
+        if fitting != target:
+            read, all_words = len(fitting.split()), len(target.split())
+            warnings.append(f"the prompt is too long: CLIP reads the first {read} of its {all_words} words")
+        for words in (fitting, *([neutral] if source is not None else [])):
+            warnings += self._untaught(words)
+        known = next((prompt for prompt in self.domain.prompts if prompt.text.casefold() == target.casefold()), None)
+        pair = TextPair(neutral, fitting or target)
+        return Prompt(replace(pair, attribute=known.attribute, value=known.value) if known else pair, tuple(warnings))
+
+    def _untaught(self, words: str) -> list[str]:
+        if self.backbones.clip.vocabulary is None:
+            return []
+        all_words = list(dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s.,;:!?'\"()-]", words.lower())))
+        unknown = set(self.backbones.clip.unknown_words(words))
+        unknown |= {word for word in all_words if not word.isalpha() and word not in self.backbones.clip.vocabulary}
+        if not unknown and all_words:
+            return []
+        named = ", ".join(f"'{word}'" for word in all_words if word in unknown) or f"'{words}'"
+        count = f"{len(unknown)} of {len(all_words)} words" if all_words else "a prompt without words"
+        named = named if len(named) <= 80 else f"{named[:80]}..."
+        return [f"the CLIP of {self.domain.name} was never taught {count} ({named}): do not trust what they do"]
+
+    # ------------------------------------------------------------ editing
+
+    def tool(self, editor: str = DEFAULT_EDITOR, threshold: float | None = None) -> Tool:
+        """The editor of that name with its section of params.yaml, where `threshold`, if given, wins.
+
+        Raises InputError for an unknown editor, with the nearest name, and for a threshold where there is none.
+        """
+        module = editors.module(editor)
+        if threshold is not None and "threshold" not in {field.name for field in dataclasses.fields(module.Params)}:
+            raise InputError(f"{editor} has no threshold: leave it out, or use an editor such as {DEFAULT_EDITOR}")
+        stage = f"edit_{module.KIND}"
+        own = (params.load_yaml(self.root).get(stage) or {}).get(editor) or {}
+        values = own if threshold is None else {**own, "threshold": float(threshold)}
+        settings = params.build(module.Params, values, f"{stage}.{editor}", complete=True)
+        key = (editor, threshold)
+        if key not in self._tools:
+            self._tools[key] = Tool(editor, settings, module.build(self.backbones, settings))
+        return self._tools[key]
+
+    @torch.no_grad()
+    def apply(self, person: Person, prompt: Prompt, tool: Tool, strength: float | None = None) -> Result:
+        """One edit, at the editor's own strength when None. A direction is fitted once per prompt and editor; the time
+        of that counts for the first edit."""
+        strength = tool.strength if strength is None else strength
+        started = time.perf_counter()
+        key = (tool.name, tool.settings, prompt.pair)
+        if key not in self._directions:
+            self._directions[key] = tool.editor.fit(prompt.pair)
+        edited = tool.editor.edit(person.source, self._directions[key], strength)
+        seconds = time.perf_counter() - started
+        s = person.source.s
+        moved = None if edited.s is None else int((edited.s != s).any(dim=0).sum())
+        return Result(
+            person, prompt, tool.name, strength, edited, seconds, moved, None if moved is None else s.shape[1]
+        )
+
+    def edit(
+        self,
+        picture: Any,
+        text: str,
+        strength: float | None = None,
+        *,
+        source: str | None = None,
+        editor: str = DEFAULT_EDITOR,
+        threshold: float | None = None,
+    ) -> Result:
+        """Edit a picture (what `photo` takes, or a Person) towards `text`.
+
+        strength, threshold: the editor's own from params.yaml when None. Raises InputError for what cannot be used.
+        """
+        tool, amount = self.tool(editor, threshold), None if strength is None else in_range(strength)
+        prompt = self.prompt(text, source)
+        person = picture if isinstance(picture, Person) else self.photo(picture)
+        return self.apply(person, prompt, tool, amount)
+
+
+def device_named(name: str) -> str:
+    """A torch device for "auto", "cpu", "cuda" or "cuda:N"; InputError for what is unknown or not there."""
+    if name == "auto":
+        return workers.device()
+    if name == "cpu":
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        choices = ("auto", "cpu", "cuda")
+        raise InputError(f"unknown device '{name}'{nearest(name, choices)}: give auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:
+        have = f"only {count} CUDA devices" if count else "no CUDA device"
+        raise InputError(f"device {name} is not there, this machine has {have}: use --device auto")
+    return name
+
+
+def _as_file(picture: Any) -> io.BytesIO:
+    """A PIL image or an array uint8 [H,W] or [H,W,3] as an encoded file in memory."""
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise InputError(
+            f"a {type(picture).__name__} is not a picture: give a path, a PIL image, uint8 pixels or a tensor"
+        )
+    content = io.BytesIO()
+    picture.save(content, "TIFF" if picture.mode in ("CMYK", "F") else "PNG", exif=picture.getexif())
+    content.seek(0)
+    return content

@@ -1,0 +1,54 @@
+"""Which channel of s belongs to which layer and level (StyleSpace, Wu et al. 2021; DeltaEdit section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+LEVELS = ("coarse", "medium", "fine")
+
+
+@dataclass(frozen=True)
+class StyleLayout:
+    """The style channels of a StyleGAN2, in forward order, toRGB layers left out.
+
+    dims: input channels of every modulated convolution. split: layers [0, a) are coarse, [a, b) medium, the rest fine.
+    """
+
+    dims: tuple[int, ...]
+    split: tuple[int, int] = (3, 7)
+
+    @property
+    def size(self) -> int:
+        """S, the length of one style code."""
+        return sum(self.dims)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """First channel of every layer."""
+        return (0, *accumulate(self.dims))[:-1]
+
+    def layer(self, index: int) -> slice:
+        return slice(self.offsets[index], self.offsets[index] + self.dims[index])
+
+    def level_dims(self) -> dict[str, tuple[int, ...]]:
+        """Level -> widths of its layers; a level without layers is absent."""
+        a, b = self.split
+        groups = dict(zip(LEVELS, (self.dims[:a], self.dims[a:b], self.dims[b:]), strict=True))
+        return {name: dims for name, dims in groups.items() if dims}
+
+    @property
+    def levels(self) -> dict[str, slice]:
+        """Level -> its channels in s; a level without layers is absent."""
+        result, start = {}, 0
+        for name, dims in self.level_dims().items():
+            result[name] = slice(start, start + sum(dims))
+            start += sum(dims)
+        return result
+
+    @property
+    def level_sizes(self) -> tuple[int, int, int]:
+        """Channels of (coarse, medium, fine); 0 for an absent level."""
+        dims = self.level_dims()
+        coarse, medium, fine = (sum(dims.get(level, ())) for level in LEVELS)
+        return coarse, medium, fine

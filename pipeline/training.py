@@ -1,0 +1,127 @@
+"""The one training loop: steps numbered from zero, state saved whole, resumed where it stopped.
+
+A step draws everything random from its own number (`generator_for`), so a run that was killed and resumed ends with
+the bytes of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Metrics = dict[str, float]
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class Ema:
+    """An exponential moving average of a module's parameters; buffers are copied. `module` is the average."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, decay: float) -> None:
+        averages: list[Tensor] = list(self.module.parameters())
+        values: list[Tensor] = list(module.parameters())
+        torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
+            average.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: Any) -> Any:
+        return self.module.load_state_dict(state)
+
+
+class Curve:
+    """What a training measured: one row per `every` steps, the means over them. Saved with the state it belongs to."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.rows: list[Metrics] = []
+        self.open: list[Metrics] = []  # steps since the last row
+
+    def add(self, done: int, metrics: Metrics) -> None:
+        """Take in what step number `done` measured."""
+        self.open.append(metrics)
+        if done % self.every == 0:
+            means = {name: sum(m[name] for m in self.open) / len(self.open) for name in metrics}
+            self.rows.append({"step": done, **means})
+            self.open = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "open": self.open}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.rows, self.open = list(state["rows"]), list(state["open"])
+
+
+def generator_for(seed: int, step: int) -> torch.Generator:
+    """The randomness of one step, a function of (seed, step) alone."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 2_654_435_761 % 2**63)
+
+
+def batch_rows(count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Row numbers [batch] drawn from range(count) with replacement."""
+    return torch.randint(count, (batch,), generator=generator)
+
+
+def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
+    """Write the state of all parts and the number of finished steps, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
+    """Restore the parts and return the number of finished steps; 0 when there is no file."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def fit(
+    step: Callable[[int], Metrics],
+    parts: Mapping[str, Stateful],
+    until: int,
+    checkpoint: Path | None = None,
+    every: int = 1000,
+    seconds: float | None = None,
+    curve: Curve | None = None,
+) -> Iterator[tuple[int, Metrics]]:
+    """Yield (finished steps, what `step` measured) up to `until`, saving `parts` every `every` steps and at the end.
+
+    `seconds` ends the run early, saved, so that it can go on later. `curve` takes in every step and is saved as well.
+    A run that was finished before yields (`until`, {}) once.
+    """
+    parts = {**parts, "curve": curve} if curve else parts
+    start = load_state(checkpoint, parts) if checkpoint else 0
+    if start >= until:
+        yield start, {}
+    stop = time.monotonic() + seconds if seconds is not None else float("inf")
+    for number in range(start, until):
+        metrics = step(number)
+        done, late = number + 1, time.monotonic() > stop
+        if curve:
+            curve.add(done, metrics)
+        if checkpoint and (done % every == 0 or done == until or late):
+            save_state(checkpoint, done, parts)
+        yield done, metrics
+        if late:
+            return

@@ -1,0 +1,187 @@
+"""What an edit should have become: the people an evaluation looks at, and their counterfactuals.
+
+A *case* is a person and a prompt that concerns them: they do not have the prompt's attribute value, and it would be
+visible if they had. The truth of a case is the counterfactual: the same person rendered with that attribute changed and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import artefacts, editing, images, sampling, workers
+from pipeline.values import InputError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+    from pipeline.domains import Prompt
+    from pipeline.portraits import Portrait
+
+_MANY = 1000  # renders for which starting more processes pays
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """People no network has seen: ids [P], images [P,3,R,R], and who they truly are where that is known."""
+
+    __test__ = False  # for pytest, which takes the name for a test
+
+    ids: tuple[int, ...]
+    images: Tensor
+    people: tuple[Portrait, ...] | None
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.ids) or (self.people is not None and len(self.people) != len(self.ids)):
+            raise ValueError(f"{len(self.ids)} ids, {len(self.images)} images: every person needs one of each")
+
+    def rows(self) -> dict[int, int]:
+        """id -> row"""
+        return {row_id: row for row, row_id in enumerate(self.ids)}
+
+
+def test_set(path: Path) -> TestSet:
+    """The rows of split "test" of an artefact of schema `images`."""
+    rows = artefacts.read(path, "images", ["id", "image", "params"], {"split": "test"})
+    if not rows["image"]:
+        raise InputError(f"{path} has no test pictures: raise prepare.test and run `dvc repro`")
+    return TestSet(tuple(rows["id"].tolist()), sampling.decoded(rows["image"]), editing.people_of(rows["params"]))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One person, by id, and one prompt that concerns them, with the person they would be."""
+
+    row_id: int
+    prompt: Prompt
+    other: Portrait
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The counterfactuals of N cases, rendered once and seen through the networks.
+
+    index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
+    Of the oracle's A attributes, in its order: answers [N,A] indices of the true values; counted [N,A] those that can
+    be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N] its value.
+    identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's.
+    """
+
+    index: dict[tuple[int, str], int]
+    renders: np.ndarray
+    answers: Tensor
+    counted: Tensor
+    column: Tensor
+    wanted: Tensor
+    identity: Tensor
+    clip: Tensor
+    features: Tensor
+
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        """The renders of some cases, [n,3,R,R] in [-1,1]."""
+        return images.from_uint8(self.renders[list(numbers)])
+
+
+def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str, Prompt]) -> list[Case]:
+    """Which of the asked (id, prompt text) are cases, in the order asked. Needs `test.people`."""
+    from pipeline import portraits
+
+    assert test.people is not None
+    rows, found = test.rows(), []
+    for row_id, text in asked:
+        prompt = prompts[text]
+        if row_id not in rows or prompt.attribute is None or prompt.value is None:
+            continue
+        person = test.people[rows[row_id]]
+        other = portraits.counterfactual(person, prompt.attribute, prompt.value)
+        has_it = portraits.attributes(person)[prompt.attribute] == prompt.value
+        if not has_it and portraits.visible(other)[prompt.attribute]:
+            found.append(Case(row_id, prompt, other))
+    return found
+
+
+@torch.no_grad()
+def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> Truth:
+    """Render every case's counterfactual at `size` and pass it through oracle, identity network and CLIP."""
+    from pipeline import portraits
+
+    names = {name: list(values) for name, values in backbones.oracle.attributes.items()}
+    renders = _render([case.other for case in found], size)
+    identity, clip, features = [], [], []
+    for start in range(0, len(found), batch):
+        part = images.from_uint8(renders[start : start + batch]).to(backbones.device)
+        identity.append(backbones.identity(part).cpu())
+        clip.append(F.normalize(backbones.clip.embed_images(part).float(), dim=1).cpu())
+        features.append(backbones.oracle.features(part).cpu())
+    values = [portraits.attributes(case.other) for case in found]
+    seen = [portraits.visible(case.other) for case in found]
+    for case in found:
+        _check(case.prompt, names)
+    return Truth(
+        index={(case.row_id, case.prompt.text): n for n, case in enumerate(found)},
+        renders=renders,
+        answers=torch.tensor([[names[name].index(row[name]) for name in names] for row in values]).reshape(
+            -1, len(names)
+        ),
+        counted=torch.tensor(
+            [
+                [row[name] and name != case.prompt.attribute for name in names]
+                for row, case in zip(seen, found, strict=True)
+            ],
+            dtype=torch.bool,
+        ).reshape(-1, len(names)),
+        column=torch.tensor([list(names).index(str(case.prompt.attribute)) for case in found], dtype=torch.long),
+        wanted=torch.tensor(
+            [names[str(case.prompt.attribute)].index(str(case.prompt.value)) for case in found], dtype=torch.long
+        ),
+        identity=_joined(identity),
+        clip=_joined(clip),
+        features=_joined(features),
+    )
+
+
+def _check(prompt: Prompt, names: Mapping[str, Sequence[str]]) -> None:
+    attribute, value = str(prompt.attribute), str(prompt.value)
+    if attribute not in names:
+        raise InputError(
+            f"prompt '{prompt.text}': the oracle knows no attribute '{attribute}'{nearest(attribute, names)}"
+        )
+    if value not in names[attribute]:
+        raise InputError(
+            f"prompt '{prompt.text}': {attribute} has no value '{value}'{nearest(value, names[attribute])}"
+        )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).float() if parts else torch.zeros(0, 1)
+
+
+def _render(people: Sequence[Portrait], size: int) -> np.ndarray:
+    if not people:
+        return np.zeros((0, size, size, 3), dtype=np.uint8)
+    shape = (len(people), size, size, 3)
+    with tempfile.TemporaryFile() as file:  # nameless: gone with the process, however that ends
+        renders = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+    jobs = [(start, tuple(people[start : start + 100]), size) for start in range(0, len(people), 100)]
+    if len(people) < _MANY or workers.count() == 1:
+        drawn = ((job, _draw(job)) for job in jobs)
+    else:
+        drawn = workers.run(_draw, jobs, workers.count())
+    for (start, part, _), block in drawn:
+        renders[start : start + len(part)] = block
+    return renders
+
+
+def _draw(job: tuple[int, tuple[Portrait, ...], int]) -> np.ndarray:
+    from pipeline import portraits
+
+    _, people, size = job
+    return np.stack([portraits.render(person, size) for person in people])

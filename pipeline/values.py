@@ -1,0 +1,94 @@
+"""The values that flow between the parts of the method, and nothing else.
+
+Shape letters used everywhere: B batch, L rows of w+, D w-dim, S style channels, E CLIP dim, R resolution.
+Images are [B,3,R,R] float32 RGB in [-1,1].
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.portraits import Portrait
+
+
+class InputError(Exception):
+    """What a person gave cannot be used. The message is one line: what is wrong, and what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint such as " (did you mean 'cat'?)" for a mistyped `name`, or an empty string."""
+    match = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """A condition in words. `attribute` and `value` are known only for the prompts of a domain."""
+
+    source: str
+    target: str
+    attribute: str | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A condition in pictures: source and target [1,3,R,R]."""
+
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What an editor learnt of one condition. `delta` [E] is the CLIP difference, not normalised."""
+
+    condition: TextPair | ImagePair
+    delta: Tensor
+    data: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The people to edit: image [B,3,R,R], w_plus [B,L,D], s [B,S], clip [B,E] as the network gives it."""
+
+    image: Tensor
+    w_plus: Tensor
+    s: Tensor
+    clip: Tensor
+    people: tuple[Portrait, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def select(self, index: list[int]) -> Source:
+        people = None if self.people is None else tuple(self.people[i] for i in index)
+        return Source(self.image[index], self.w_plus[index], self.s[index], self.clip[index], people)
+
+    def to(self, device: Any) -> Source:
+        return replace(
+            self,
+            image=self.image.to(device),
+            w_plus=self.w_plus.to(device),
+            s=self.s.to(device),
+            clip=self.clip.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an editor returns: images [B,3,R,R]; s [B,S] and mask [B,1,R,R] where the method has them.
+
+    `evaluations` counts forward passes per image of the network that draws it, encoding included.
+    """
+
+    images: Tensor
+    s: Tensor | None = None
+    mask: Tensor | None = None
+    evaluations: int = 1
