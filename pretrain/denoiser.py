@@ -1,0 +1,114 @@
+"""Trains the denoiser of DeltaEdit-D on renders, each with the style code that the encoder reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import denoiser, diffusion
+from pipeline.backbones import Backbones
+from pipeline.denoiser import Denoiser
+from pipeline.domains import Domain
+from pipeline.encoder import Encoder
+from pipeline.generator import Generator
+from pipeline.sampler import standardise
+from pipeline.training import Metrics
+from pretrain import session
+from pretrain.renders import Renders
+
+
+def coded(
+    data: Renders, encoder: Encoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
+) -> diffusion.Batches:
+    """Batches of renders and the standardised s of their inversions, as `invert` and `cache` make them for the dataset.
+
+    Codes are computed as they are needed, so they are never older than the encoder. mean, std [S].
+    """
+    mean, std = mean.to(device), std.to(device)
+
+    @torch.no_grad()
+    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+        images = data.images(rows).to(device)
+        return images, standardise(generator.styles(encoder(images)), mean, std)
+
+    return batch
+
+
+def steps(
+    numbers: dict[str, Any],
+    data: Renders,
+    encoder: Encoder,
+    generator: Generator,
+    mean: Tensor,
+    std: Tensor,
+    state: Path,
+    images: int,
+    batch: int = 32,
+    lr: float = 5e-4,
+    ema: float = 0.999,
+    seed: int = 0,
+    seconds: float | None = None,
+    device: str = "cpu",
+) -> Iterator[tuple[int, Metrics, Denoiser]]:
+    """Yield (images seen, {"loss"}, averaged denoiser); goes on from `state` when it exists.
+
+    numbers: those of the Denoiser but for resolution and style_sizes, which the generator decides. `encoder` and
+    `generator` are frozen and on `device`. The rows of `data` are those that are there at the start.
+    """
+    params = diffusion.DiffusionParams(images // batch, "random", batch, lr, 0.01, 1.0, ema, seed)
+    network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
+    batches = coded(data, encoder, generator, mean, std, device)
+    for done, metrics, average in diffusion.steps(network, params, batches, len(data), state, 250, seconds, device):
+        yield done * batch, metrics, average
+
+
+def spread(generator: Generator, count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of s over `count` samples, [S] each: what `cache` measures on all fakes."""
+    z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        s = generator.styles(generator.repeat(generator.mapping(z.to(generator.w_mean.device))))
+    return s.mean(dim=0), s.std(dim=0)
+
+
+def train(
+    domain: Domain,
+    root: Path,
+    minutes: float | None = None,
+    images: int | None = None,
+    resume: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
+    plan = session.plan(domain, "denoiser", images)
+    networks = Backbones(domain, root, device)
+    data = session.pictures(domain, root, plan.renders)
+    state = session.state(domain, root, "denoiser", resume)
+    loop = steps(
+        plan.model,
+        data,
+        networks.encoder,
+        networks.generator,
+        *spread(networks.generator),
+        state,
+        plan.images,
+        seconds=session.seconds(minutes),
+        device=device,
+        **plan.options,
+    )
+    session.follow(loop, plan.images, "denoiser")
+    promote(domain, root)
+
+
+def promote(domain: Domain, root: Path) -> Path:
+    """Write the averaged network to the domain's weights."""
+    tensors, done = session.averaged(domain, root, "denoiser")
+    generator = Backbones(domain, root).generator
+    network = Denoiser(**session.plan(domain, "denoiser").model, **diffusion.sizes(generator))
+    network.load_state_dict(tensors)
+    path = Path(root) / domain.denoiser.path
+    denoiser.save(path, network, network="denoiser", domain=domain.name, steps=done)
+    return path

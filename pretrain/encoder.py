@@ -1,0 +1,189 @@
+"""Trains e4e (Tov et al. 2021) against a frozen generator, on its own samples and on renders.
+
+Samples know their w, so they teach codes directly; renders teach through the picture. LPIPS needs a network of
+photographs; here the discriminator's features, which know this domain, measure how alike two pictures are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.backbones import Backbones
+from pipeline.domains import Domain
+from pipeline.encoder import Encoder
+from pipeline.generator import EqualLinear, Generator
+from pipeline.training import Ema, Metrics, fit
+from pretrain import renders, session
+from pretrain.generator import Discriminator
+from pretrain.renders import Renders
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class LatentDiscriminator(nn.Sequential):
+    """Tells rows of w+ that the mapping network made from rows that the encoder made: [N,D] -> logits [N]."""
+
+    def __init__(self, style_dim: int) -> None:
+        hidden = (EqualLinear(style_dim, style_dim, activate=True) for _ in range(3))
+        super().__init__(*hidden, EqualLinear(style_dim, 1))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return super().forward(w)[:, 0]
+
+
+def feature_maps(discriminator: Discriminator, images: Tensor) -> list[Tensor]:
+    """The discriminator's features at R/2, R/4, R/8, unit length per pixel."""
+    x, maps = discriminator.from_rgb(images.contiguous(memory_format=torch.channels_last)), []
+    for block in discriminator.blocks[:3]:
+        x = block(x)
+        maps.append(F.normalize(x.float(), dim=1))
+    return maps
+
+
+def steps(
+    numbers: dict[str, Any],
+    generator: Generator,
+    discriminator: Discriminator,
+    identity: Embed,
+    data: Renders,
+    state: Path,
+    images: int,
+    batch: int = 32,
+    lr: float = 1e-3,
+    progressive: tuple[int, int] = (40_000, 4_000),
+    weights: dict[str, float] | None = None,
+    seconds: float | None = None,
+    device: str = "cpu",
+) -> Iterator[tuple[int, Metrics, Encoder]]:
+    """Yield (images seen, losses, averaged encoder).
+
+    Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
+    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial.
+    """
+    scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
+    scale |= weights or {}
+    torch.manual_seed(0)
+    encoder = Encoder(**numbers).to(device)
+    encoder.latent_avg.copy_(generator.w_mean.expand_as(encoder.latent_avg))
+    critic = LatentDiscriminator(generator.style_dim).to(device)
+    ema = Ema(encoder)
+    for network in (generator, discriminator):
+        network.eval().requires_grad_(False)
+    adam = torch.optim.AdamW(encoder.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    adam_critic = torch.optim.Adam(critic.parameters(), lr=2e-4, betas=(0.0, 0.99), fused=True)
+    with torch.no_grad():
+        spread = generator.mapping(torch.randn(4096, generator.style_dim, device=device)).var(dim=0).mean()
+
+    def step(number: int) -> Metrics:
+        torch.manual_seed(number)
+        if number % 500 == 0:
+            data.refresh()
+        seen, half = number * batch, batch // 2
+        rate = lr * max(0.02, 1 - seen / images)
+        adam.param_groups[0]["lr"] = rate
+        stage = max(0, (seen - progressive[0]) // progressive[1] + 1) if seen >= progressive[0] else 0
+        real = data.images(torch.randint(len(data), (half,))).to(device)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
+            made = generator(generator.repeat(w)).float().clamp(-1, 1)
+        target = torch.cat([made, real])
+        with torch.autocast(device, torch.bfloat16):
+            codes = encoder(target, stage).float()
+            output = generator(codes)
+            seen_as, meant_as = (feature_maps(discriminator, pictures) for pictures in (output, target))
+            near = [1 - (a * b).sum(1).mean() for a, b in zip(seen_as, meant_as, strict=True)]
+            alike = (identity(output) * identity(target)).sum(1).mean()
+        differences = codes[:, 1:] - codes[:, :1]
+        terms = {
+            "pixel": F.mse_loss(output.float(), target) + F.l1_loss(output.float(), target),
+            "feature": torch.stack(near).sum(),
+            "latent": F.mse_loss(codes[:half], generator.repeat(w)) / spread,
+            "identity": 1 - alike,
+            "delta": differences.norm(dim=2).sum(dim=1).mean(),
+            "adversarial": F.softplus(-critic(codes.flatten(0, 1))).mean(),
+        }
+        sum(scale[name] * value for name, value in terms.items()).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        critic.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            natural = generator.mapping(torch.randn(codes[:, :, 0].numel(), generator.style_dim, device=device))
+        (F.softplus(critic(codes.detach().flatten(0, 1))).mean() + F.softplus(-critic(natural)).mean()).backward()
+        adam_critic.step()
+        adam_critic.zero_grad(set_to_none=True)
+        ema.update(encoder, min(0.5 ** (batch / 10_000), (1 + number) / (10 + number)))
+        psnr = -10 * torch.log10((output[half:].float().clamp(-1, 1) - real).div(2).square().mean(dim=(1, 2, 3))).mean()
+        return {name: value.item() for name, value in terms.items()} | {"psnr_real": psnr.item()}
+
+    parts = {"encoder": encoder, "critic": critic, "ema": ema, "adam": adam, "adam_critic": adam_critic}
+    for done, metrics in fit(step, parts, images // batch, state, every=200, seconds=seconds):
+        yield done * batch, metrics, ema.module  # type: ignore[misc]
+
+
+def train(
+    domain: Domain,
+    root: Path,
+    minutes: float | None = None,
+    images: int | None = None,
+    resume: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
+    plan = session.plan(domain, "encoder", images)
+    networks = Backbones(domain, root, device)
+    data = session.pictures(domain, root, plan.renders)
+    loop = steps(
+        plan.model,
+        networks.generator,
+        judge(domain, root).to(device),
+        networks.identity,
+        data,
+        session.state(domain, root, "encoder", resume),
+        plan.images,
+        seconds=session.seconds(minutes),
+        device=device,
+        **plan.options,
+    )
+    session.follow(loop, plan.images, "encoder")
+    promote(domain, root)
+
+
+def judge(domain: Domain, root: Path) -> Discriminator:
+    """The discriminator that the generator was trained against; where its state is gone, one of random weights.
+
+    Random features still measure edges and colours, less well.
+    """
+    model = session.plan(domain, "generator").model
+    widths = {int(resolution): width for resolution, width in model["discriminator"].items()}
+    discriminator = Discriminator(model["size"], widths)
+    path = session.state(domain, root, "generator")
+    if path.exists():
+        discriminator.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["d"])
+    else:
+        print(f"{path} is missing: pictures are compared by random features")
+    return discriminator
+
+
+@torch.no_grad()
+def far_error(encoder: Encoder, generator: Generator, count: int = 512) -> float:
+    """The inversion error (mean squared, pixels in [0,1]) that 99 of 100 unseen renders stay below."""
+    real = renders.unseen(count, generator.size)
+    made = torch.cat([generator(encoder(part)) for part in real.split(64)]).clamp(-1, 1)
+    return ((made - real) / 2).square().mean(dim=(1, 2, 3)).quantile(0.99).item()
+
+
+def promote(domain: Domain, root: Path) -> Path:
+    """Write the averaged network to the domain's weights, with the error beyond which a picture counts as far."""
+    tensors, done = session.averaged(domain, root, "encoder")
+    model = session.plan(domain, "encoder").model
+    encoder = Encoder(**model).eval()
+    encoder.load_state_dict(tensors)
+    far = round(far_error(encoder, Backbones(domain, root).generator), 5)
+    return session.publish(domain, root, "encoder", tensors, model, steps=done, far_error=far)

@@ -1,0 +1,229 @@
+"""Trains StyleGAN2: non-saturating loss, lazy R1, style mixing, moving average (Karras et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.upfirdn2d import binomial_kernel, upfirdn2d
+from pipeline.domains import Domain
+from pipeline.generator import EqualLinear, Generator, build
+from pipeline.training import Ema, Metrics, fit
+from pretrain import session
+from pretrain.renders import Renders
+
+R1_EVERY = 16
+
+
+class EqualConv(nn.Module):
+    """Convolution with equalised learning rate, optional activation, optional blur and stride 2."""
+
+    kernel: Tensor
+
+    def __init__(self, inputs: int, outputs: int, size: int, down: bool = False, activate: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if activate else None
+        self.scale, self.down, self.pad = 1 / math.sqrt(inputs * size**2), down, size // 2
+        self.register_buffer("kernel", binomial_kernel(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight * self.scale).to(x.dtype)
+        if self.down:
+            grow = 2 + weight.shape[-1] - 1  # four filter taps; the output is half the size
+            x = upfirdn2d(x, self.kernel, pad=((grow + 1) // 2, grow // 2))
+            x = F.conv2d(x, weight, stride=2)
+        else:
+            x = F.conv2d(x, weight, padding=self.pad)
+        if self.bias is None:
+            return x
+        return F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * math.sqrt(2)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = EqualConv(inputs, inputs, 3)
+        self.conv2 = EqualConv(inputs, outputs, 3, down=True)
+        self.skip = EqualConv(inputs, outputs, 1, down=True, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
+
+
+class Discriminator(nn.Module):
+    """Residual discriminator with the spread of the batch as one more channel. widths: resolution -> channels."""
+
+    def __init__(self, size: int, widths: dict[int, int], group: int = 4) -> None:
+        super().__init__()
+        resolutions = [2**k for k in range(int(math.log2(size)), 2, -1)]
+        self.from_rgb = EqualConv(3, widths[size], 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(widths[r], widths[r // 2]) for r in resolutions))
+        self.conv = EqualConv(widths[4] + 1, widths[4], 3)
+        self.linear = EqualLinear(widths[4] * 16, widths[4], activate=True)
+        self.out = EqualLinear(widths[4], 1)
+        self.group = group
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,R,R] -> logits [B]."""
+        x = self.blocks(self.from_rgb(images.contiguous(memory_format=torch.channels_last))).float()
+        group = math.gcd(len(x), self.group)
+        spread = x.view(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt().mean(dim=(1, 2, 3))
+        x = torch.cat([x, spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+        return self.out(self.linear(self.conv(x).float().flatten(1)))[:, 0]
+
+
+def grow(smaller: dict[str, Any], generator: Generator, discriminator: Discriminator) -> None:
+    """Take over what networks of half the size have learnt; only the new resolution starts from nothing.
+
+    The new toRGB starts at zero, so that the first pictures are the smaller ones, enlarged.
+    """
+    own = generator.state_dict()
+    own.update({key: value for key, value in smaller["ema"].items() if key in own and value.shape == own[key].shape})
+    generator.load_state_dict(own)
+    nn.init.zeros_(generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
+    below = {key: value for key, value in smaller["d"].items() if not key.startswith(("from_rgb.", "blocks."))}
+    for key, value in smaller["d"].items():
+        if key.startswith("blocks."):
+            _, index, rest = key.split(".", 2)
+            below[f"blocks.{int(index) + 1}.{rest}"] = value
+    discriminator.load_state_dict({**discriminator.state_dict(), **below})
+
+
+def steps(
+    numbers: dict,
+    data: Renders,
+    state: Path,
+    images: int,
+    batch: int = 16,
+    lr: float = 0.0025,
+    r1: float = 0.1,
+    mixing: float = 0.5,
+    ema_images: float = 10_000,
+    seconds: float | None = None,
+    device: str = "cpu",
+    smaller: Path | None = None,
+    settle: int = 6_000,
+) -> Iterator[tuple[int, Metrics, Generator]]:
+    """Yield (images seen, losses, averaged generator); goes on from `state` when it exists.
+
+    numbers: size, style_dim, widths, n_mlp, discriminator (widths); pictures of `data` are averaged down to size.
+    r1: gamma of gamma/2 |grad D(real)|^2. ema_images: half life of the average, in images.
+    smaller: the state of the same networks at half the size, to grow from; the discriminator then learns alone for
+    `settle` images. Most of what is to be learnt is learnt there, at a quarter of the cost.
+    """
+    torch.manual_seed(0)
+    generator = build(numbers).to(device)
+    widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
+    discriminator = Discriminator(numbers["size"], widths).to(device)
+    alone = settle // batch if smaller is not None else 0
+    if smaller is not None and not state.exists():
+        grow(torch.load(smaller, weights_only=True, map_location="cpu"), generator, discriminator)
+    ema = Ema(generator)
+    lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
+    adam_g = torch.optim.Adam(generator.parameters(), lr=lr, betas=(0.0, 0.99), fused=True)
+    adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
+
+    def fake(count: int) -> Tensor:
+        w = generator.mapping(torch.randn(2 * count, generator.style_dim, device=device)).view(2, count, -1)
+        cut = torch.randint(1, generator.num_ws, (count, 1, 1), device=device)
+        cut = torch.where(torch.rand(count, 1, 1, device=device) < mixing, cut, generator.num_ws)
+        first = torch.arange(generator.num_ws, device=device)[None, :, None] < cut
+        w_plus = torch.where(first, w[0][:, None], w[1][:, None])
+        return generator(w_plus, generator.random_noises(count))
+
+    def step(number: int) -> Metrics:
+        torch.manual_seed(number)
+        if number % 500 == 0:
+            data.refresh()
+        real = F.adaptive_avg_pool2d(data.images(torch.randint(len(data), (batch,))).to(device), numbers["size"])
+        discriminator.requires_grad_(True)
+        with torch.autocast(device, torch.bfloat16):
+            fakes = fake(batch)  # one forward pass serves both steps
+            loss_d = F.softplus(discriminator(fakes.detach())).mean() + F.softplus(-discriminator(real)).mean()
+        loss_d.backward()
+        if number % R1_EVERY == 0:
+            real.requires_grad_(True)
+            with torch.autocast(device, torch.bfloat16):
+                logits = discriminator(real)
+            (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+            (gradient.square().sum(dim=(1, 2, 3)).mean() * (r1 / 2 * R1_EVERY)).backward()
+        adam_d.step()
+        adam_d.zero_grad(set_to_none=True)
+        discriminator.requires_grad_(False)
+        with torch.autocast(device, torch.bfloat16):
+            loss_g = F.softplus(-discriminator(fakes)).mean()
+        loss_g.backward()
+        if number >= alone:
+            adam_g.step()
+        adam_g.zero_grad(set_to_none=True)
+        ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item()}
+
+    parts = {"g": generator, "d": discriminator, "ema": ema, "adam_g": adam_g, "adam_d": adam_d}
+    for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
+        yield done * batch, metrics, ema.module  # type: ignore[misc]
+
+
+@torch.no_grad()
+def mean_w(generator: Generator, count: int = 4096, seed: int = 0) -> Tensor:
+    """The average of `count` mapped codes [D], the centre of truncation."""
+    z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
+    return generator.mapping(z.to(generator.w_mean.device)).mean(dim=0)
+
+
+def train(
+    domain: Domain,
+    root: Path,
+    minutes: float | None = None,
+    images: int | None = None,
+    resume: bool = True,
+    device: str = "cpu",
+) -> None:
+    """Train at half the size first, then at full size, until `images` were seen or `minutes` are over; promote.
+
+    A grid of samples is drawn beside the state every 32,000 images.
+    """
+    plan = session.plan(domain, "generator", images)
+    data = session.pictures(domain, root, plan.renders)
+    first = plan.options.pop("images_half_size", 0)
+    small, full = (session.state(domain, root, name, resume) for name in ("generator-half", "generator"))
+    limit, begun = session.seconds(minutes), time.monotonic()
+    if first and not full.exists():
+        loop = steps(halved(plan.model), data, small, first, seconds=limit, device=device, **plan.options)
+        session.follow(loop, first, "generator, half size", small.parent / "generator-half")
+        if session.progress_of(small) < first // plan.options["batch"]:
+            return  # out of time; the next call goes on
+        limit = None if limit is None else limit - (time.monotonic() - begun)
+    start = small if first else None
+    loop = steps(plan.model, data, full, plan.images, seconds=limit, device=device, smaller=start, **plan.options)
+    session.follow(loop, plan.images, "generator", full.parent / "generator")
+    promote(domain, root)
+
+
+def halved(model: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the same networks for pictures of half the size."""
+    size = model["size"] // 2
+    below = {
+        key: {int(resolution): width for resolution, width in model[key].items() if int(resolution) <= size}
+        for key in ("widths", "discriminator")
+    }
+    return {**model, **below, "size": size}
+
+
+def promote(domain: Domain, root: Path) -> Path:
+    """Write the averaged generator, with its mean w, to the domain's weights."""
+    tensors, done = session.averaged(domain, root, "generator")
+    plan = session.plan(domain, "generator")
+    generator = build(plan.model)
+    generator.load_state_dict(tensors)
+    tensors["w_mean"] = mean_w(generator)
+    model = {key: value for key, value in plan.model.items() if key != "discriminator"}
+    return session.publish(domain, root, "generator", tensors, model, images=done * plan.options["batch"])

@@ -1,0 +1,85 @@
+"""The pictures that portraits backbones learn from: renders of ids no stage of the DAG ever uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import portraits
+
+FIRST_ID = 1_000_000  # design.md section 4: people of the benchmark have smaller ids
+CHUNK = 5_000
+
+
+def folder(root: Path, resolution: int, people: int | None = None) -> Path:
+    name = f"renders-{resolution}" if people is None else f"renders-{resolution}-of-{people}"
+    return root / "data" / "pretraining" / "portraits" / name
+
+
+def person(row: int, people: int | None = None) -> portraits.Portrait:
+    """Training person `row`; with `people`, there are only so many, each met again in other circumstances."""
+    if people is None:
+        return portraits.sample(FIRST_ID + row)
+    return portraits.with_nuisance(portraits.sample(FIRST_ID + row % people), FIRST_ID + row)
+
+
+def _make_chunk(index: int, target: Path, resolution: int, people: int | None) -> None:
+    path = target / f"{index:05d}.npy"
+    rows = range(index * CHUNK, (index + 1) * CHUNK)
+    images = np.stack([portraits.render(person(row, people), resolution) for row in rows])
+    partial_path = path.with_suffix(".partial")
+    with open(partial_path, "wb") as file:
+        np.save(file, images)
+    os.replace(partial_path, path)
+
+
+def make(root: Path, resolution: int, count: int, processes: int = 1, people: int | None = None) -> None:
+    """Render the first `count` training people, rounded up to whole chunks; what is there already stays."""
+    target = folder(root, resolution, people)
+    target.mkdir(parents=True, exist_ok=True)
+    chunks = range(-(-count // CHUNK))
+    work = partial(_make_chunk, target=target, resolution=resolution, people=people)
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(work, [index for index in chunks if not (target / f"{index:05d}.npy").exists()]))
+
+
+class Renders:
+    """The finished chunks as one array; `refresh` sees chunks that another process has finished since."""
+
+    def __init__(self, root: Path, resolution: int, people: int | None = None) -> None:
+        self.folder, self.of = folder(root, resolution, people), people
+        self.refresh()
+
+    def refresh(self) -> None:
+        paths = []
+        for index in range(100_000):  # the unbroken run of chunks from the first
+            path = self.folder / f"{index:05d}.npy"
+            if not path.exists():
+                break
+            paths.append(path)
+        self.chunks = [np.load(path, mmap_mode="r") for path in paths]
+
+    def __len__(self) -> int:
+        return CHUNK * len(self.chunks)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """rows [B] -> images [B,3,R,R] in [-1,1]."""
+        picked = np.stack([self.chunks[row // CHUNK][row % CHUNK] for row in rows.tolist()])
+        return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def people(self, rows: Tensor) -> Iterator[portraits.Portrait]:
+        return (person(row, self.of) for row in rows.tolist())
+
+
+def unseen(count: int, resolution: int) -> Tensor:
+    """Renders [count,3,R,R] of people that neither a training nor the benchmark meets."""
+    people = (portraits.sample(FIRST_ID - 1 - row) for row in range(count))
+    images = np.stack([portraits.render(someone, resolution) for someone in people])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,109 @@
+"""What all trainings share: where states lie, the plan of a domain, progress, and the file that a training ends in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import images, progress, tracking, weights
+from pipeline.domains import Domain
+from pipeline.generator import Generator
+from pipeline.training import Metrics
+from pipeline.values import InputError
+from pretrain import renders
+from pretrain.renders import Renders
+
+REPORT_EVERY, GRID_EVERY = 8_192, 32_000  # images
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`defaults.pretrain.<name>` of a domain file. model: the network's own numbers. images: to see in all. renders:
+    different pictures to learn from. options: what else the training's `steps` takes."""
+
+    model: dict[str, Any]
+    images: int
+    renders: int
+    options: dict[str, Any]
+
+
+def plan(domain: Domain, name: str, images: int | None = None) -> Plan:
+    """How a network of the domain is trained; `images` overrules the file."""
+    section = dict(domain.defaults.get("pretrain", {}).get(name) or {})
+    if not section:
+        raise InputError(f"domains/{domain.name}.yaml has no defaults.pretrain.{name}: say there how large it shall be")
+    model, total, count = section.pop("model"), section.pop("images"), section.pop("renders")
+    return Plan(model, images or total, count, section)
+
+
+def seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
+
+
+def state(domain: Domain, root: Path, name: str, resume: bool = True) -> Path:
+    """The git-ignored file a training goes on from; without `resume`, an old one is put aside."""
+    path = Path(root) / "data" / "pretraining" / domain.name / f"{name}.pt"
+    if not resume and path.exists():
+        os.replace(path, path.with_suffix(".pt.old"))
+    return path
+
+
+def progress_of(path: Path) -> int:
+    """Finished steps of a training state; 0 when there is none."""
+    return int(torch.load(path, weights_only=True, map_location="cpu")["step"]) if path.exists() else 0
+
+
+def pictures(domain: Domain, root: Path, count: int, people: int | None = None) -> Renders:
+    """At least `count` training pictures of the domain, rendered now where they are missing; see `Renders`."""
+    if domain.renderer is None:
+        raise InputError(f"domain '{domain.name}' draws no pictures of its own: only such domains can be trained yet")
+    renders.make(Path(root), domain.resolution, count, os.cpu_count() or 1, people)
+    return Renders(Path(root), domain.resolution, people)
+
+
+def follow(steps: Iterable[tuple[int, Metrics, nn.Module]], total: int, label: str, grids: Path | None = None) -> None:
+    """Run a training with progress lines and MLflow curves; with `grids`, a generator's samples as PNG now and then."""
+    with tracking.stage(f"pretrain-{label}", "pretraining", {"images": total}) as run:
+        reported = drawn = 0
+        for seen, metrics, network in progress.track(steps, None, label):
+            if seen - reported >= REPORT_EVERY or seen >= total:
+                reported = seen
+                figures = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                print(f"{label}: {seen:,} of {total:,} images  {figures}", flush=True)
+                run.log(step=seen, **metrics)
+            if grids is not None and isinstance(network, Generator) and seen - drawn >= GRID_EVERY:
+                drawn = seen
+                draw(network, grids.with_name(f"{grids.name}-{seen // 1000:06d}k.png"))
+
+
+@torch.no_grad()
+def draw(generator: Generator, path: Path, rows: int = 5, columns: int = 12) -> None:
+    """A grid of fixed samples."""
+    z = torch.randn(rows * columns, generator.style_dim, generator=torch.Generator().manual_seed(1))
+    pictures = generator(generator.repeat(generator.mapping(z.to(generator.w_mean.device)))).clamp(-1, 1).cpu()
+    images.save_png(path, images.grid([list(row) for row in pictures.split(columns)]))
+
+
+def averaged(domain: Domain, root: Path, name: str) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights in a training state, and its finished steps."""
+    path = state(domain, root, name)
+    if not path.exists():
+        raise InputError(f"{path} is missing: run `deltaspace pretrain {domain.name} {name}`")
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    return dict(content["ema"]), int(content["step"])
+
+
+def publish(
+    domain: Domain, root: Path, name: str, tensors: Mapping[str, Tensor], model: Mapping[str, Any], **meta: Any
+) -> Path:
+    """Write the weights that the pipeline reads, as float16 with the numbers that build the network again."""
+    path = Path(root) / domain.weights(name).path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(path, tensors, {"network": name, "domain": domain.name, "model": dict(model), **meta})
+    return path
