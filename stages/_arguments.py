@@ -1,0 +1,74 @@
+"""What people type after a command, made into values; a mistake is an InputError that says what to type."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from pipeline.values import InputError
+
+EXAMPLE = 'deltaspace edit photo.png "face with red hair"'
+
+
+def pictures_and_texts(words: list[str], drawn: bool) -> tuple[list[Path], list[str]]:
+    """The words after `edit`: a picture or a folder, then texts; with people that are drawn by id all are texts."""
+    from pipeline.prompts import clean
+
+    if drawn and words and os.path.exists(words[0]):
+        raise InputError(f"both the picture {words[0]} and --sample or --portrait: give one of them")
+    if drawn and not words:
+        raise InputError(f"no text: say what the pictures should show, as in {EXAMPLE}")
+    if not drawn and len(words) < 2:
+        missing = "no text" if words else "no picture and no text"
+        raise InputError(f"{missing}: write {EXAMPLE}, or give --sample ID instead of a picture")
+    pictures = [] if drawn else [Path(words[0])]
+    for picture in pictures:
+        if not os.path.exists(picture):  # unlike Path.exists, also for names no file can have
+            raise InputError(
+                f"{str(picture)[:80]} does not exist: the first word is a picture or a folder, as in {EXAMPLE}"
+            )
+    return pictures, list(dict.fromkeys(clean(text) for text in words[len(pictures) :]))
+
+
+def ids(values: list[str] | None, option: str) -> tuple[int, ...]:
+    """Row ids of an option that may be repeated and may hold a list with commas."""
+    found = []
+    for text in _listed(values):
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise InputError(f"{option} '{text}' is not an id: give whole numbers from 0 up, such as {option} 3,7")
+        found.append(int(text))
+    return tuple(dict.fromkeys(found))
+
+
+def strengths(values: list[str] | None) -> list[float | None]:
+    """Strengths in the order given; [None], the editor's own, when there are none."""
+    from pipeline.prompts import in_range
+
+    found: list[float | None] = []
+    for text in _listed(values):
+        try:
+            found.append(in_range(float(text)))
+        except ValueError:
+            raise InputError(f"--strength '{text}' is not a number: give numbers such as 0.5,1") from None
+    return list(dict.fromkeys(found)) or [None]
+
+
+def finite(value: float | None, option: str, example: float) -> float | None:
+    """`value` when it is absent or a finite number."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{option} {value} is out of range: give a number such as {example:g}")
+    return value
+
+
+def known(domain: str, editor: str | None = None) -> None:
+    """Tell mistyped names before anything heavy is imported."""
+    from pipeline import domains, editors, params
+
+    domains.load(domain, params.root())
+    if editor is not None and editor not in editors.names():
+        editors.module(editor)
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    return [part.strip() for value in values or [] for part in value.split(",")]

@@ -1,0 +1,72 @@
+"""What the three edit stages share: test people in blocks, one shard of edits per block."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import artefacts, editing, editors, params, workers
+from pipeline.values import Direction, InputError
+from stages._run import Networks, Stage
+
+BLOCK = 8  # people per shard, the unit of resuming
+
+
+class Tool(NamedTuple):
+    """An editor by name and parameters, so that a worker process can build its own."""
+
+    networks: Networks
+    name: str
+    params: Any
+
+
+@functools.cache
+def ready(tool: Tool) -> tuple[editors.Editor, list[Direction]]:
+    """The editor, and every prompt of the domain fitted once per process."""
+    nets = tool.networks.load()
+    editor = editors.load(tool.name, nets, tool.params)
+    return editor, [editor.fit(condition) for condition in editing.conditions(nets.domain)]
+
+
+class Job(NamedTuple):
+    """Some people, of one shard of pictures and its shard of inversions."""
+
+    tool: Tool
+    pictures: Path
+    codes: Path
+    ids: tuple[int, ...]
+    meta: dict[str, Any]
+
+
+def write(job: Job, path: Path) -> None:
+    nets, (editor, directions) = job.tool.networks.load(), ready(job.tool)
+    chosen = {"id": job.ids}
+    pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
+    w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
+    people = editing.source(nets, pictures["image"], pictures["params"], w_plus)
+    columns = editing.rows(editor, pictures["id"].tolist(), people, directions, job.tool.params.strength)
+    artefacts.write_shard(path, "edits", columns, job.meta)
+
+
+def edit(stage: Stage) -> None:
+    """Edit the first test people with the stage's editor; `evaluate.scale` says how many."""
+    assert stage.editor
+    if not stage.domain.prompts:
+        raise InputError(f"domains/{stage.domain.name}.yaml has no prompts: say what to edit towards")
+    kind, files, module = stage.name.removeprefix("edit_"), stage.files, editors.module(stage.editor)
+    section = params.section(module.Params, stage.root, f"{stage.name}.{stage.editor}", domain=stage.domain)
+    scale = params.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
+    tool = Tool(stage.networks, stage.editor, section)
+    meta = stage.meta(section, "generator", "clip", *module.NEEDS)
+    jobs = []
+    left = editing.PEOPLE[scale][kind]
+    for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
+        people = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
+        left -= len(people)
+        blocks = [tuple(people[start : start + BLOCK]) for start in range(0, len(people), BLOCK)]
+        jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
+    with stage.tracked(section), stage.work({**asdict(section), "scale": scale}) as unit:
+        workers.fill(unit, "edits", write, jobs, stage.processes if kind == "diffusion" else 1)
+        unit.publish({"edits": files.edits(stage.editor)})

@@ -1,0 +1,340 @@
+"""The command line `deltaspace`: arguments and words. The work is in pipeline/ and pretrain/, imported when needed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.values import InputError, nearest
+from stages import _arguments as arguments
+from stages import _shell
+
+if TYPE_CHECKING:
+    from pipeline.batch import Report
+
+TRAINED = ("generator", "clip", "identity", "oracle", "encoder", "denoiser")  # later ones learn from earlier ones
+SHIPPED = ("mapper", "relevance", "s_stats")  # made by the workflow, put beside them by pretrain.artefacts
+PARTS = (*TRAINED, *SHIPPED)
+
+app = typer.Typer(
+    name="deltaspace",
+    help=f"Edit pictures with words, and train what that needs. Try: [bold]{arguments.EXAMPLE}[/bold]",
+    epilog="The whole workflow runs with `make repro`.",
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """The entry point `deltaspace`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command line; exit code 0, 2 for bad input (one line on stderr), 1 for a fault of the program."""
+    return _shell.run(app, words)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"deltaspace {version('deltaspace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    pass
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@app.command()
+def edit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE|DIR TEXT...", help="A picture or a folder of them, then texts.", show_default=False
+        ),
+    ] = None,
+    sample: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A generated person instead of a picture; 3,7 for several.")
+    ] = None,
+    portrait: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A drawn person instead, if the domain can draw.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the picture shows now; absent, the domain's neutral word.")
+    ] = None,
+    editor: Annotated[
+        str, typer.Option("--editor", "-e", metavar="NAME", help="Method; see `editors`.")
+    ] = "deltaedit_g",
+    strength: Annotated[
+        list[str] | None,
+        typer.Option("--strength", "-s", metavar="X", help="How far, e.g. 1; 0.5,1 for several."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="X", help="Relevance below which a style channel stays as it is.")
+    ] = None,
+    domain: DomainOption = "portraits",
+    device: DeviceOption = "auto",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for results, or a .png for a single one.")
+    ] = Path("edited"),
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of generated people; absent, the project's.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Edit a picture, or every picture of a folder, towards one or several texts.
+
+    Writes every edited picture, and a grid of them: picture, its inversion, edits.
+    """
+    started = time.perf_counter()
+    samples, portraits = arguments.ids(sample, "--sample"), arguments.ids(portrait, "--portrait")
+    paths, texts = arguments.pictures_and_texts(words or [], drawn=bool(samples or portraits))
+    strengths = arguments.strengths(strength)
+    threshold = arguments.finite(threshold, "--threshold", 0.1)
+    arguments.known(domain, editor)
+
+    from pipeline import batch
+    from pipeline.gallery import Gallery
+    from pipeline.service import Studio
+
+    pictures = batch.Pictures(batch.find(paths, out), samples, portraits)
+    edits = len(pictures) * len(texts) * len(strengths)
+    target = Gallery(out, pictures.paths, single=edits == 1)
+    studio = Studio.load(domain, device)
+    tool = studio.tool(editor, threshold)
+    prompts = [studio.prompt(text, source) for text in texts]
+    for prompt in prompts:
+        _warn(prompt.warnings)
+    report = batch.Report(domain, studio.device, editor)
+    results = batch.edit(studio, pictures, prompts, strengths, tool, target, report, seed)
+    _watch(results, edits, "editing")
+    report.seconds = time.perf_counter() - started
+    if not as_json:
+        for fact in report.pictures:
+            if fact["error"] is not None:
+                typer.echo(_inversion_line(fact))
+        for fact in report.edits:
+            typer.echo(_edit_line(fact))
+    told = list(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
+    report.warnings = [*told, *report.warnings]
+    _finish(report, as_json, told)
+
+
+@app.command()
+def invert(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Pictures, or folders of them.")],
+    domain: DomainOption = "portraits",
+    device: DeviceOption = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("inverted"),
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Find the codes of pictures: what the generator makes of them, and how far that is off.
+
+    Writes the inversion, its codes (w_plus and s, safetensors), and a grid: picture, inversion.
+    """
+    started = time.perf_counter()
+    arguments.known(domain)
+
+    from pipeline import batch
+    from pipeline.gallery import Gallery
+    from pipeline.service import Studio
+
+    pictures = batch.Pictures(batch.find(images, out))
+    target = Gallery(out, pictures.paths)
+    studio = Studio.load(domain, device)
+    report = batch.Report(domain, studio.device)
+    _watch(batch.invert(studio, pictures, target, report), len(pictures), "inverting")
+    report.seconds = time.perf_counter() - started
+    for fact in [] if as_json else report.pictures:
+        typer.echo(f"{_inversion_line(fact)}, wrote {fact['inversion']} and {fact['codes']}")
+    _finish(report, as_json)
+
+
+def _watch(work: Iterable[Any], total: int, label: str) -> None:
+    """Do the work; more than one piece of it shows how far it is."""
+    from pipeline import progress
+
+    for _ in progress.track(work, total, label) if total > 1 else work:
+        pass
+
+
+def _inversion_line(fact: dict[str, Any]) -> str:
+    notes = f"; {', '.join(fact['notes'])}" if fact["notes"] else ""
+    return f"{fact['name']}: inversion error {fact['error']:.4f} ({fact['psnr']:.1f} dB{notes})"
+
+
+def _edit_line(fact: dict[str, Any]) -> str:
+    moved = f", {fact['channels_moved']} of {fact['channels']} channels moved" if fact["channels"] else ""
+    return f"{fact['name']} -> {fact['prompt']} (strength {fact['strength']:g}{moved}), wrote {fact['path']}"
+
+
+def _finish(report: Report, as_json: bool, told: Sequence[str] = ()) -> None:
+    """Print the rest of a report; pictures that could not be used make exit code 2."""
+    if as_json:
+        _print_json(vars(report))
+    else:
+        typer.echo(f"wrote {report.grid} in {report.seconds:.1f} s")
+    _warn(warning for warning in report.warnings if warning not in told)
+    if report.failed:
+        for entry in report.failed:
+            print(f"deltaspace: skipped: {entry['reason']}", file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+# ---------------------------------------------------------------- training
+
+
+@app.command()
+def pretrain(
+    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `domains`.")],
+    part: Annotated[
+        str | None,
+        typer.Argument(
+            metavar=f"[{'|'.join(PARTS)}]", help="Absent: all that are trained, one after another.", show_default=False
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="Stop each part after so long; it can go on later.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Pictures to train on in all; absent, the domain's.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on.")] = False,
+    device: DeviceOption = "auto",
+    promote_only: Annotated[
+        bool, typer.Option("--promote-only", help="Train nothing; write out what was trained before.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train the networks that a domain's workflow starts from; goes on where it stopped.
+
+    States lie in data/pretraining/DOMAIN, results in data/pretrained/DOMAIN. Mapper, relevance and s_stats are what the
+    workflow made: they are copied there together.
+    """
+    if part is not None and part not in PARTS:
+        raise InputError(f"unknown part '{part}'{nearest(part, PARTS)}: there are {', '.join(PARTS)}")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
+    from importlib import import_module
+
+    from pipeline import domains, params
+    from pipeline.service import device_named
+
+    root = params.root()
+    found = domains.load(domain, root)
+    place = device_named(device)
+    for name in [part] if part else TRAINED:
+        module = import_module(f"pretrain.{name if name in TRAINED else 'artefacts'}")
+        if promote_only or name in SHIPPED:
+            module.promote(found, root)
+        else:
+            module.train(found, root, minutes=minutes, images=images, resume=not fresh, device=place)
+        typer.echo(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
+
+
+# ---------------------------------------------------------------- looking around
+
+
+@app.command("domains")
+def list_domains(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the kinds of pictures, and which of their networks are here."""
+    from pipeline import domains, params
+
+    root = params.root()
+    rows = []
+    for name in domains.names(root):
+        found = domains.load(name, root)
+        there = [network for network in domains.NETWORKS if (root / found.weights(network).path).is_file()]
+        missing = [network for network in domains.NETWORKS if network not in there]
+        rows.append(
+            {
+                "name": name,
+                "resolution": found.resolution,
+                "neutral": found.neutral,
+                "prompts": len(found.prompts),
+                "networks": there,
+                "missing": missing,
+            }
+        )
+    if as_json:
+        return _print_json({"domains": rows})
+    for row in rows:
+        networks = f"missing {', '.join(row['missing'])}" if row["missing"] else "all networks here"
+        typer.echo(f"{row['name']:12} {row['resolution']:>4} px  {row['prompts']:>3} prompts  {networks}")
+
+
+@app.command("editors")
+def list_editors(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the editing methods."""
+
+    from pipeline import editors
+
+    folder = Path(editors.__path__[0])
+    rows = [{"name": name, **_about(folder / f"{name}.py")} for name in editors.names()]
+    if as_json:
+        return _print_json({"editors": rows})
+    for row in rows:
+        typer.echo(f"{row['name']:16} {row['kind']:10} {row['about']}")
+
+
+def _about(file: Path) -> dict[str, str]:
+    """Kind and first line of an editor's file, read without importing torch."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    values = (node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant))
+    constants = {ast.unparse(node.targets[0]): str(node.value.value) for node in values}  # type: ignore[attr-defined]
+    return {"kind": constants.get("KIND", ""), "about": (ast.get_docstring(tree) or "").partition("\n")[0]}
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Show device, kernels, weights (verified by sha256), versions and disk; exit code 1 if something needs mending."""
+    from pipeline import params
+    from pipeline.doctor import examine, lines
+
+    found = examine(params.root())
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo("\n".join(lines(found)))
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

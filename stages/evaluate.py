@@ -1,0 +1,30 @@
+"""Edits of the editors that params.yaml names, test pictures -> reports/<domain>/: every number, and the grid."""
+
+from __future__ import annotations
+
+from pipeline import editing, evaluation, params, showcase, truth, weights
+from stages._run import Stage, run
+
+GRID_PEOPLE, GRID_PROMPTS = 6, 6
+
+
+def main(stage: Stage) -> None:
+    section, files, nets = stage.params(editing.EvaluateParams), stage.files, stage.networks.load()
+    editors = params.load_yaml(stage.root)["editors"]
+    edits = {name: files.edits(name) for group in editors.values() for name in group}
+    test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
+    with stage.tracked(section) as tracked:
+        found = evaluation.evaluate(
+            nets, test, edits, mapper, repeats=section.repeats, seed=section.seed, batch=section.batch
+        )
+        evaluation.save(found, files)
+        seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
+        for name in editors["latent"][:1]:
+            shown = showcase.gather(test, seen, {name: files.edits(name)}, GRID_PEOPLE, GRID_PROMPTS)
+            showcase.save(files.grid, showcase.draw(shown, name, showcase.label(name)))
+        stage.log(tracked, found.summary)
+        tracked.figure("grid", files.grid)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,15 @@
+"""Everything the other stages left -> reports/<domain>/index.html: one self-contained page."""
+
+from __future__ import annotations
+
+from pipeline import report
+from stages._run import Stage, run
+
+
+def main(stage: Stage) -> None:
+    with stage.tracked({}) as tracked:
+        tracked.figure("report", report.write(stage.domain, stage.root))
+
+
+if __name__ == "__main__":
+    run(main)
