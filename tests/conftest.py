@@ -1,0 +1,90 @@
+"""The tiny world: a whole project, code included, whose domain has small random networks, all sizes different."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.update(
+    DELTASPACE_TRACKING="0", DVC_NO_ANALYTICS="1", ITERATIVE_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"
+)
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("kernels", "pipeline", "pretrain", "stages")
+SET_UP = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+PROMPTS = (
+    ("face with red hair", "hair_color", "red"),
+    ("face with sunglasses", "glasses", "sunglasses"),
+    ("happy face", "expression", "smile"),
+)
+SMALL = {  # what the tiny world asks for instead of params.yaml
+    "domains": ["tiny"],
+    "prepare": {"train": 20, "val": 6, "test": 5, "shard": 8},
+    "sample": {"count": 100, "shard": 16},
+    "relevance": {"images": 3},
+    "mapper": {"steps": 600, "batch": 16},
+    "diffusion": {"steps": 120, "batch": 4},
+    "edit_diffusion": {"deltaedit_d": {"strength": 1.0, "threshold": 0.1, "steps": 4, "refine": 1}},
+    "evaluate": {"repeats": 40},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of the tiny project; nothing has run in it. Tests that write take a copy."""
+    root = tmp_path_factory.mktemp("tiny") / "project"
+    for room in CODE:
+        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SET_UP:
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    _networks(root)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (root / "params.yaml").write_text(yaml.safe_dump(_laid_over(params, SMALL), sort_keys=False), encoding="utf-8")
+    return root
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """`above` where it says something, `below` elsewhere."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return {**below, **{key: _laid_over(below.get(key), value) for key, value in above.items()}}
+
+
+def _networks(root: Path) -> None:
+    """domains/tiny.yaml and the weights of its networks, drawn at random, always the same."""
+    import tiny_project
+    import torch
+
+    from pipeline import denoiser, portraits, recognition, weights
+    from pipeline.backbones import Backbones
+    from pipeline.domains import load
+
+    tiny_project.make(root)
+    domain = {
+        **tiny_project.DOMAIN,
+        "clip_normalise": True,
+        "prompts": [{"text": text, "attribute": name, "value": value} for text, name, value in PROMPTS],
+        "defaults": {
+            **{stage: {} for stage in ("prepare", "sample", "relevance", "mapper", "diffusion")},
+            **{stage: {"batch": 8} for stage in ("invert", "cache", "evaluate")},
+            "pretrain": {"denoiser": {"model": {"channels": 8, "mult": [1, 2], "attention": []}}},
+        },
+    }
+    (root / "domains/tiny.yaml").write_text(yaml.safe_dump(domain), encoding="utf-8")
+    folder = root / "data/pretrained/tiny"
+    for name in ("mapper", "relevance"):  # the DAG makes its own
+        (folder / f"{name}.safetensors").unlink()
+    torch.manual_seed(8)
+    layout = Backbones(load("tiny", root), root).generator.layout
+    attributes = {name: list(values) for name, values in portraits.ATTRIBUTES.items()}
+    oracle, identity = {"widths": [8, 12], "attributes": attributes}, {"widths": [8, 12], "dim": 9}
+    weights.save(folder / "oracle.safetensors", recognition.Oracle(**oracle).state_dict(), {"model": oracle})  # type: ignore[arg-type]
+    weights.save(folder / "identity.safetensors", recognition.IdentityNet(**identity).state_dict(), {"model": identity})  # type: ignore[arg-type]
+    small = {"channels": 8, "mult": (1, 2), "attention": (), "time_dim": 16, "style_dim": 12, "boundaries": (4, 8)}
+    network = denoiser.Denoiser(tiny_project.R, layout.level_sizes, **small)  # type: ignore[arg-type]
+    denoiser.save(folder / "denoiser.safetensors", network)

@@ -1,0 +1,233 @@
+"""The whole workflow through DVC, once, on the tiny world; what must not run again; what kill -9 must not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from test_architecture import PLUMBING, REGISTRIES, covered
+
+WATCH = """
+import atexit, os, pathlib, sys
+
+def tell():
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    rooms = ("kernels", "pipeline", "stages")
+    names = [getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in rooms]
+    out = pathlib.Path(os.environ["WATCHED"]) / f"{main.name if main else 'none'}-{os.getpid()}"
+    out.write_text("\\n".join(name for name in names if name))
+
+if "WATCHED" in os.environ:
+    atexit.register(tell)
+"""
+ALL = {"prepare", "sample", "invert", "cache", "relevance", "mapper", "diffusion", "evaluate", "report"}
+EDITS = {
+    "edit_latent@tiny-deltaedit_g",
+    "edit_baseline@tiny-identity_editor",
+    "edit_baseline@tiny-counterfactual",
+    "edit_baseline@tiny-styleclip_gd",
+    "edit_diffusion@tiny-deltaedit_d",
+}
+
+
+@dataclass(frozen=True)
+class Repro:
+    """A project after one undisturbed `dvc repro`: its folder, what was printed, what its stages imported."""
+
+    root: Path
+    output: str
+    watched: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data/tiny"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "DELTASPACE_ROOT"))}
+    return {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "DELTASPACE_WORKERS": "1", **extra}
+
+
+def shell(root: Path, *command: str, **extra: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(command, cwd=root, env=environment(**extra), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> set[str]:
+    """The stages that `dvc repro` executed, by its own words."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def copied(source: Path, to: Path) -> Path:
+    return Path(shutil.copytree(source, to, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def content(path: Path) -> dict[str, str]:
+    """sha256 of a file, or of every file in a folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path.parent).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def repro(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Repro:
+    folder = tmp_path_factory.mktemp("dag")
+    root, watched, hooks = copied(tiny, folder / "project"), folder / "watched", folder / "hooks"
+    watched.mkdir()
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(WATCH)
+    shell(root, "git", "init", "--quiet")
+    shell(root, "git", "add", "--all")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
+    shell(root, "git", *author, "commit", "--quiet", "--message", "tiny")
+    output = shell(root, "dvc", "repro", WATCHED=str(watched), PYTHONPATH=str(hooks))
+    return Repro(root, output, watched)
+
+
+def test_one_command_runs_every_stage(repro: Repro) -> None:
+    assert ran(repro.output) == {f"{stage}@tiny" for stage in ALL} | EDITS
+    summary = json.loads((repro.root / "reports/tiny/summary.json").read_text())
+    assert "deltaedit_g_reached" in summary
+    assert (repro.root / "reports/tiny/index.html").stat().st_size > 1000
+    assert (repro.root / "reports/tiny/grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_repro_has_nothing_to_do(repro: Repro) -> None:
+    assert "Data and pipelines are up to date" in shell(repro.root, "dvc", "repro")
+
+
+def test_no_unfinished_work_is_left_behind(repro: Repro) -> None:
+    assert not [path for path in (repro.root / ".cache").rglob("*") if path.is_file()]
+
+
+def test_stages_import_nothing_that_their_deps_do_not_name(repro: Repro) -> None:
+    entries = yaml.safe_load((repro.root / "dvc.yaml").read_text())["stages"]
+    editors = yaml.safe_load((repro.root / "params.yaml").read_text())["editors"]
+    seen: dict[str, set[str]] = {}
+    for file in repro.watched.iterdir():
+        stage = file.name.rpartition("-")[0].removeprefix("stages.")
+        if stage in entries:
+            seen.setdefault(stage, set()).update(file.read_text().splitlines())
+    assert set(seen) == set(entries)
+    for stage, files in seen.items():
+        names = editors.get(stage.removeprefix("edit_"), [""])
+        deps = [dep.replace("${item.editor}", name) for dep in entries[stage]["deps"] for name in names]
+        loaded = {Path(file).resolve().relative_to(repro.root.resolve()).as_posix() for file in files}
+        loaded = {name for name in loaded if (repro.root / name).stat().st_size} - PLUMBING - REGISTRIES
+        assert not sorted(name for name in loaded if not covered(name, deps)), f"{stage} imports what deps do not name"
+
+
+def test_artefacts_hold_no_seconds_dates_or_places(repro: Repro) -> None:
+    for stage in ("fakes", "codes", "reals", "images"):
+        for file in (repro.data / stage).iterdir():
+            assert str(repro.root).encode() not in file.read_bytes()
+
+
+def test_a_new_learning_rate_reruns_the_mapper_and_what_follows_from_it(repro: Repro, tmp_path: Path) -> None:
+    root = copied(repro.root, tmp_path / "project")
+    before = content(root / "data/tiny/edits/styleclip_gd")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["mapper"]["lr"] = 0.1
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert ran(shell(root, "dvc", "repro")) == {
+        "mapper@tiny",
+        "edit_latent@tiny-deltaedit_g",
+        "edit_diffusion@tiny-deltaedit_d",
+        "evaluate@tiny",
+        "report@tiny",
+    }
+    assert content(root / "data/tiny/edits/styleclip_gd") == before
+
+
+def run_stage(root: Path, name: str, **extra: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", f"stages.{name}", "tiny"]
+    return subprocess.Popen(command, cwd=root, env=environment(**extra), text=True, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def ready(repro: Repro, tmp_path: Path) -> Path:
+    """A copy of the project in which every stage has run."""
+    return copied(repro.root, tmp_path / "project")
+
+
+def finished(root: Path, stage: str) -> dict[str, Path]:
+    """What a killed stage may go on from: marked pieces of its unfinished work by name, and its checkpoint."""
+    found: dict[str, Path] = {}
+    for folder in (root / ".cache").glob(f"{stage}-tiny/*"):
+        with suppress(OSError, ValueError):
+            found |= {name: folder / name for name in json.loads((folder / "manifest.json").read_text())}
+        if (folder / "checkpoint.pt").exists():
+            found["checkpoint.pt"] = folder / "checkpoint.pt"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "piece", "outputs"),
+    [
+        ("cache", "codes/shard-00001.parquet", ("codes", "s_stats.safetensors")),
+        ("relevance", "rows/shard-00000.safetensors", ("relevance.safetensors",)),
+        ("mapper", "checkpoint.pt", ("mapper.safetensors", "curves/mapper.csv")),
+        ("diffusion", "checkpoint.pt", ("diffusion.safetensors", "curves/diffusion.csv")),
+    ],
+)
+def test_a_killed_stage_goes_on_and_gives_the_bytes_of_an_undisturbed_run(
+    stage: str, piece: str, outputs: tuple[str, ...], repro: Repro, ready: Path
+) -> None:
+    for name in outputs:  # as DVC does before it runs a stage
+        target = ready / "data/tiny" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    first = run_stage(ready, stage, DELTASPACE_WORKERS="2")  # which must not show in the bytes either
+    deadline = time.monotonic() + 120
+    while piece not in finished(ready, stage):
+        assert first.poll() is None and time.monotonic() < deadline, f"{stage} ended before it could be killed"
+        time.sleep(0.002)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running()], "workers outlived their stage"
+    assert not any((ready / "data/tiny" / name).exists() for name in outputs)
+    kept = {name: path.stat().st_mtime_ns for name, path in finished(ready, stage).items()}
+
+    second = run_stage(ready, stage)
+    assert second.wait(timeout=240) == 0, second.communicate()[1]
+    for name in outputs:
+        assert content(ready / "data/tiny" / name) == content(repro.data / name)
+    if stage == "cache":
+        published = {name: (ready / "data/tiny" / name).stat().st_mtime_ns for name in kept}
+        assert published == kept, "a finished shard was made again"
+
+
+def test_no_diffusion_steps_hand_the_shipped_file_on(ready: Path) -> None:
+    params = yaml.safe_load((ready / "params.yaml").read_text())
+    params["diffusion"]["steps"] = 0
+    (ready / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    stage = run_stage(ready, "diffusion")
+    assert stage.wait(timeout=120) == 0, stage.communicate()[1]
+    shipped = ready / "data/pretrained/tiny/denoiser.safetensors"
+    assert (ready / "data/tiny/diffusion.safetensors").read_bytes() == shipped.read_bytes()
+
+
+def test_bad_input_is_one_line_and_exit_code_2(ready: Path) -> None:
+    params = yaml.safe_load((ready / "params.yaml").read_text())
+    params["mapper"]["lr"] = "fast"
+    (ready / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    stage = run_stage(ready, "mapper")
+    assert stage.wait(timeout=120) == 2
+    message = stage.communicate()[1].strip()
+    assert "mapper.lr" in message and len(message.splitlines()) == 1

@@ -1,0 +1,152 @@
+"""Training the denoiser: what the loss is, that it falls, that it resumes to the byte, that 0 steps copy the file."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline import denoiser, diffusion
+from pipeline.denoiser import Denoiser
+from pipeline.diffusion import DiffusionParams
+from pipeline.sampler import decode, encode
+from pipeline.training import generator_for
+from pipeline.values import InputError
+
+NUMBERS = {"resolution": 16, "style_sizes": (3, 2, 0), "channels": 16, "mult": (1, 2), "time_dim": 24, "style_dim": 20}
+NUMBERS |= {"attention": ()}
+PARAMS = DiffusionParams(steps=6, init="random", batch=4, lr=2e-3, weight_decay=0.01, clip=1.0, ema=0.99, seed=5)
+
+
+def circles(count: int, size: int = 16):
+    """Discs on grey, uint8 [N,3,R,R], and what they look like: colour, x and y [N,5], as raw codes of uneven scale."""
+    generator = torch.Generator().manual_seed(0)
+    colour, place = torch.rand(count, 3, generator=generator), torch.rand(count, 2, generator=generator)
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="xy"))
+    distance = (grid[None] - (place - 0.5)[:, :, None, None]).square().sum(dim=1, keepdim=True).sqrt()
+    inside = ((0.5 - distance) * size / 2).clamp(0, 1)
+    images = inside * colour[:, :, None, None] + (1 - inside) * 0.5
+    s = torch.cat([colour, place], dim=1) * torch.tensor([5.0, 1, 0.2, 1, 1]) + 1
+    return (images * 255).round().byte(), s
+
+
+@pytest.fixture(scope="module")
+def batches():
+    images, s = circles(512)
+    return diffusion.in_memory(images, s.half(), s.mean(dim=0), s.std(dim=0))
+
+
+def train(params, batches, checkpoint=None, every=100, stop=None):
+    network = diffusion.first_weights(params, None, NUMBERS)
+    average, measured = network, {}
+    for done, measured, average in diffusion.steps(network, params, batches, 512, checkpoint, every):  # noqa: B007
+        if done == stop:
+            break
+    return average, measured
+
+
+def test_batches_are_images_in_range_and_codes_of_unit_scale(batches):
+    x0, s = batches(torch.arange(512))
+    assert x0.shape == (512, 3, 16, 16) and x0.min() >= -1 and x0.max() <= 1
+    torch.testing.assert_close(s.std(dim=0), torch.ones(5), rtol=0.01, atol=0)
+    torch.testing.assert_close(s.mean(dim=0), torch.zeros(5), rtol=0, atol=0.01)
+
+
+def test_the_loss_is_the_noise_that_the_network_missed():
+    torch.manual_seed(0)
+    x0, s = torch.rand(64, 3, 16, 16) * 2 - 1, torch.randn(64, 5)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
+    seen = {}
+
+    def omniscient(x, t, code):
+        a = abar[t].view(-1, 1, 1, 1)
+        seen.update(t=t, s=code)
+        seen["noise"] = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        return seen["noise"].float()
+
+    assert diffusion.loss(omniscient, x0, s, generator_for(1, 2)) < 1e-4
+    assert torch.equal(seen["s"], s)
+    assert seen["t"].min() < 100 and seen["t"].max() > 900
+    assert abs(seen["noise"].mean()) < 0.02 and abs(seen["noise"].std() - 1) < 0.02
+    nothing = diffusion.loss(lambda x, t, code: torch.zeros_like(x), x0, s, generator_for(1, 2))
+    torch.testing.assert_close(nothing.double(), seen["noise"].square().mean(), rtol=1e-3, atol=0)
+    assert diffusion.loss(lambda x, t, code: torch.zeros_like(x), x0, s, generator_for(1, 3)) != nothing
+
+
+def test_the_loss_falls_and_the_style_is_read(batches):
+    params = replace(PARAMS, steps=150, batch=16, lr=6e-3, ema=0.95)
+    network = diffusion.first_weights(params, None, NUMBERS)
+    before = diffusion.validation_loss(network, batches, 64)
+    average, _ = train(params, batches)
+    after = diffusion.validation_loss(average, batches, 64)
+    assert before == pytest.approx(1, abs=0.02)  # zero is predicted
+    assert after < 0.1
+    x0, s = batches(torch.arange(32))
+    with torch.inference_mode():
+        right = diffusion.loss(average, x0, s, generator_for(0, 0))
+        wrong = diffusion.loss(average, x0, s.roll(1, dims=0), generator_for(0, 0))
+    assert wrong > 1.05 * right
+    x0, s = x0[:8], s[:8]
+    round_trip = decode(average, encode(average, x0, s, 20, 2).x, s, 20).x
+    assert (round_trip - x0).square().mean() < 0.3 * x0.var()
+
+
+def test_a_run_killed_and_resumed_ends_with_the_bytes_of_an_undisturbed_one(batches, tmp_path):
+    params = replace(PARAMS, steps=6)
+    whole, _ = train(params, batches)
+    checkpoint = tmp_path / "state.pt"
+    train(params, batches, checkpoint, every=2, stop=3)  # dies with 2 steps saved, 1 lost
+    resumed, metrics = train(params, batches, checkpoint, every=2)
+    denoiser.save(tmp_path / "a", whole)
+    denoiser.save(tmp_path / "b", resumed)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert torch.isfinite(torch.tensor(metrics["loss"]))
+
+
+def test_another_seed_is_another_run(batches):
+    first, _ = train(replace(PARAMS, steps=2), batches)
+    second, _ = train(replace(PARAMS, steps=2, seed=6), batches)
+    assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
+
+
+def test_first_weights_leave_the_callers_randomness_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    diffusion.first_weights(PARAMS, None, NUMBERS)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_training_goes_on_from_the_shipped_weights(batches, tmp_path):
+    shipped = tmp_path / "denoiser.safetensors"
+    torch.manual_seed(0)
+    denoiser.save(shipped, Denoiser(**NUMBERS))
+    params = replace(PARAMS, init="pretrained")
+    network = diffusion.first_weights(params, shipped, NUMBERS)
+    for key, value in denoiser.load(shipped).state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
+    (_, _, average), *_ = diffusion.steps(network, params, batches, 512)
+    assert not torch.equal(average.conv_out.weight, denoiser.load(shipped).conv_out.weight)
+
+
+def test_shipped_weights_for_other_codes_are_refused(tmp_path):
+    shipped = tmp_path / "denoiser.safetensors"
+    denoiser.save(shipped, Denoiser(**NUMBERS))
+    params = replace(PARAMS, init="pretrained")
+    with pytest.raises(InputError, match=r"style_sizes \[3, 2, 0\], not \[4, 2, 0\]"):
+        diffusion.first_weights(params, shipped, {**NUMBERS, "style_sizes": (4, 2, 0)})
+    with pytest.raises(InputError, match="missing"):
+        diffusion.first_weights(params, tmp_path / "none", NUMBERS)
+
+
+def test_no_steps_hand_the_shipped_file_on_byte_for_byte(tmp_path):
+    shipped, out = tmp_path / "denoiser.safetensors", tmp_path / "data" / "diffusion.safetensors"
+    denoiser.save(shipped, Denoiser(**NUMBERS), note="kept")
+    diffusion.hand_on(shipped, out)
+    assert out.read_bytes() == shipped.read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+
+
+@pytest.mark.parametrize("change", [{"steps": -1}, {"batch": 0}, {"lr": 0.0}, {"ema": 1.0}, {"weight_decay": -1.0}])
+def test_numbers_that_cannot_train_are_refused(change):
+    with pytest.raises(ValueError, match=r"expected|above"):
+        replace(PARAMS, **change)

@@ -1,0 +1,70 @@
+"""Training the first denoiser: on inversions as the DAG makes them, of the size the generator asks for, resumable."""
+
+import pytest
+import torch
+
+from pipeline import denoiser
+from pipeline.encoder import Encoder
+from pipeline.generator import Generator
+from pretrain.denoiser import coded, spread, steps
+
+R, D = 16, 12
+NUMBERS = {"channels": 8, "mult": (1, 2), "time_dim": 12, "style_dim": 10, "attention": ()}
+
+
+class Pictures:
+    """Random pictures in place of renders."""
+
+    def __init__(self) -> None:
+        self.all = torch.rand(40, 3, R, R, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def images(self, rows):
+        return self.all[rows]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    generator = Generator(R, D, {4: 16, 8: 12, 16: 10}, n_mlp=2, split=(2, 4))
+    encoder = Encoder(R, (6, 8, 12, 16), rows=6, style_dim=D, split=(2, 4))
+    return encoder.eval().requires_grad_(False), generator.eval().requires_grad_(False)
+
+
+def train(networks, state, until):
+    encoder, generator = networks
+    *_, (_, _, average) = steps(NUMBERS, Pictures(), encoder, generator, *spread(generator), state, until, batch=4)
+    return average
+
+
+def test_codes_are_the_standardised_styles_of_the_pictures_own_inversion(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows = torch.tensor([3, 0, 7])
+    images, s = coded(Pictures(), encoder, generator, mean, std)(rows)
+    assert torch.equal(images, Pictures().all[rows])
+    torch.testing.assert_close(s * std + mean, generator.styles(encoder(images)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_spread_is_that_of_generated_styles(networks):
+    _, generator = networks
+    mean, std = spread(generator, count=20_000)
+    w = generator.mapping(torch.randn(20_000, D, generator=torch.Generator().manual_seed(5)))
+    s = generator.styles(generator.repeat(w))
+    assert (mean - s.mean(dim=0)).abs().max() < 0.05 * s.std(dim=0).max()
+    torch.testing.assert_close(std, s.std(dim=0), rtol=0.05, atol=1e-4)
+
+
+def test_the_generator_decides_the_sizes_and_a_resumed_training_ends_with_the_same_bytes(networks, tmp_path):
+    _, generator = networks
+    whole = train(networks, tmp_path / "whole.pt", 24)
+    assert whole.spec["resolution"] == R
+    assert tuple(whole.spec["style_sizes"]) == generator.layout.level_sizes
+    assert set(whole.block_levels.values()) == {"coarse", "medium", "fine"}
+    train(networks, tmp_path / "state.pt", 12)  # three steps, saved at the end
+    resumed = train(networks, tmp_path / "state.pt", 24)
+    for name, network in (("a", whole), ("b", resumed)):
+        denoiser.save(tmp_path / name, network)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

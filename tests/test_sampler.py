@@ -1,0 +1,176 @@
+"""Deterministic DDIM: against formulas worked out by hand, against diffusers' own pipeline, and against the truth."""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from pipeline.sampler import check_steps, decode, encode, schedulers, standardise
+from pipeline.values import InputError
+
+ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
+
+
+def levels(steps: int) -> list[tuple[int, float]]:
+    """(timestep, abar) from clean to noise: every 1000/steps-th, the first one included."""
+    return [(t, ABAR[t].item()) for t in range(0, 1000, 1000 // steps)]
+
+
+def move(x, eps, a, b):
+    """One DDIM step between levels abar = a and b."""
+    return math.sqrt(b) * (x - math.sqrt(1 - a) * eps) / math.sqrt(a) + math.sqrt(1 - b) * eps
+
+
+def gaussian(spread=(0.2, 0.7)):
+    """The exact denoiser of images whose pixels are independent: mean s, standard deviations rising along the row."""
+    sigma = torch.linspace(*spread, 4, dtype=torch.float64)
+
+    def eps(x, t, s):
+        a = ABAR.to(x.device)[t].view(-1, 1, 1, 1)
+        offset = x.double() - a.sqrt() * s.double().view(-1, 1, 1, 1)
+        return ((1 - a).sqrt() * offset / (a * sigma**2 + 1 - a)).float()
+
+    return eps, sigma
+
+
+def people(sigma, batch=16):
+    torch.manual_seed(0)
+    s = torch.randn(batch, 1) / 2
+    return (s.view(-1, 1, 1, 1) + sigma * torch.randn(batch, 3, 4, 4)).float(), s
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_both_directions_follow_the_ddim_formula(steps):
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    up, a = x0.double(), 1.0
+    for t, b in levels(steps):
+        noise = eps(up.float(), torch.full((len(up),), t), s).double()  # asked at the level it goes to
+        up, a = move(up, noise, a, b), b
+    encoded = encode(eps, x0, s, steps)
+    assert encoded.evaluations == steps
+    torch.testing.assert_close(encoded.x.double(), up, rtol=1e-4, atol=1e-4)
+    down = encoded.x.double()
+    below = [1.0, *(b for _, b in levels(steps))]
+    for (t, a), b in zip(reversed(levels(steps)), reversed(below[:-1]), strict=True):
+        down = move(down, eps(down.float(), torch.full((len(down),), t), s).double(), a, b)
+    decoded = decode(eps, encoded.x, s, steps)
+    assert decoded.evaluations == steps
+    torch.testing.assert_close(decoded.x.double(), down, rtol=1e-4, atol=1e-4)
+
+
+def test_decoding_is_what_the_ddim_pipeline_of_diffusers_does():
+    eps, sigma = gaussian()
+    _, s = people(sigma, 2)
+
+    class Unconditional(torch.nn.Module):
+        config = SimpleNamespace(sample_size=4, in_channels=3)
+        dtype, device = torch.float32, torch.device("cpu")
+
+        def forward(self, x, t):
+            return SimpleNamespace(sample=eps(x, t.expand(len(x)), s))
+
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    pipeline = DDIMPipeline(Unconditional(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=5, output_type="np").images
+    x_t = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    mine = (decode(eps, x_t, s, 5).x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert abs(mine - theirs).max() < 1e-6
+    assert 0.05 < theirs.std() < 0.45  # neither grey nor saturated
+
+
+def test_the_noise_schedule_is_ddpms():
+    for scheduler in schedulers():
+        torch.testing.assert_close(scheduler.alphas_cumprod.double(), ABAR, rtol=1e-4, atol=0)
+        assert not scheduler.config.clip_sample
+    assert [round(ABAR[t].item(), 4) for t in (100, 300, 500, 800)] == [0.8951, 0.394, 0.0778, 0.0015]
+
+
+def test_a_round_trip_comes_closer_to_the_image_with_more_steps():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    errors = [(decode(eps, encode(eps, x0, s, n).x, s, n).x - x0).square().mean().item() for n in (10, 20, 50, 100)]
+    assert all(more < 0.6 * less for less, more in pairwise(errors)), errors
+    assert errors[-1] < 1e-3
+
+
+def test_refined_encoding_converges_to_the_exact_inverse_of_decoding():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    encoded = [encode(eps, x0, s, 10, refine) for refine in range(5)]
+    errors = [(decode(eps, e.x, s, 10).x - x0).square().mean().item() for e in encoded]
+    assert all(more < 0.6 * less for less, more in pairwise(errors)), errors
+    assert [e.evaluations for e in encoded] == [10, 20, 30, 40, 50]
+    assert (decode(eps, encode(eps, x0, s, 10, 30).x, s, 10).x - x0).abs().max() < 1e-3
+
+
+def test_the_noise_of_many_steps_is_what_the_exact_flow_gives():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    quantile = (x0 - s.view(-1, 1, 1, 1)) / sigma  # each pixel keeps its own all the way
+    errors = []
+    for steps in (20, 100, 1000):
+        _, last = levels(steps)[-1]
+        exact = quantile * (last * sigma**2 + 1 - last).sqrt() + math.sqrt(last) * s.view(-1, 1, 1, 1)
+        errors.append((encode(eps, x0, s, steps).x - exact).square().mean().item())
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+
+
+def test_decoding_with_a_moved_style_moves_the_image_by_as_much():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    x_t = encode(eps, x0, s, 100).x
+    moved = decode(eps, x_t, s + 0.5, 100).x - decode(eps, x_t, s, 100).x
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.5), rtol=0, atol=0.01)
+
+
+def test_a_row_does_not_depend_on_its_batch_and_nothing_is_random():
+    eps, sigma = gaussian()
+    x0, s = people(sigma, 5)
+    together = decode(eps, encode(eps, x0, s, 10).x, s, 10).x
+    assert torch.equal(together, decode(eps, encode(eps, x0, s, 10).x, s, 10).x)
+    alone = [decode(eps, encode(eps, x0[i : i + 1], s[i : i + 1], 10).x, s[i : i + 1], 10).x for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), together)
+
+
+def test_one_direction_may_use_other_steps_than_the_other():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    both = decode(eps, encode(eps, x0, s, 20).x, s, 20).x
+    finer = decode(eps, encode(eps, x0, s, 250).x, s, 250).x
+    assert (finer - x0).square().mean() < (both - x0).square().mean()
+    mixed = decode(eps, encode(eps, x0, s, 250).x, s, 20).x  # DiffAE's habit
+    assert (mixed - x0).square().mean() < 0.1 * x0.square().mean()
+
+
+def test_images_stay_float32_even_when_the_network_answers_in_half():
+    eps, sigma = gaussian()
+    x0, s = people(sigma)
+    assert decode(lambda *given: eps(*given).bfloat16(), x0, s, 10).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("steps", "use"), [(0, "1"), (-1, "1"), (3, "2 or 4"), (64, "50 or 100"), (2000, "1000")])
+def test_steps_with_a_broken_stride_are_refused_with_the_nearest_good_numbers(steps, use):
+    with pytest.raises(InputError, match=f"{steps} sampling steps do not divide 1000: use {use}"):
+        encode(gaussian()[0], torch.zeros(1, 3, 4, 4), torch.zeros(1, 1), steps)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 20, 40, 50, 100, 125, 250, 1000])
+def test_steps_that_divide_a_thousand_walk_the_same_levels_both_ways(steps):
+    check_steps(steps)
+    for scheduler in schedulers():
+        scheduler.set_timesteps(steps)
+    down, up = (scheduler.timesteps.tolist() for scheduler in schedulers())
+    assert up == down[::-1] == [t for t, _ in levels(steps)]
+
+
+def test_standardised_codes_have_unit_scale_and_dead_channels_stay_small():
+    s = torch.randn(4000, 3) * torch.tensor([5.0, 0.2, 1e-7]) + 1
+    out = standardise(s, s.mean(dim=0), s.std(dim=0))
+    torch.testing.assert_close(out.std(dim=0)[:2], torch.ones(2), rtol=1e-3, atol=0)
+    assert out[:, 2].abs().max() < 1e-3
