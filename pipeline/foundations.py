@@ -156,31 +156,11 @@ def _value_feature(backbones: Backbones, attribute: str, value: str) -> Tensor:
     """Mean unit feature [E] of everything that training says of a value ("face with red hair", "red-haired face")."""
     from pipeline import portraits
 
-    texts = [in_a_phrase(backbones.domain.neutral, phrase) for phrase in portraits.PHRASES[attribute][value][0]]
+    texts = [
+        portraits.in_a_phrase(backbones.domain.neutral, phrase) for phrase in portraits.PHRASES[attribute][value][0]
+    ]
     features = [backbones.clip.text_feature(text, backbones.domain.templates).float().cpu() for text in texts]
     return F.normalize(torch.stack(features).mean(0), dim=0)
-
-
-def in_a_phrase(noun: str, phrase: str) -> str:
-    """ "face", "with red hair" -> "face with red hair"; "face", "bald" -> "bald face"."""
-    leading = (" " not in phrase) or phrase.split()[0] not in _AFTER
-    return f"{phrase} {noun}" if leading else f"{noun} {phrase}"
-
-
-_AFTER = (
-    "with",
-    "without",
-    "in",
-    "on",
-    "wearing",
-    "dressed",
-    "facing",
-    "looking",
-    "turned",
-    "seen",
-    "showing",
-    "gazing",
-)
 
 
 def _balanced(right: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], draws: Draws) -> dict[str, Any]:

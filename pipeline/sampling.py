@@ -1,4 +1,4 @@
-"""From row ids and photographs to codes: w of fakes, w+ of reals, then the pairs (s, CLIP) that all methods learn from.
+"""From row ids and photographs to codes: w of fakes, then the pairs (s, CLIP) that all methods learn from.
 
 Everything runs in fixed micro-batches whose tail is padded, so a row's bytes do not depend on its neighbours: worker
 processes and a resumed run give what one undisturbed process gives, and so do shards of any multiple of the batch.
@@ -18,7 +18,6 @@ from pipeline import images
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
-    from pipeline.encoder import Encoder
     from pipeline.generator import Generator
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
@@ -45,7 +44,7 @@ class SampleParams:
 
 @dataclass(frozen=True)
 class BatchParams:
-    """What `invert` and `cache` ask for. batch: images per forward pass, a multiple of 8."""
+    """What `cache` asks for. batch: images per forward pass, a multiple of 8."""
 
     batch: int
 
@@ -104,20 +103,6 @@ def sample_w(generator: Generator, row_ids: Iterable[int], seed: int, truncation
         return (generator.truncate(generator.mapping(z.to(device)), truncation).cpu(),)
 
     return fixed_batches(step, batch, noise(row_ids, generator.style_dim, seed))[0]
-
-
-@torch.no_grad()
-def invert_images(encoder: Encoder, generator: Generator, photos: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """photos [N,3,R,R] -> w_plus [N,L,D] and the inversion error [N]: mean squared error of pixels in [0,1]."""
-    device = generator.w_mean.device
-
-    def step(real: Tensor) -> tuple[Tensor, Tensor]:
-        real = real.to(device)
-        w_plus = encoder(real)
-        error = ((generator(w_plus).clamp(-1, 1) - real) / 2).square().mean(dim=(1, 2, 3))
-        return w_plus.cpu(), error.cpu()
-
-    return fixed_batches(step, batch, photos)
 
 
 @torch.no_grad()

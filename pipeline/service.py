@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import domains, editors, params, sampling, workers
 from pipeline.editors import Editor
+from pipeline.inversion import InvertParams, errors, refine
 from pipeline.prompts import clean, in_range, words_that_fit
 from pipeline.values import Direction, Edited, InputError, Source, TextPair, nearest
 
@@ -140,17 +141,20 @@ class Studio:
         """
         image, known, notes = self._opened(picture)
         name, image = name or known, image.to(self.device)
-        w_plus = self.backbones.encoder(image)
-        s = self.backbones.generator.styles(w_plus)
-        inversion = self.backbones.generator.synthesis(s, w_plus).clamp(-1, 1)
+        generator = self.backbones.generator
+        guess = self.backbones.encoder(image)
+        w_plus = refine(generator, image, guess, self.inverting.refine)
+        s = generator.styles(w_plus)
+        inversion = generator.synthesis(s, w_plus).clamp(-1, 1)
         error = float(((inversion - image) / 2).square().mean())
         source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
         person = Person(name, source, inversion[0].cpu(), error, notes)
-        if error <= self.far_error:
+        first = errors(generator, image, guess).item()
+        if first <= self.far_error:
             return person
         warning = (
-            f"{name} is far from what {self.domain.name} can draw (inversion error {error:.3f}, {person.psnr:.1f} dB; "
-            f"up to {self.far_error:.3f} is usual): expect a different face"
+            f"{name} is far from what {self.domain.name} can draw (the encoder's error is {first:.3f}, up to "
+            f"{self.far_error:.3f} is usual): expect a different face"
         )
         return replace(person, warnings=(warning,))
 
@@ -198,8 +202,13 @@ class Studio:
         return photo.image, name, tuple(photo.notes)
 
     @cached_property
+    def inverting(self) -> InvertParams:
+        """How photographs are inverted, as in the workflow."""
+        return params.section(InvertParams, self.root, "invert", domain=self.domain)
+
+    @cached_property
     def far_error(self) -> float:
-        """The inversion error above which a picture is far from the domain; the encoder's file may tell its own."""
+        """The encoder's own error above which a picture is far from the domain; its file may tell that number."""
         from pipeline import weights
 
         own = weights.read_meta(self.backbones.path("encoder")).get("far_error")

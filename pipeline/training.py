@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.values import InputError
 
 Metrics = dict[str, float]
 
@@ -87,13 +90,21 @@ def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
 
 
 def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
-    """Restore the parts and return the number of finished steps; 0 when there is no file."""
+    """Restore the parts and return the number of finished steps; 0 when there is no file.
+
+    A state with "whole": False, made of weights alone, restores what it has. Raises InputError for a damaged file.
+    """
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for name, part in parts.items():
+            if name in state or state.get("whole", True):
+                part.load_state_dict(state[name])
+        return int(state["step"])
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} is damaged or of another network ({reason}): remove it to start anew") from error
 
 
 def fit(

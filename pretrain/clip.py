@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from pipeline import portraits
 from pipeline.clip import Clip, words
@@ -18,42 +19,24 @@ from pretrain import session
 from pretrain.augment import degrade
 from pretrain.renders import FIRST_ID, Renders
 
-EASY = [
-    "background",
-    "clothes_color",
-    "skin",
-    "hair_color",
-    "clothes",
-    "glasses",
-    "hair_style",
-    "eyes",
-    "eye_size",
-    "face_shape",
-    "age",
-]
-ALIKE = 3  # EASY attributes that the people of a hard batch share
+EXAMINE_EVERY, EXAMINED, LEARNT = 100, 512, 0.85  # steps, pictures, skill: 0 is chance, 1 no mistake
 
 
-def table(data: Renders) -> np.ndarray:
-    """The value of every EASY attribute of every person [N,attributes], as numbers."""
-    truths = (portraits.attributes(person) for person in data.people(torch.arange(len(data))))
-    order = {name: {value: i for i, value in enumerate(portraits.ATTRIBUTES[name])} for name in EASY}
-    return np.array([[order[name][truth[name]] for name in EASY] for truth in truths], dtype=np.int8)
-
-
-def look_alikes(values: np.ndarray, batch: int, rng: np.random.Generator) -> torch.Tensor:
-    """Rows [batch] of people who share ALIKE attributes, or of as few such groups as make up a batch.
-
-    A contrastive loss learns what tells most pictures apart, colours of large areas, and then has little left to say;
-    among people alike in those, the small things decide.
-    """
-    columns = rng.choice(len(EASY), size=ALIKE, replace=False)
-    chosen: list[int] = []
-    while len(chosen) < batch:
-        model = values[rng.integers(len(values)), columns]
-        group = np.flatnonzero((values[:, columns] == model).all(axis=1))
-        chosen += rng.permutation(group)[: batch - len(chosen)].tolist()
-    return torch.tensor(chosen)
+@torch.no_grad()
+def unlearnt(clip: Clip, images: torch.Tensor, people: list[portraits.Portrait]) -> list[str] | None:
+    """The attributes that the nearest text does not read well from images [N,3,R,R] of people; None when all are."""
+    seen, found = normalize(clip.embed_images(images), dim=1), []
+    for name, values in portraits.ATTRIBUTES.items():
+        phrases = [[portraits.in_a_phrase("face", p) for p in portraits.PHRASES[name][v][0]] for v in values]
+        means = torch.stack([normalize(clip.embed_texts(texts), dim=1).mean(dim=0) for texts in phrases])
+        shown = [n for n, person in enumerate(people) if portraits.visible(person)[name]]
+        read = (seen[shown] @ normalize(means, dim=1).T).argmax(dim=1)
+        truth = torch.tensor([values.index(portraits.attributes(people[n])[name]) for n in shown], device=read.device)
+        right = [(read[truth == k] == k).float().mean() for k in range(len(values)) if (truth == k).any()]
+        skill = (torch.stack(right).mean().item() - 1 / len(values)) / (1 - 1 / len(values))
+        if skill < LEARNT:
+            found.append(name)
+    return found or None
 
 
 def steps(
@@ -70,7 +53,8 @@ def steps(
 ) -> Iterator[tuple[int, Metrics, Clip]]:
     """Yield (pairs seen, loss and batch accuracy, averaged model); cosine schedule over `images` pairs.
 
-    Every second batch is one of `look_alikes`.
+    A contrastive loss learns what tells most pictures apart, colours of large areas, and then has little left to say:
+    the captions of every second batch name only what is `unlearnt` by then.
     """
     from open_clip.loss import ClipLoss
 
@@ -81,20 +65,26 @@ def steps(
     plain = [p for p in clip.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-    objective, values = ClipLoss(), table(data)
+    objective = ClipLoss()
+    hard: list[str] | None = []  # not looked at yet
+    first = torch.arange(min(EXAMINED, len(data)))
+    examined, examples = data.images(first).to(device), list(data.people(first))
 
     def step(number: int) -> Metrics:
+        nonlocal hard
+        if hard == [] or number % EXAMINE_EVERY == 0:
+            hard = unlearnt(ema.module, examined, examples)
         torch.manual_seed(number)
         seen = number * batch
         rate = lr * min(1.0, seen / warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / images)))
         for group in adam.param_groups:
             group["lr"] = max(rate, lr * 1e-3)
         rng = np.random.default_rng([7, number])
-        rows = torch.randint(len(values), (batch,)) if number % 2 else look_alikes(values, batch, rng)
-        captions = [portraits.caption(person, rng, "train") for person in data.people(rows)]
+        rows, among = torch.randint(len(data), (batch,)), None if number % 2 else hard
+        captions = [portraits.caption(person, rng, "train", among) for person in data.people(rows)]
         pictures = degrade(data.images(rows).to(device))
         with torch.autocast(device, torch.bfloat16):
-            image = torch.nn.functional.normalize(clip.embed_images(pictures), dim=-1)
+            image = normalize(clip.embed_images(pictures), dim=-1)
             text = clip.embed_texts(captions)
         loss = objective(image, text, clip.model.logit_scale.exp())
         loss.backward()
@@ -105,10 +95,10 @@ def steps(
             clip.model.logit_scale.clamp_(0, math.log(100))
             hits = ((image @ text.T).argmax(dim=1) == torch.arange(batch, device=device)).float().mean()
         ema.update(clip, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        return {"loss": loss.item(), "top1": hits.item()}
+        return {"loss": loss.item(), "top1": hits.item(), "unlearnt": len(hard or ())}
 
     parts = {"clip": clip, "ema": ema, "adam": adam}
-    for done, metrics in fit(step, parts, images // batch, state, every=100, seconds=seconds):
+    for done, metrics in fit(step, parts, images // batch, state, every=EXAMINE_EVERY, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
@@ -130,7 +120,7 @@ def train(
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
     plan = session.plan(domain, "clip", images)
     data = session.pictures(domain, root, plan.renders)
-    state = session.state(domain, root, "clip", resume)
+    state = session.state(domain, root, "clip", resume, {"clip": "clip", "ema": "clip"})
     loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
     session.follow(loop, plan.images, "clip")
     promote(domain, root)

@@ -86,7 +86,7 @@ def train(
     plan = session.plan(domain, "denoiser", images)
     networks = Backbones(domain, root, device)
     data = session.pictures(domain, root, plan.renders)
-    state = session.state(domain, root, "denoiser", resume)
+    state = session.state(domain, root, "denoiser", resume, {"network": "denoiser", "ema": "denoiser"})
     loop = steps(
         plan.model,
         data,

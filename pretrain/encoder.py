@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import weights
 from pipeline.backbones import Backbones
 from pipeline.domains import Domain
 from pipeline.encoder import Encoder
@@ -98,7 +99,10 @@ def steps(
             output = generator(codes)
             seen_as, meant_as = (feature_maps(discriminator, pictures) for pictures in (output, target))
             near = [1 - (a * b).sum(1).mean() for a, b in zip(seen_as, meant_as, strict=True)]
-            alike = (identity(output) * identity(target)).sum(1).mean()
+            if scale["identity"]:
+                alike = (identity(output) * identity(target)).sum(1).mean()
+            else:
+                alike = torch.ones(())
         differences = codes[:, 1:] - codes[:, :1]
         terms = {
             "pixel": F.mse_loss(output.float(), target) + F.l1_loss(output.float(), target),
@@ -145,7 +149,7 @@ def train(
         judge(domain, root).to(device),
         networks.identity,
         data,
-        session.state(domain, root, "encoder", resume),
+        session.state(domain, root, "encoder", resume, {"encoder": "encoder", "ema": "encoder"}),
         plan.images,
         seconds=session.seconds(minutes),
         device=device,
@@ -156,16 +160,16 @@ def train(
 
 
 def judge(domain: Domain, root: Path) -> Discriminator:
-    """The discriminator that the generator was trained against; where its state is gone, one of random weights.
+    """The discriminator that the generator was trained against; where it is missing, one of random weights.
 
     Random features still measure edges and colours, less well.
     """
     model = session.plan(domain, "generator").model
     widths = {int(resolution): width for resolution, width in model["discriminator"].items()}
     discriminator = Discriminator(model["size"], widths)
-    path = session.state(domain, root, "generator")
+    path = session.promoted(domain, root, "discriminator")
     if path.exists():
-        discriminator.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["d"])
+        discriminator.load_state_dict(weights.load(path)[0])
     else:
         print(f"{path} is missing: pictures are compared by random features")
     return discriminator

@@ -194,7 +194,11 @@ def train(
     plan = session.plan(domain, "generator", images)
     data = session.pictures(domain, root, plan.renders)
     first = plan.options.pop("images_half_size", 0)
-    small, full = (session.state(domain, root, name, resume) for name in ("generator-half", "generator"))
+    parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
+    small, full = (
+        session.state(domain, root, "generator-half", resume),
+        session.state(domain, root, "generator", resume, parts),
+    )
     limit, begun = session.seconds(minutes), time.monotonic()
     if first and not full.exists():
         loop = steps(halved(plan.model), data, small, first, seconds=limit, device=device, **plan.options)
@@ -219,11 +223,13 @@ def halved(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged generator, with its mean w, to the domain's weights."""
+    """Write the averaged generator, with its mean w, to the domain's weights, and its discriminator beside it."""
     tensors, done = session.averaged(domain, root, "generator")
     plan = session.plan(domain, "generator")
     generator = build(plan.model)
     generator.load_state_dict(tensors)
     tensors["w_mean"] = mean_w(generator)
     model = {key: value for key, value in plan.model.items() if key != "discriminator"}
-    return session.publish(domain, root, "generator", tensors, model, images=done * plan.options["batch"])
+    judge = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
+    session.publish(domain, root, "discriminator", session.part(domain, root, "generator", "d"), judge, steps=done)
+    return session.publish(domain, root, "generator", tensors, model, steps=done)

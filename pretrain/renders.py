@@ -34,7 +34,7 @@ def _make_chunk(index: int, target: Path, resolution: int, people: int | None) -
     path = target / f"{index:05d}.npy"
     rows = range(index * CHUNK, (index + 1) * CHUNK)
     images = np.stack([portraits.render(person(row, people), resolution) for row in rows])
-    partial_path = path.with_suffix(".partial")
+    partial_path = path.with_suffix(f".{os.getpid()}.partial")  # another training may draw the same
     with open(partial_path, "wb") as file:
         np.save(file, images)
     os.replace(partial_path, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import images, progress, tracking, weights
+from pipeline import files, images, progress, tracking, weights
 from pipeline.domains import Domain
 from pipeline.generator import Generator
 from pipeline.training import Metrics
@@ -46,12 +47,46 @@ def seconds(minutes: float | None) -> float | None:
     return None if minutes is None else 60 * minutes
 
 
-def state(domain: Domain, root: Path, name: str, resume: bool = True) -> Path:
-    """The git-ignored file a training goes on from; without `resume`, an old one is put aside."""
+def state(
+    domain: Domain, root: Path, name: str, resume: bool = True, networks: Mapping[str, str] | None = None
+) -> Path:
+    """The git-ignored file a training goes on from; without `resume`, an old one is put aside.
+
+    networks: part of the state -> file of weights. Where the state is lost, it is made of these: optimisers start
+    anew, at the step that the weights were promoted at.
+    """
     path = Path(root) / "data" / "pretraining" / domain.name / f"{name}.pt"
     if not resume and path.exists():
         os.replace(path, path.with_suffix(".pt.old"))
+    if resume and networks and not path.exists():
+        adopt(domain, root, name, networks, path)
     return path
+
+
+def promoted(domain: Domain, root: Path, name: str) -> Path:
+    """The file of weights of a network; that of the discriminator lies beside the generator's."""
+    known = domain.generator if name == "discriminator" else domain.weights(name)
+    return Path(root) / (known.path if name != "discriminator" else Path(known.path).with_name(f"{name}.safetensors"))
+
+
+def adopt(domain: Domain, root: Path, name: str, networks: Mapping[str, str], path: Path) -> None:
+    """Make a training state of promoted weights; nothing where one is missing or has other numbers than the plan."""
+    numbers, content = json.loads(json.dumps(plan(domain, name).model)), {}
+    for part, network in networks.items():
+        file = promoted(domain, root, network)
+        if not file.exists():
+            return
+        tensors, meta = weights.load(file)
+        own = meta.get("model", {})
+        if "steps" not in meta or any(own[key] != value for key, value in numbers.items() if key in own):
+            print(f"{file} was made with other numbers than domains/{domain.name}.yaml asks for: {name} starts anew")
+            return
+        tensors.pop("w_mean", None)  # no key of the published generators
+        content |= {part: tensors, "step": meta["steps"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        torch.save({**content, "whole": False}, partial)
+    print(f"{name}: no training state, going on from the weights of step {content['step']}")
 
 
 def progress_of(path: Path) -> int:
@@ -92,18 +127,27 @@ def draw(generator: Generator, path: Path, rows: int = 5, columns: int = 12) -> 
 
 def averaged(domain: Domain, root: Path, name: str) -> tuple[dict[str, Tensor], int]:
     """The averaged weights in a training state, and its finished steps."""
+    content = _content(domain, root, name)
+    return dict(content["ema"]), int(content["step"])
+
+
+def part(domain: Domain, root: Path, name: str, of: str) -> dict[str, Tensor]:
+    """The weights of one network in a training state."""
+    return dict(_content(domain, root, name)[of])
+
+
+def _content(domain: Domain, root: Path, name: str) -> dict[str, Any]:
     path = state(domain, root, name)
     if not path.exists():
         raise InputError(f"{path} is missing: run `deltaspace pretrain {domain.name} {name}`")
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    return dict(content["ema"]), int(content["step"])
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def publish(
     domain: Domain, root: Path, name: str, tensors: Mapping[str, Tensor], model: Mapping[str, Any], **meta: Any
 ) -> Path:
     """Write the weights that the pipeline reads, as float16 with the numbers that build the network again."""
-    path = Path(root) / domain.weights(name).path
+    path = promoted(domain, root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save(path, tensors, {"network": name, "domain": domain.name, "model": dict(model), **meta})
     return path

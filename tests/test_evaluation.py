@@ -333,7 +333,7 @@ def test_a_clip_whose_words_are_pictures_is_perfectly_aligned(world: World, monk
     [("with red hair", "face with red hair"), ("bald", "bald face"), ("clean-shaven", "clean-shaven face")],
 )
 def test_a_value_is_said_as_captions_say_it(phrase: str, text: str) -> None:
-    assert foundations.in_a_phrase("face", phrase) == text
+    assert portraits.in_a_phrase("face", phrase) == text
 
 
 # ---------------------------------------------------------------- what is written

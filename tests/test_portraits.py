@@ -259,3 +259,18 @@ def test_captions_are_repeatable_and_an_unknown_split_is_refused():
     assert first == second
     with pytest.raises(ValueError, match="train"):
         portraits.caption(person, np.random.default_rng(5), "test")
+
+
+def test_a_caption_among_some_attributes_names_no_other() -> None:
+    rng = np.random.default_rng(0)
+    captions = [portraits.caption(portraits.sample(row), rng, "train", among=["lips"]) for row in range(200)]
+    about_lips = [text for text in captions if "lip" in text]
+    assert 100 < len(about_lips) < 200
+    others = {
+        word
+        for name in ("hair_color", "glasses", "skin", "background")
+        for v in PHRASES[name].values()
+        for word in v[0]
+    }
+    assert not any(phrase.removeprefix("with ") in text for text in captions for phrase in others)
+    assert all(portraits.caption(portraits.sample(row), rng, "train", among=[]) for row in range(20))

@@ -130,7 +130,7 @@ def test_the_file_holds_the_averaged_weights_as_half_precision_with_what_builds_
         torch.testing.assert_close(tensors[key], value, atol=1e-3, rtol=1e-3, check_dtype=False)
     floats = sum(value.numel() for value in tensors.values() if value.is_floating_point())
     assert path.stat().st_size < 2 * floats + 60_000  # two bytes a number, and a heading
-    assert meta["network"] == name and meta["domain"] == "tiny" and meta.get("steps", meta.get("images"))
+    assert meta["network"] == name and meta["domain"] == "tiny" and meta["steps"] == 2
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -154,6 +154,49 @@ def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> N
     import_module(f"pretrain.{name}").train(domain_at(project), project, images=BATCH, resume=False)
     assert state_of(project, name)["step"] == 1
     assert old.with_suffix(".pt.old").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_without_its_state_it_goes_on_from_the_weights(name: str, project: Path) -> None:
+    (project / f"data/pretraining/tiny/{name}.pt").unlink()
+    kept, _ = weights.load(project / f"data/pretrained/tiny/{name}.safetensors")
+    module = import_module(f"pretrain.{name}")
+    module.train(domain_at(project), project)  # which was finished: nothing is to be learnt
+    again = state_of(project, name)
+    assert again["step"] == 2
+    for key, value in again["ema"].items():
+        torch.testing.assert_close(value, kept[key], check_dtype=False)
+    module.train(domain_at(project), project, images=3 * BATCH)
+    state = state_of(project, name)
+    assert state["step"] == 3 and any(part.startswith("adam") for part in state)
+    part = "d" if name == "generator" else "ema"  # the generator waits for its discriminator to settle
+    assert any(not torch.equal(value, again[part][key]) for key, value in state[part].items())
+
+
+def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path) -> None:
+    known = state_of(project, "generator")["d"]
+    for name in ("generator", "generator-half"):
+        (project / f"data/pretraining/tiny/{name}.pt").unlink()
+    gan.train(domain_at(project), project)
+    assert not (project / "data/pretraining/tiny/generator-half.pt").exists()
+    for key, value in state_of(project, "generator")["d"].items():
+        torch.testing.assert_close(value, known[key], atol=1e-3, rtol=1e-3)
+
+
+def test_weights_of_other_numbers_are_no_start(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "data/pretraining/tiny/oracle.pt").unlink()
+    plan = {"model": {"widths": [7, 9]}, "images": BATCH, "renders": CHUNK, "batch": BATCH}
+    oracle.train(domain_at(project, defaults={"pretrain": {"oracle": plan}}), project)
+    assert "oracle starts anew" in capsys.readouterr().out
+    assert state_of(project, "oracle")["step"] == 1
+
+
+def test_a_damaged_state_is_named_in_one_line(project: Path) -> None:
+    path = project / "data/pretraining/tiny/oracle.pt"
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(InputError, match=r"oracle\.pt is damaged") as caught:
+        oracle.train(domain_at(project), project, images=3 * BATCH)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -393,21 +436,35 @@ def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
     assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == oracle.HIDDEN)
 
 
-def test_a_hard_batch_is_people_who_share_what_is_easy_to_see(trained: Path) -> None:
-    data = renders.Renders(trained, R)
-    values = clip.table(data)
-    for row, person in enumerate(data.people(torch.arange(len(data)))):
-        truth = portraits.attributes(person)
-        assert [portraits.ATTRIBUTES[name][v] for name, v in zip(clip.EASY, values[row])] == [
-            truth[n] for n in clip.EASY
-        ]
-    many = np.random.default_rng(0).integers(0, 2, size=(4000, len(clip.EASY))).astype(np.int8)
-    for seed in range(5):
-        rows = clip.look_alikes(many, 64, np.random.default_rng(seed))
-        assert rows.shape == (64,) and len(set(rows.tolist())) == 64
-        assert (many[rows] == many[rows[0]]).all(axis=0).sum() >= clip.ALIKE
-    few = clip.look_alikes(values, 40, np.random.default_rng(0))  # more than any group has: several groups
-    assert few.shape == (40,) and few.max() < len(values)
+def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> None:
+    people = list(renders.Renders(trained, R).people(torch.arange(40)))
+    places = [(name, value) for name, values in portraits.ATTRIBUTES.items() for value in values]
+    said = {
+        portraits.in_a_phrase("face", p): place for place in places for p in portraits.PHRASES[place[0]][place[1]][0]
+    }
+
+    class Reader:
+        """Knows the attributes `learnt` without error, and nothing of the rest."""
+
+        def __init__(self, *learnt: str) -> None:
+            self.learnt = learnt
+
+        def place(self, name: str, value: str) -> Tensor:
+            return (
+                torch.eye(len(places))[places.index((name, value))] if name in self.learnt else torch.ones(len(places))
+            )
+
+        def embed_images(self, images: Tensor) -> Tensor:
+            truths = [portraits.attributes(person) for person in people]
+            return torch.stack([sum(self.place(name, truth[name]) for name in self.learnt) for truth in truths])  # type: ignore[misc]
+
+        def embed_texts(self, texts: list[str]) -> Tensor:
+            return torch.stack([self.place(*said[text]) for text in texts])
+
+    learnt = ("hair_color", "background", "skin")
+    found = clip.unlearnt(Reader(*learnt), torch.zeros(40, 3, R, R), people)  # type: ignore[arg-type]
+    assert found is not None and not set(found) & set(learnt) and {"expression", "facial_hair", "lips"} <= set(found)
+    assert clip.unlearnt(Reader(*portraits.ATTRIBUTES), torch.zeros(40, 3, R, R), people) is None  # type: ignore[arg-type]
 
 
 def test_the_vocabulary_is_the_words_of_training_captions() -> None:
@@ -431,8 +488,9 @@ def test_rows_of_latent_codes_are_judged_one_by_one_and_features_are_unit_per_pi
 def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_there(project: Path) -> None:
     judge = encoder.judge(domain_at(project), project)
     trained_weights = state_of(project, "generator")["d"]
-    assert all(torch.equal(value, trained_weights[name]) for name, value in judge.state_dict().items())
-    (project / "data/pretraining/tiny/generator.pt").unlink()
+    for name, value in judge.state_dict().items():
+        torch.testing.assert_close(value, trained_weights[name], atol=1e-3, rtol=1e-3)
+    (project / "data/pretrained/tiny/discriminator.safetensors").unlink()
     assert encoder.judge(domain_at(project), project).from_rgb.weight.shape == judge.from_rgb.weight.shape
 
 

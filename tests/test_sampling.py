@@ -90,15 +90,6 @@ def test_a_real_is_embedded_from_its_photograph_and_coded_by_its_inversion(gener
     assert torch.allclose(s.float(), generator.styles(w_plus).half().float(), atol=2e-3)
 
 
-def test_the_inversion_error_is_the_mean_squared_error_on_0_to_1(generator: Generator) -> None:
-    w_plus = torch.randn(1, generator.num_ws, 12)
-    photos = generator(w_plus).clamp(-0.9, 0.9).detach().repeat(3, 1, 1, 1)
-    found, error = sampling.invert_images(lambda x: w_plus.expand(len(x), -1, -1), generator, photos, 8)  # type: ignore[arg-type]
-    expected = ((generator(w_plus).clamp(-1, 1) - photos[:1]) / 2).square().mean()
-    assert found.shape == (3, generator.num_ws, 12)
-    assert torch.allclose(error, expected.expand(3), atol=1e-6)
-
-
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_moments_are_those_of_all_rows_however_they_arrive(blocks: list[int]) -> None:

@@ -1,6 +1,6 @@
 """The portraits world: drawn people whose every trait is known, with captions and exact counterfactuals."""
 
-from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption
+from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption, in_a_phrase
 from .drawing import render, svg
 from .people import (
     ATTRIBUTES,
@@ -32,6 +32,7 @@ __all__ = [
     "caption",
     "counterfactual",
     "from_dict",
+    "in_a_phrase",
     "render",
     "sample",
     "svg",

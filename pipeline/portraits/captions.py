@@ -1,6 +1,7 @@
 """What people would say about a portrait: phrases for every value, and a small grammar that puts them together."""
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -139,20 +140,34 @@ _CLOTHES = re.compile(r"^(in|wearing) (\S+) clothes$")
 _GARMENT = re.compile(r"^(in|wearing) a (.+)$")
 
 
-def caption(params: Portrait, rng: np.random.Generator, split: str = "train") -> str:
-    """A caption naming 0 to 8 visible attributes; "heldout" uses the words and pairs that "train" never does."""
+def caption(
+    params: Portrait, rng: np.random.Generator, split: str = "train", among: Collection[str] | None = None
+) -> str:
+    """A caption naming 0 to 8 visible attributes, of those in `among` when given.
+
+    split: "heldout" uses the words and pairs that "train" never does.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: did you mean 'train' or 'heldout'?")
     values = attributes(params)
-    names = _chosen(params, values, rng, split)
+    names = _chosen(params, values, rng, split, among)
     phrases = {name: _phrase(name, values[name], rng, split) for name in names}
     return _sentence(_merged(phrases, rng), rng)
 
 
-def _chosen(params: Portrait, values: dict[str, str], rng: np.random.Generator, split: str) -> list[str]:
-    seen = [name for name, shown in visible(params).items() if shown]
+def in_a_phrase(noun: str, phrase: str) -> str:
+    """ "face", "with red hair" -> "face with red hair"; "face", "bald" -> "bald face"."""
+    return f"{noun} {phrase}" if phrase.startswith(_POSTFIX) else f"{phrase} {noun}"
+
+
+def _chosen(
+    params: Portrait, values: dict[str, str], rng: np.random.Generator, split: str, among: Collection[str] | None
+) -> list[str]:
+    seen = [name for name, shown in visible(params).items() if shown and (among is None or name in among)]
+    if not seen:
+        return []
     weights = np.array([_weight(name, values[name]) for name in seen])
-    count = int(rng.choice(len(_COUNTS), p=_COUNTS))
+    count = min(int(rng.choice(len(_COUNTS), p=_COUNTS)), len(seen))
     names = [str(name) for name in rng.choice(seen, size=count, replace=False, p=weights / weights.sum())]
     pairs = [
         tuple(part.split("=")[0] for part in pair)
@@ -163,7 +178,7 @@ def _chosen(params: Portrait, values: dict[str, str], rng: np.random.Generator, 
         for first, second in pairs:
             if first in names and second in names:
                 names.remove(first if rng.random() < 0.5 else second)
-    elif pairs and count >= 2:
+    elif pairs and count >= 2 and among is None:
         pair = pairs[int(rng.integers(len(pairs)))]
         names = [*pair, *(name for name in names if name not in pair)][:count]
     return names

@@ -1,0 +1,74 @@
+"""Photographs -> w+: e4e's answer in one pass, then, for pictures that will be edited, some steps of descent from it.
+
+The encoder's answer is close in kind but loses small things. A few gradient steps on the picture's error bring them
+back; they start where editing works well and are held there, as in hybrid inversions (PTI's first phase, II2S).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.generator import Generator
+from pipeline.sampling import check_batch, fixed_batches
+
+Encode = Callable[[Tensor], Tensor]
+RATE, HOLD = 0.1, 0.02  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
+
+
+@dataclass(frozen=True)
+class InvertParams:
+    """batch: images per forward pass, a multiple of 8. refine: steps of descent for test people, 0 for none."""
+
+    batch: int
+    refine: int
+
+    def __post_init__(self) -> None:
+        check_batch(self.batch)
+        if self.refine < 0:
+            raise ValueError(f"{self.refine} steps of refinement: give 0 or more")
+
+
+def errors(generator: Generator, images: Tensor, w_plus: Tensor) -> Tensor:
+    """Mean squared error [B] of pixels in [0,1] between images [B,3,R,R] and what w_plus [B,L,D] renders to."""
+    return ((generator(w_plus).clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
+
+
+def refine(generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
+    """w_plus [B,L,D] moved by `steps` of Adam towards rendering images [B,3,R,R], where that helped.
+
+    Rows do not touch one another.
+    """
+    if not steps:
+        return w_plus
+    unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
+    with torch.enable_grad():
+        moved = torch.zeros_like(w_plus, requires_grad=True)
+        adam = torch.optim.Adam([moved], betas=(0.9, 0.99))
+        for step in range(steps):
+            adam.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / steps))
+            with torch.autocast(images.device.type, torch.bfloat16):
+                picture = generator(w_plus + unit * moved)
+            wrong = (picture - images).square().mean(dim=(1, 2, 3)).sum()
+            adam.zero_grad()
+            (wrong + HOLD * moved.square().mean(dim=(1, 2)).sum()).backward()
+            adam.step()
+    found = w_plus + unit * moved.detach()
+    better = errors(generator, images, found) < errors(generator, images, w_plus)
+    return torch.where(better[:, None, None], found, w_plus)
+
+
+@torch.no_grad()
+def invert(encode: Encode, generator: Generator, photos: Tensor, batch: int, steps: int = 0) -> tuple[Tensor, Tensor]:
+    """photos [N,3,R,R] -> w_plus [N,L,D] and the inversion error [N], both on the CPU."""
+    device = generator.w_mean.device
+
+    def step(images: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(device)
+        w_plus = refine(generator, images, encode(images), steps)
+        return w_plus.cpu(), errors(generator, images, w_plus).cpu()
+
+    return fixed_batches(step, batch, photos)
