@@ -4,41 +4,88 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import editing, editors, metrics, truth
+from pipeline import collection, editing, editors, images, inversion, metrics, params, truth
+from pipeline.values import InputError, Source, nearest
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
-    from pipeline.values import Source
 
 
-def grid(params: Any, values: Mapping[str, Sequence[float]]) -> Iterator[Any]:
-    """`params` with every combination of `values` (field -> numbers to try) put in."""
+@dataclass(frozen=True)
+class Trial:
+    """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB."""
+
+    settings: dict[str, Any]
+    reached: float
+    kept: float
+    psnr: float
+
+    @property
+    def score(self) -> float:
+        return self.reached + self.kept
+
+
+def grid(settings: Any, values: Mapping[str, Sequence[float]]) -> Iterator[Any]:
+    """`settings` with every combination of `values` (field -> numbers to try) put in; InputError for another field."""
+    types = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
+    for name in values:
+        if name not in types:
+            raise InputError(f"there is no setting '{name}'{nearest(name, types)}: there are {', '.join(types)}")
     for chosen in itertools.product(*values.values()):
-        yield replace(params, **dict(zip(values, chosen, strict=True)))
+        yield replace(settings, **{name: types[name](value) for name, value in zip(values, chosen, strict=True)})
 
 
 @torch.no_grad()
-def trial(backbones: Backbones, name: str, params: Any, people: Source, goals: truth.Truth) -> dict[str, float]:
-    """Mean over prompts of reached and kept, by the definitions of the evaluation, for one setting of one editor.
+def validation(backbones: Backbones, count: int) -> tuple[Source, truth.Truth]:
+    """The first `count` validation people, inverted as the workflow inverts people to edit, and their counterfactuals.
 
-    `goals` must have been made for row ids 0 .. len(people) - 1. psnr is against the counterfactual, in dB.
+    Raises InputError where true attributes are not known (domains without a renderer), or there are fewer people.
     """
-    editor = editors.load(name, backbones, params)
+    domain, root = backbones.domain, backbones.root
+    if domain.renderer is None:
+        raise InputError(f"{domain.name} has photographs, whose true attributes are not known: nothing to tune by")
+    prepare = params.section(collection.PrepareParams, root, "prepare", domain=domain)
+    rows = [row for row in collection.row_ids(prepare) if row[1] == "val"][:count]
+    if len(rows) < count:
+        raise InputError(f"{count} validation people are asked for, prepare.val is {len(rows)}")
+    drawn = [collection.Rendered(domain.resolution, tuple(rows))(place) for place in range(count)]
+    photos = torch.stack([images.decode_png(row.image) for row in drawn])
+    how = params.section(inversion.InvertParams, root, "invert", domain=domain)
+    w_plus, _ = inversion.invert(backbones.encoder, backbones.generator, photos, how.batch, how.refine)
+    people = editing.source(backbones, [row.image for row in drawn], [row.params for row in drawn], w_plus)
+    prompts = {prompt.text: prompt for prompt in domain.prompts if prompt.split == "seen"}
+    test = truth.TestSet(tuple(range(count)), photos, people.people)
+    cases = truth.cases(test, [(row, text) for text in prompts for row in range(count)], prompts)
+    return people, truth.see(backbones, cases, domain.resolution, how.batch)
+
+
+def settings_of(name: str, root: Path, domain: Any) -> Any:
+    """The editor's own section of params.yaml."""
+    module = editors.module(name)
+    return params.section(module.Params, root, f"edit_{module.KIND}.{name}", domain=domain)
+
+
+@torch.no_grad()
+def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
+    """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
+    editor = editors.load(name, backbones, settings)
     table: dict[str, list[float]] = {"reached": [], "kept": [], "psnr": []}
     for condition in editing.conditions(backbones.domain):
         rows = [row for row in range(len(people)) if (row, condition.target) in goals.index]
         if not rows:
             continue
         cases = [goals.index[row, condition.target] for row in rows]
-        images = editor.edit(people.select(rows), editor.fit(condition), params.strength).images.clamp(-1, 1)
-        read = torch.stack([value.cpu() for value in backbones.oracle.read(images).values()], dim=1)
+        pictures = editor.edit(people.select(rows), editor.fit(condition), settings.strength).images.clamp(-1, 1)
+        read = torch.stack([value.cpu() for value in backbones.oracle.read(pictures).values()], dim=1)
         reached = metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases])
         table["reached"].append(reached.mean().item())
         table["kept"].append(metrics.kept(read, goals.answers[cases], goals.counted[cases]).nanmean().item())
-        table["psnr"].append(metrics.psnr(images.cpu(), goals.images(cases)).mean().item())
-    return {key: sum(values) / max(1, len(values)) for key, values in table.items()}
+        table["psnr"].append(metrics.psnr(pictures.cpu(), goals.images(cases)).mean().item())
+    means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
+    return Trial({field.name: getattr(settings, field.name) for field in fields(settings)}, **means)

@@ -73,7 +73,7 @@ def steps(
     def step(number: int) -> Metrics:
         nonlocal hard
         if hard == [] or number % EXAMINE_EVERY == 0:
-            hard = unlearnt(ema.module, examined, examples)
+            hard = unlearnt(ema.module, examined, examples)  # type: ignore[arg-type]
         torch.manual_seed(number)
         seen = number * batch
         rate = lr * min(1.0, seen / warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / images)))

@@ -54,6 +54,18 @@ def strengths(values: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found)) or [None]
 
 
+def tries(values: list[str]) -> dict[str, list[float]]:
+    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}."""
+    found: dict[str, list[float]] = {}
+    for text in values:
+        name, _, numbers = text.partition("=")
+        try:
+            found[name.strip()] = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            raise InputError(f"--try '{text}' is not understood: write --try strength=1,1.5,2") from None
+    return found
+
+
 def finite(value: float | None, option: str, example: float) -> float | None:
     """`value` when it is absent or a finite number."""
     if value is not None and not math.isfinite(value):

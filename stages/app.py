@@ -268,6 +268,51 @@ def pretrain(
         typer.echo(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
 
 
+@app.command()
+def tune(
+    editor: Annotated[str, typer.Argument(metavar="EDITOR", help="Method; see `editors`.")],
+    tries: Annotated[
+        list[str], typer.Option("--try", metavar="NAME=X,Y", help="Values to try, e.g. strength=1,2; repeatable.")
+    ],
+    people: Annotated[int, typer.Option(min=1, metavar="N", help="Validation people to edit.")] = 64,
+    domain: DomainOption = "portraits",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Try settings of an editor on validation people, all prompts alike; the best by reached + kept comes last.
+
+    Nothing is written: put what you choose into params.yaml.
+    """
+    values = arguments.tries(tries)
+    arguments.known(domain, editor)
+
+    from pipeline import domains, editors, params, progress, tuning
+    from pipeline.backbones import Backbones
+    from pipeline.service import device_named
+
+    root = params.root()
+    found = domains.load(domain, root)
+    settings = list(tuning.grid(tuning.settings_of(editor, root, found), values))
+    networks = Backbones(found, root, device_named(device))
+    source, goals = tuning.validation(networks, people)
+    trials = [
+        tuning.trial(networks, editor, one, source, goals)
+        for one in progress.track(settings, len(settings), f"trying {editor}")
+    ]
+    trials.sort(key=lambda trial: trial.score)
+    if as_json:
+        return _print_json(
+            {"editor": editor, "people": people, "trials": [vars(t) | {"score": t.score} for t in trials]}
+        )
+    for trial in trials:
+        chosen = " ".join(f"{name} {value:g}" for name, value in trial.settings.items())
+        typer.echo(
+            f"{chosen}: reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
+        )
+    typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")
+
+
 # ---------------------------------------------------------------- looking around
 
 

@@ -1,0 +1,89 @@
+"""Tuning: every combination is tried, on validation people alone, by the evaluation's own definitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import domains, portraits, tuning
+from pipeline.backbones import Backbones
+from pipeline.editors.deltaedit_g import Params
+from pipeline.values import InputError
+from stages import app
+
+PEOPLE = 5  # of the 6 that the tiny world validates on, rows 14 to 19
+
+
+@pytest.fixture(scope="module")
+def networks(tiny: Path) -> Backbones:
+    return Backbones(domains.load("tiny", tiny), tiny)
+
+
+@pytest.fixture(scope="module")
+def validated(networks: Backbones):
+    return tuning.validation(networks, PEOPLE)
+
+
+def test_every_combination_is_tried_once_and_other_settings_stay() -> None:
+    tried = list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2]}))
+    assert tried == [Params(0.5, 0.3), Params(2.0, 0.3)]
+    assert len(list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2], "threshold": [0, 0.1, 0.2]}))) == 6
+
+
+def test_a_setting_that_the_editor_has_not_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"no setting 'treshold'.*threshold"):
+        list(tuning.grid(Params(1.0, 0.3), {"treshold": [1]}))
+
+
+def test_the_people_are_validation_people(validated) -> None:
+    people, goals = validated
+    assert people.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
+    assert {row for row, _ in goals.index} <= set(range(PEOPLE))
+
+
+def test_more_people_than_there_are_and_worlds_without_truth_are_refused(networks: Backbones, tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"7 validation people are asked for, prepare\.val is 6"):
+        tuning.validation(networks, 7)
+    church = Backbones(domains.load("church", Path(__file__).parent.parent), tiny)
+    with pytest.raises(InputError, match="church has photographs"):
+        tuning.validation(church, 1)
+
+
+def test_the_frames_of_the_table_score_as_they_must(networks: Backbones, validated) -> None:
+    """The counterfactual is the best that can be; the input reaches nothing that its oracle does not see already."""
+    people, goals = validated
+    scores = {}
+    for name in ("counterfactual", "identity_editor"):
+        settings = tuning.settings_of(name, networks.root, networks.domain)
+        scores[name] = tuning.trial(networks, name, settings, people, goals)
+    assert scores["counterfactual"].psnr > scores["identity_editor"].psnr
+    oracle = torch.stack(list(networks.oracle.read(goals.images(range(len(goals.index)))).values()), dim=1)
+    right = (oracle.gather(1, goals.column[:, None])[:, 0] == goals.wanted).float()
+    by_prompt: dict[str, list[float]] = {}
+    for (_, text), number in goals.index.items():
+        by_prompt.setdefault(text, []).append(right[number].item())
+    expected = sum(sum(values) / len(values) for values in by_prompt.values()) / len(by_prompt)
+    assert scores["counterfactual"].reached == pytest.approx(expected)
+
+
+def test_the_command_prints_every_trial_and_the_best_last(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    words = ["tune", "counterfactual", "--domain", "tiny", "--people", "3", "--try", "strength=1,1", "--json"]
+    assert app.run(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["people"] == 3 and len(told["trials"]) == 2
+    assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
+
+
+@pytest.mark.parametrize("words", [["--try", "strength"], ["--try", "strength=a"], ["--try", "x=1"]])
+def test_bad_words_are_one_line(
+    words: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    assert app.run(["tune", "deltaedit_g", "--domain", "tiny", *words]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
