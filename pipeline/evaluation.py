@@ -60,6 +60,7 @@ def evaluate(
     edits: Mapping[str, Path],
     mapper: Mapping[str, Any] | None = None,
     *,
+    w_plus: Tensor | None = None,
     reconstructor: str = "deltaedit_d",
     repeats: int = 1000,
     seed: int = 0,
@@ -69,7 +70,8 @@ def evaluate(
 
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
     before editing; those of `reconstructor` tell how well diffusion gives back its input. mapper: val_cos, val_mse and
-    explained, as training left them. repeats, seed: the bootstrap over people.
+    explained, as training left them. w_plus: the test people's inversions [P,L,D], the encoder's when None.
+    repeats, seed: the bootstrap over people.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -86,7 +88,7 @@ def evaluate(
         "domain": backbones.domain.name,
         "oracle": {},
         "clip": {},
-        "inversion": foundations.inversion_metrics(backbones, test, batch, draws),
+        "inversion": foundations.inversion_metrics(backbones, test, w_plus, batch, draws),
         "mapper": {key: metrics.leaf(mapper.get(key, math.nan)) for key in MAPPER},
         "diffusion": {"reconstruction": {}},
         "editors": {},

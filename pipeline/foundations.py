@@ -124,13 +124,19 @@ def direction_metrics(
 
 
 @torch.no_grad()
-def inversion_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Leaf]:
-    """How well encoder and generator give back unseen people (psnr, dB; ssim; identity): a latent editor's ceiling."""
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": []}
+def inversion_metrics(
+    backbones: Backbones, test: TestSet, w_plus: Tensor | None, batch: int, draws: Draws
+) -> dict[str, Leaf]:
+    """How well unseen people are given back (psnr, dB; ssim; identity), a latent editor's ceiling.
+
+    w_plus [P,L,D]: the codes that editors start from, the encoder's own when None; encoder_psnr is that of the encoder.
+    """
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": [], "encoder_psnr": []}
     for part in batches(len(test.ids), batch):
         source = test.images[part].to(backbones.device)
-        w_plus = backbones.encoder(source)
-        again = backbones.generator.synthesis(backbones.generator.styles(w_plus), w_plus).float().clamp(-1, 1)
+        guess = backbones.encoder(source)
+        scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))
+        again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
         scores["psnr"].append(metrics.psnr(again, source))
         scores["ssim"].append(metrics.ssim(again, source))
         scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))

@@ -71,7 +71,16 @@ FOUNDATIONS = (
             ("attribute_direction_cos", "cos(text delta, counterfactual step)", 3),
         ),
     ),
-    ("Inversion", ("inversion",), (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("identity", "identity", 3))),
+    (
+        "Inversion",
+        ("inversion",),
+        (
+            ("psnr", "PSNR, dB", 2),
+            ("encoder_psnr", "encoder alone, dB", 2),
+            ("ssim", "SSIM", 3),
+            ("identity", "identity", 3),
+        ),
+    ),
     (
         "Delta Mapper",
         ("mapper",),
@@ -80,7 +89,7 @@ FOUNDATIONS = (
     (
         "Diffusion round trip",
         ("diffusion", "reconstruction"),
-        (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 4)),
+        (("psnr", "PSNR, dB", 2), ("encoder_psnr", "encoder alone, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 4)),
     ),
 )
 

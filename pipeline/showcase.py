@@ -155,7 +155,10 @@ def _tile(pixels: np.ndarray | None) -> Picture:
 
     if pixels is None:
         return Image.new("RGB", (_TILE, _TILE), _MISSING)
-    return Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+    whole = _TILE % len(pixels) == 0  # then pixels stay what they are, and the file small
+    return Image.fromarray(pixels).resize(
+        (_TILE, _TILE), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    )
 
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:

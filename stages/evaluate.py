@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline import editing, evaluation, params, showcase, truth, weights
+from pipeline import artefacts, editing, evaluation, params, showcase, truth, weights
+from pipeline.values import InputError
 from stages._run import Stage, run
 
 GRID_PEOPLE, GRID_PROMPTS = 6, 6
@@ -13,9 +14,13 @@ def main(stage: Stage) -> None:
     editors = params.load_yaml(stage.root)["editors"]
     edits = {name: files.edits(name) for group in editors.values() for name in group}
     test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
+    inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
+    w_plus = inverted["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
+    if tuple(inverted["id"].tolist()) != test.ids:
+        raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
         found = evaluation.evaluate(
-            nets, test, edits, mapper, repeats=section.repeats, seed=section.seed, batch=section.batch
+            nets, test, edits, mapper, w_plus=w_plus, repeats=section.repeats, seed=section.seed, batch=section.batch
         )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]

@@ -93,8 +93,9 @@ def repro(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Repro:
     (hooks / "sitecustomize.py").write_text(WATCH)
     shell(root, "git", "init", "--quiet")
     shell(root, "git", "add", "--all")
-    author = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
-    shell(root, "git", *author, "commit", "--quiet", "--message", "tiny")
+    for key, value in (("user.name", "test"), ("user.email", "test@example.invalid")):
+        shell(root, "git", "config", key, value)
+    shell(root, "git", "commit", "--quiet", "--message", "tiny")
     output = shell(root, "dvc", "repro", WATCHED=str(watched), PYTHONPATH=str(hooks))
     return Repro(root, output, watched)
 
@@ -138,13 +139,12 @@ def test_artefacts_hold_no_seconds_dates_or_places(repro: Repro) -> None:
             assert str(repro.root).encode() not in file.read_bytes()
 
 
-def test_a_new_learning_rate_reruns_the_mapper_and_what_follows_from_it(repro: Repro, tmp_path: Path) -> None:
+def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follows_from_it(
+    repro: Repro, tmp_path: Path
+) -> None:
     root = copied(repro.root, tmp_path / "project")
     before = content(root / "data/tiny/edits/styleclip_gd")
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    params["mapper"]["lr"] = 0.1
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    assert ran(shell(root, "dvc", "repro")) == {
+    assert ran(shell(root, "dvc", "exp", "run", "--set-param", "mapper.lr=0.1")) == {
         "mapper@tiny",
         "edit_latent@tiny-deltaedit_g",
         "edit_diffusion@tiny-deltaedit_d",
@@ -152,6 +152,10 @@ def test_a_new_learning_rate_reruns_the_mapper_and_what_follows_from_it(repro: R
         "report@tiny",
     }
     assert content(root / "data/tiny/edits/styleclip_gd") == before
+    assert "mapper.lr" in shell(root, "dvc", "params", "diff")
+    assert list(json.loads(shell(root, "dvc", "metrics", "show", "--json"))[""]["data"]) == [
+        "reports/tiny/summary.json"
+    ]
 
 
 def run_stage(root: Path, name: str, **extra: str) -> subprocess.Popen[str]:

@@ -116,7 +116,7 @@ def world(tmp_path: Path) -> World:
         identity=unit,
         clip=Words(),
         encoder=lambda batch: batch.flatten(1).unflatten(1, (2, -1)),
-        generator=SimpleNamespace(styles=lambda w: w.flatten(1), synthesis=lambda s, w: s.unflatten(1, shape)),
+        generator=lambda w: w.flatten(1).unflatten(1, shape),
         device="cpu",
     )
     return World(backbones, TestSet(tuple(range(FIRST, FIRST + PEOPLE)), pictures, people), tmp_path)
@@ -303,6 +303,15 @@ def test_networks_that_cannot_err_score_full_marks(world: World) -> None:
     assert found["inversion"]["identity"]["value"] == pytest.approx(1)
 
 
+def test_inversions_are_judged_as_they_are_edited_with_the_encoder_alone_beside_them(world: World) -> None:
+    codes = 0.5 * world.backbones.encoder(world.test.images)
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    found = world.evaluate(edits, w_plus=codes).metrics["inversion"]
+    assert found["encoder_psnr"]["value"] == 60
+    expected = -10 * torch.log10((world.test.images / 4).square().mean(dim=(1, 2, 3))).mean()
+    assert found["psnr"]["value"] == pytest.approx(expected.item(), abs=1e-3)
+
+
 def test_a_clip_without_sense_is_found_out(world: World) -> None:
     clip = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics["clip"]
     assert abs(clip["zero_shot"]["value"] - clip["chance"]["value"]) < 0.15
@@ -361,7 +370,7 @@ def test_the_agreed_numbers_are_all_there(world: World) -> None:
     found = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
     assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(found["clip"])
     assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(found["clip"])
-    assert set(found["inversion"]) == {"psnr", "ssim", "identity"}
+    assert set(found["inversion"]) == {"psnr", "ssim", "identity", "encoder_psnr"}
     assert set(found["mapper"]) == {"val_cos", "val_mse", "explained"}
     assert set(found["diffusion"]["reconstruction"]) == {"psnr", "ssim", "mse"}
     agreed = {"reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain", "gain_over_input"}
