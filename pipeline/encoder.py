@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.rows, self.split = rows, split
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stages = nn.ModuleList(
-            nn.Sequential(Block(a, b), Block(b, b)) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Sequential(Block(a, b, 2), Block(b, b, 1)) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.lateral = nn.ModuleList(nn.Conv2d(width, widths[-1], 1) for width in widths[1:-1])
         sizes = [resolution // 2**k for k in range(2, len(widths) + 1)]  # of the outputs of `stages`

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with batch norm and a skip connection; stride 2 when the width changes."""
+    """Two 3 x 3 convolutions with batch norm and a skip connection; with stride 2 the map is halved."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        stride = 1 if inputs == outputs else 2
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.skip = (
             nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            if stride == 2
+            if stride == 2 or inputs != outputs
             else nn.Identity()
         )
 
@@ -40,8 +39,8 @@ class Trunk(nn.Sequential):
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
-            Block(widths[0], widths[0]),
-            *(Block(a, b) for a, b in pairs),
+            Block(widths[0], widths[0], 1),
+            *(Block(a, b, 2) for a, b in pairs),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )

@@ -40,6 +40,8 @@ def plan(domain: Domain, name: str, images: int | None = None) -> Plan:
     if not section:
         raise InputError(f"domains/{domain.name}.yaml has no defaults.pretrain.{name}: say there how large it shall be")
     model, total, count = section.pop("model"), section.pop("images"), section.pop("renders")
+    if name in ("generator", "encoder"):  # the two that are built level by level
+        model = {**model, "split": list(domain.level_split)}
     return Plan(model, images or total, count, section)
 
 

@@ -89,3 +89,9 @@ def test_every_parameter_learns(images: torch.Tensor) -> None:
     (fresh(images) * torch.randn(3, ROWS, D)).sum().backward()
     idle = [name for name, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+def test_neighbouring_widths_may_be_equal() -> None:
+    same = Encoder(R, (8, 8, 8, 8), ROWS, D, SPLIT).eval()
+    with torch.no_grad():
+        assert same(torch.zeros(2, 3, R, R)).shape == (2, ROWS, D)
