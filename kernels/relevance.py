@@ -23,7 +23,7 @@ def relevance_mask(
     if relevance.shape != (delta_s.shape[-1], delta_t.shape[-1]):
         shapes = [tuple(tensor.shape) for tensor in (relevance, delta_s, delta_t)]
         raise ValueError(f"relevance {shapes[0]} does not fit delta_s {shapes[1]} and delta_t {shapes[2]}")
-    build.choose(impl, delta_s, relevance, delta_t)
+    build.choose("relevance_mask", impl, delta_s, relevance, delta_t)
     return _reference(delta_s, relevance, delta_t, threshold, strength)
 
 

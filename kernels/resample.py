@@ -18,7 +18,7 @@ def box_resample(x: Tensor, size: int, impl: str = "auto") -> Tensor:
     """
     if x.ndim != 4 or size < 1:
         raise ValueError(f"expected x [B,C,H,W] and a size >= 1, got {tuple(x.shape)} and {size}")
-    build.choose(impl, x)
+    build.choose("box_resample", impl, x)
     return _reference(x, size)
 
 

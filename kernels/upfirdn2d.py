@@ -26,7 +26,7 @@ def upfirdn2d(
     """
     if x.ndim != 4 or kernel.ndim != 2:
         raise ValueError(f"expected x [B,C,H,W] and kernel [k,k], got {tuple(x.shape)} and {tuple(kernel.shape)}")
-    build.choose(impl, x, kernel)
+    build.choose("upfirdn2d", impl, x, kernel)
     return _reference(x, kernel, up, down, pad)
 
 
