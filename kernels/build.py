@@ -86,6 +86,13 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def resized(x: Tensor, height: int, width: int) -> Tensor:
+    """An empty [B,C,height,width] with the type and the layout of x, as native code returns it."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((*x.shape[:2], height, width), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
 def choose(operation: str, impl: str, *tensors: Tensor) -> str:
     """The implementation to run for `tensors`: `auto` takes the fastest that is there, a name is obeyed or refused.
 

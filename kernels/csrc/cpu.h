@@ -104,4 +104,60 @@ T* data_out(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
+// An empty batch of maps of h x w with the type and the layout of x.
+inline Tensor resized(const Tensor& x, const Shape& s, int64_t h, int64_t w) {
+  if (!s.last) return torch::stable::new_empty(x, {s.n, s.c, h, w});
+  Tensor pixels = torch::stable::new_empty(x, {s.n, h, w, s.c});
+  const std::vector<int64_t> axes{0, 3, 1, 2};
+  return torch::stable::permute(pixels, axes);
+}
+
+template <int N, bool add, typename S, typename D, typename W>
+ALONE void combine(D* __restrict out, const S* const* lines, const W* weights, int64_t size) {
+  const S *a = lines[0], *b = N > 1 ? lines[1] : a, *c = N > 2 ? lines[2] : a, *d = N > 3 ? lines[3] : a;
+  const W w0 = weights[0], w1 = N > 1 ? weights[1] : W(0), w2 = N > 2 ? weights[2] : W(0), w3 = N > 3 ? weights[3] : W(0);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    W sum = w0 * widen(a[i]);
+    if constexpr (N > 1) sum += w1 * widen(b[i]);
+    if constexpr (N > 2) sum += w2 * widen(c[i]);
+    if constexpr (N > 3) sum += w3 * widen(d[i]);
+    if constexpr (add) sum += out[i];
+    out[i] = narrow<D>(sum);
+  }
+}
+
+template <bool add, typename S, typename D, typename W>
+void combine_few(D* out, const S* const* lines, const W* weights, int64_t count, int64_t size) {
+  switch (count) {
+    case 1: return combine<1, add, S, D, W>(out, lines, weights, size);
+    case 2: return combine<2, add, S, D, W>(out, lines, weights, size);
+    case 3: return combine<3, add, S, D, W>(out, lines, weights, size);
+    default: return combine<4, add, S, D, W>(out, lines, weights, size);
+  }
+}
+
+template <typename T, typename W>
+ALONE void store_line(const W* __restrict from, T* __restrict to, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) to[i] = narrow<T>(from[i]);
+}
+
+// out[i] = weights[0] * lines[0][i] + weights[1] * lines[1][i] + ...; four lines at a time, `scratch` if there are more.
+template <typename S, typename D, typename W>
+void weighted(D* out, const std::vector<const S*>& lines, const std::vector<W>& weights, int64_t size, W* scratch) {
+  const int64_t count = lines.size();
+  if (count == 0) {
+    std::fill(out, out + size, narrow<D>(W(0)));
+  } else if (count <= 4) {
+    combine_few<false, S, D, W>(out, lines.data(), weights.data(), count, size);
+  } else {
+    combine<4, false, S, W, W>(scratch, lines.data(), weights.data(), size);
+    for (int64_t k = 4; k < count; k += 4) {
+      combine_few<true, S, W, W>(scratch, &lines[k], &weights[k], count - k, size);
+    }
+    store_line<D, W>(scratch, out, size);
+  }
+}
+
 }  // namespace deltaspace
