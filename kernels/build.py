@@ -37,6 +37,7 @@ AS_FAST = "there is no C++ version: PyTorch's own operations are as fast on a CP
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 _SUFFIX = {"cpp": ".cpp", "cuda": ".cu"}
+_HEADER = {"cpp": "cpu.h", "cuda": "gpu.h"}
 _NATIVE = {"cpu": "cpp", "cuda": "cuda"}  # device -> the native implementation for it
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _SLOW = {"cpp": torch.float16}  # correct, but gcc makes no vectors of it: 10 to 20 times slower than PyTorch
@@ -55,7 +56,11 @@ class KernelUnavailable(RuntimeError):
 
 
 def register(
-    schema: str, fake: Callable[..., Any], backward: Callable[..., Any] | None = None, setup: Any = None, run: Any = None
+    schema: str,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup: Any = None,
+    run: Any = None,
 ) -> None:
     """Define an operation of the namespace `deltaspace`: its schema, the shapes of its results, its gradient.
 
@@ -181,7 +186,7 @@ def library(operation: str, impl: str) -> Path:
     source = CSRC / f"{stem}{_SUFFIX[impl]}"
     flags = _CPP_FLAGS if impl == "cpp" else [*_CUDA_FLAGS, f"arch={_architectures()}"]
     digest = hashlib.sha256("\0".join([*flags, _processor()]).encode())
-    for file in [source, *sorted(CSRC.glob("*.h"))]:
+    for file in (source, CSRC / _HEADER[impl]):
         digest.update(file.read_bytes())
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     name = f"{torch.__version__}-{python}-{stem}-{impl}-{digest.hexdigest()[:16]}"
@@ -238,9 +243,8 @@ def _build(folder: Path, name: str, source: Path) -> Path:
             extension.load(
                 name,
                 [str(source)],
-                extra_cflags=_CPP_FLAGS if not cuda else _CUDA_FLAGS[:1] + [_STABLE_ABI],
+                extra_cflags=None if cuda else _CPP_FLAGS,
                 extra_cuda_cflags=_CUDA_FLAGS,
-                extra_ldflags=[f"-L{work}"] if cuda else [],
                 build_directory=str(work),
                 with_cuda=cuda,
                 is_python_module=False,
