@@ -51,4 +51,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return grad, grad.sum(axes) if axes else grad, None, None
 
 
-build.register("bias_act(Tensor x, Tensor bias, float slope, float gain) -> Tensor", _fake, _backward, _setup, _native)
+build.register("bias_act(Tensor x, Tensor bias, float slope, float gain) -> Tensor", _fake, _backward, _setup)

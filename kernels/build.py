@@ -55,33 +55,13 @@ class KernelUnavailable(RuntimeError):
     """An implementation was asked for by name and is not there; the message is the reason."""
 
 
-def register(
-    schema: str,
-    fake: Callable[..., Any],
-    backward: Callable[..., Any] | None = None,
-    setup: Any = None,
-    run: Any = None,
-) -> None:
-    """Define an operation of the namespace `deltaspace`: its schema, the shapes of its results, its gradient.
-
-    run: calls it with tensors in any layout. Under vmap (batched gradients) it runs once per slice.
-    """
-    name = schema.split("(")[0]
+def register(schema: str, fake: Callable[..., Any], backward: Any = None, setup: Any = None) -> None:
+    """Define an operation of the namespace `deltaspace`: its schema, the shapes of its results, its gradient."""
+    name = f"deltaspace::{schema.split('(')[0]}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"deltaspace::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(f"deltaspace::{name}", backward, setup_context=setup, lib=_LIBRARY)
-
-    def each(info: Any, dims: tuple[int | None, ...], *values: Any) -> tuple[Any, Any]:
-        found = [
-            run(*(value if dim is None else value.select(dim, index) for value, dim in zip(values, dims)))
-            for index in range(info.batch_size)
-        ]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        return tuple(map(torch.stack, zip(*found))), (0,) * len(found[0])
-
-    torch.library.register_vmap(f"deltaspace::{name}", each, lib=_LIBRARY)
+        torch.library.register_autograd(name, backward, setup_context=setup, lib=_LIBRARY)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -249,7 +229,8 @@ def _build(folder: Path, name: str, source: Path) -> Path:
                 with_cuda=cuda,
                 is_python_module=False,
             )
-        os.replace(work / f"{name}.so", finished)
+        (built,) = work.glob("*.so")  # torch numbers the names of what one process builds again
+        os.replace(built, finished)
         shutil.rmtree(work, ignore_errors=True)
     return finished
 

@@ -79,7 +79,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad
     if torch.is_grad_enabled() or wanted[2]:  # a gradient of the gradient, or of the noise picture: plain operations
         return _plain_backward(grad, x, *sides)
-    gx, sums = _fused_backward(grad, x, *sides)
+    gx, sums = torch.ops.deltaspace.modulated_epilogue_backward(grad, x, *sides)
     to_demod, to_style, to_bias, to_weight = sums.unbind(1)
     return (
         gx,
@@ -93,18 +93,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _fused_backward(grad: Tensor, x: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-    if grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
-    return torch.ops.deltaspace.modulated_epilogue_backward(grad, x, *sides)
-
-
 def _plain_backward(grad: Tensor, x: Tensor, *sides: Any) -> tuple[Tensor | None, ...]:
     demod, noise, weight, bias, style, slope, gain = sides
     wide, per_map, pixels = demod.dtype, demod[:, :, None, None], (2, 3)
     value, grad = x.to(wide), grad.to(wide)
     z = value * per_map + weight * noise + bias[:, None, None]
-    steep = torch.where(z > 0, 1.0, slope) * gain
+    steep = torch.where(z > 0, torch.ones_like(z), slope) * gain
     to_style = None if style is None else (grad * z * steep).sum(pixels)
     gz = grad * steep if style is None else grad * steep * style[:, :, None, None]
     to_noise = weight * gz.sum(1, keepdim=True)
@@ -124,9 +118,8 @@ def _fake_backward(grad: Tensor, x: Tensor, demod: Tensor, *rest: Any) -> tuple[
     return torch.empty_like(x), demod.new_empty(x.shape[0], 4, x.shape[1])
 
 
-build.register(f"modulated_epilogue(Tensor x, {_SIDES}) -> Tensor", _fake, _backward, _setup, _native)
+build.register(f"modulated_epilogue(Tensor x, {_SIDES}) -> Tensor", _fake, _backward, _setup)
 build.register(
     f"modulated_epilogue_backward(Tensor grad, Tensor x, {_SIDES}) -> (Tensor, Tensor)",
-    _fake_backward,
-    run=_fused_backward,  # without a gradient of its own: `_plain_backward` runs where one is wanted
+    _fake_backward,  # without a gradient of its own: `_plain_backward` runs where one is wanted
 )

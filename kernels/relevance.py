@@ -57,11 +57,11 @@ def _among_top(products: Tensor, top: int) -> Tensor:
 def _native(delta_s: Tensor, relevance: Tensor, delta_t: Tensor, threshold: float, strength: float) -> Tensor:
     wide = torch.float64 if delta_s.dtype == torch.float64 else torch.float32
     sides = (relevance.to(wide).contiguous(), delta_t.to(wide).contiguous())
-    return torch.ops.deltaspace.relevance_mask(delta_s.contiguous(), *sides, threshold, strength)
+    return torch.ops.deltaspace.relevance_mask(delta_s, *sides, threshold, strength)
 
 
 def _fake(delta_s: Tensor, relevance: Tensor, delta_t: Tensor, threshold: float, strength: float) -> Tensor:
-    return torch.empty_like(delta_s)
+    return torch.empty_like(delta_s, memory_format=torch.contiguous_format)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,5 +78,4 @@ build.register(
     _fake,
     _backward,
     _setup,
-    _native,
 )

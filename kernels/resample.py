@@ -57,7 +57,7 @@ def _fused(x: Tensor, size: int, mean: Numbers | None, std: Numbers | None) -> T
 
 
 def _native(x: Tensor, height: int, width: int, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    return torch.ops.deltaspace.box_resample(build.dense(x), height, width, scale, shift)
+    return torch.ops.deltaspace.box_resample(x, height, width, scale, shift)
 
 
 def _fake(x: Tensor, height: int, width: int, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -84,5 +84,4 @@ build.register(
     _fake,
     _backward,
     _setup,
-    _native,
 )

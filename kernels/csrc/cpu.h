@@ -72,6 +72,20 @@ inline bool channels_last(const Tensor& x) {
   return true;
 }
 
+// Gradients come in any strides, one at a time of a batch of them too.
+inline Tensor dense(const Tensor& x) {
+  return x.is_contiguous() || (x.dim() == 4 && channels_last(x)) ? x : torch::stable::contiguous(x);
+}
+
+inline Tensor laid_out_like(const Tensor& x, const Tensor& model) {
+  bool same = x.dim() == model.dim();
+  for (int64_t axis = 0; same && axis < x.dim(); ++axis) same = x.stride(axis) == model.stride(axis);
+  if (same) return x;
+  Tensor copy = torch::stable::empty_like(model);
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
 inline Shape shape_of(const Tensor& x) {
   const bool last = x.dim() == 4 && !x.is_contiguous() && channels_last(x);
   STD_TORCH_CHECK(x.dim() == 4 && (last || x.is_contiguous()), "expected a contiguous or channels_last tensor [B,C,H,W]");

@@ -4,7 +4,7 @@
 
 namespace deltaspace {
 
-constexpr int64_t kChunk = 1024;  // pixels per task and per partial sum, so that results do not depend on threads
+constexpr int64_t kChunk = 256;  // pixels per task and per partial sum, so that results do not depend on threads
 constexpr int kSums = 4;          // of the gradients of demod, style, bias, weight
 
 template <typename T, typename W>
@@ -116,15 +116,14 @@ Tensor modulated_epilogue(const Tensor& x, const Tensor& demod, const Tensor& no
 }
 
 // The gradient of x, and [B,4,C] sums over pixels: the gradients of demod and style, and per sample of bias and weight.
-std::tuple<Tensor, Tensor> modulated_epilogue_backward(const Tensor& grad, const Tensor& x, const Tensor& demod,
+std::tuple<Tensor, Tensor> modulated_epilogue_backward(const Tensor& any, const Tensor& x, const Tensor& demod,
                                                        const Tensor& noise, const Tensor& weight, const Tensor& bias,
                                                        const std::optional<Tensor>& style, double slope, double gain) {
-  const Shape s = shape_of(x), g = shape_of(grad);
+  STD_TORCH_CHECK(any.numel() == x.numel() && any.scalar_type() == x.scalar_type(), "expected a gradient like the input");
+  const Tensor grad = laid_out_like(any, x);
+  const Shape s = shape_of(x);
   check(x, s, demod, noise, weight, bias, style);
   const int64_t size = s.h * s.w, chunks = (size + kChunk - 1) / kChunk;
-  const bool one = s.c == 1 || size == 1;  // then both layouts are the same
-  STD_TORCH_CHECK(grad.numel() == x.numel() && (g.last == s.last || one) && grad.scalar_type() == x.scalar_type(),
-                  "expected a gradient like the input");
   Tensor gx = torch::stable::empty_like(x);
   Tensor partial = torch::stable::new_zeros(demod, {s.n, chunks, kSums, s.c});
   if (x.numel() > 0) {

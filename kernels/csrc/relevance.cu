@@ -28,8 +28,9 @@ __global__ void mask_kernel(const T* __restrict__ delta_s, const W* __restrict__
   }
 }
 
-Tensor relevance_mask(const Tensor& delta_s, const Tensor& relevance, const Tensor& delta_t, double threshold,
+Tensor relevance_mask(const Tensor& any, const Tensor& relevance, const Tensor& delta_t, double threshold,
                       double strength) {
+  const Tensor delta_s = dense(any);
   STD_TORCH_CHECK(delta_s.dim() == 2 && relevance.dim() == 2 && relevance.size(0) == delta_s.size(1) &&
                       relevance.size(1) == delta_t.numel(),
                   "expected delta_s [B,S], relevance [S,E] and delta_t [E]");

@@ -57,8 +57,9 @@ ALONE void finish(const W* __restrict sum, const W* __restrict factor, const W* 
   for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(sum[i] * factor[i] + offset[i]);
 }
 
-Tensor box_resample(const Tensor& x, int64_t height, int64_t width, const std::optional<Tensor>& scale,
+Tensor box_resample(const Tensor& any, int64_t height, int64_t width, const std::optional<Tensor>& scale,
                     const std::optional<Tensor>& shift) {
+  const Tensor x = dense(any);
   const Shape s = shape_of(x);
   const ScalarType wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(height > 0 && width > 0 && s.h > 0 && s.w > 0, "expected sizes of at least 1");

@@ -34,8 +34,9 @@ __global__ void box_kernel(const T* __restrict__ x, const W* __restrict__ scale,
   }
 }
 
-Tensor box_resample(const Tensor& x, int64_t height, int64_t width, const std::optional<Tensor>& scale,
+Tensor box_resample(const Tensor& any, int64_t height, int64_t width, const std::optional<Tensor>& scale,
                     const std::optional<Tensor>& shift) {
+  const Tensor x = dense(any);
   const Shape s = shape_of(x);
   STD_TORCH_CHECK(height > 0 && width > 0 && s.h > 0 && s.w > 0, "expected sizes of at least 1");
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "expected scale and shift together");

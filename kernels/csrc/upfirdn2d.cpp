@@ -113,8 +113,9 @@ void run(const T* x, T* y, const std::vector<Term<W>>& terms, int64_t images, in
   });
 }
 
-Tensor upfirdn2d(const Tensor& x, const Tensor& kernel, int64_t up, int64_t down, int64_t top, int64_t bottom,
+Tensor upfirdn2d(const Tensor& any, const Tensor& kernel, int64_t up, int64_t down, int64_t top, int64_t bottom,
                  int64_t left, int64_t right, bool flip) {
+  const Tensor x = dense(any);
   const Shape s = shape_of(x);
   const ScalarType wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(kernel.dim() == 2 && kernel.is_contiguous() && kernel.scalar_type() == wide,

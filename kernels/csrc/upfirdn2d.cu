@@ -34,8 +34,9 @@ __global__ void upfirdn2d_kernel(const T* __restrict__ x, const W* __restrict__ 
   }
 }
 
-Tensor upfirdn2d(const Tensor& x, const Tensor& kernel, int64_t up, int64_t down, int64_t top, int64_t bottom,
+Tensor upfirdn2d(const Tensor& any, const Tensor& kernel, int64_t up, int64_t down, int64_t top, int64_t bottom,
                  int64_t left, int64_t right, bool flip) {
+  const Tensor x = dense(any);
   const Shape s = shape_of(x);
   STD_TORCH_CHECK(kernel.dim() == 2 && kernel.is_contiguous() && kernel.scalar_type() == wide_type(x),
                   "expected a contiguous kernel [k,k] in float32");
