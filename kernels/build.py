@@ -33,7 +33,10 @@ OPERATIONS = {  # operation -> its module, and the name of its files in csrc/
 }
 SWITCH = "DELTASPACE_KERNELS"  # "ref": no native code
 CACHE = "DELTASPACE_KERNELS_CACHE"  # the only folder for compiled code, instead of the usual two
-AS_FAST = "there is no C++ version: PyTorch's own operations are as fast on a CPU"
+NO_SOURCE = {  # by choice, so nothing that `auto` has to tell
+    "cpp": "there is no C++ version of it: PyTorch's own operations do on a CPU",
+    "cuda": "there is no CUDA version of it",
+}
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 _SUFFIX = {"cpp": ".cpp", "cuda": ".cu"}
@@ -128,7 +131,7 @@ def unavailable(operation: str, impl: str) -> str:
 
 def _automatic(operation: str, native: str) -> str:
     reason = unavailable(operation, native)
-    if reason and reason not in _WARNED and reason != AS_FAST and not _switched_off():
+    if reason and reason not in _WARNED and reason != NO_SOURCE[native] and not _switched_off():
         _WARNED.add(reason)
         warnings.warn(f"native code is not used, which costs speed only: {reason}", stacklevel=4)
     return "ref" if reason else native
@@ -148,7 +151,7 @@ def _load(operation: str, impl: str) -> str:
     if _switched_off():
         return f"switched off by {SWITCH}=ref"
     if not (CSRC / f"{OPERATIONS[operation]}{_SUFFIX[impl]}").exists():
-        return AS_FAST if impl == "cpp" else f"there is no {impl} version of it"
+        return NO_SOURCE[impl]
     if impl == "cuda" and not torch.cuda.is_available():
         return "no CUDA device on this machine"
     try:
