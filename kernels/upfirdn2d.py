@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,12 +24,21 @@ def upfirdn2d(
     """x [B,C,H,W], kernel [k,k] -> [B,C,(H*up + sum(pad) - k)//down + 1, same for W].
 
     Zeros are put after every sample (up), `pad` zeros before and after each axis, then a convolution (the kernel is
-    flipped, as in signal processing), then every `down`-th sample is kept. Raises ValueError for a wrong rank.
+    flipped, as in signal processing), then every `down`-th sample is kept. Raises ValueError for a wrong rank or a
+    kernel that is larger than the padded input, and where native code is asked by name for what only the reference
+    has: the gradient of the kernel, and up and down at once.
     """
     if x.ndim != 4 or kernel.ndim != 2:
         raise ValueError(f"expected x [B,C,H,W] and kernel [k,k], got {tuple(x.shape)} and {tuple(kernel.shape)}")
-    build.choose(impl, x, kernel)
-    return _reference(x, kernel, up, down, pad)
+    if min(n * up + sum(pad) - k for n, k in zip(x.shape[2:], kernel.shape)) < 0:
+        raise ValueError(f"a kernel {tuple(kernel.shape)} is larger than its padded input {tuple(x.shape)}")
+    plain = kernel.requires_grad or (up > 1 and down > 1)
+    if plain and impl not in ("auto", "ref"):
+        raise ValueError("native code has no gradient of the kernel, and does not go up and down: use impl='ref'")
+    chosen = build.choose("upfirdn2d", "ref" if plain else impl, x, kernel)
+    if chosen == "ref":
+        return _reference(x, kernel, up, down, pad)
+    return _native(x, kernel, up, down, *pad, *pad, True)
 
 
 def _reference(x: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, int]) -> Tensor:
@@ -40,3 +51,42 @@ def _reference(x: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, in
         x = stuffed.view(b, c, h * up, w * up)
     x = F.pad(x, (*pad, *pad))
     return F.conv2d(x, weight, stride=down, groups=channels)
+
+
+def _native(x: Tensor, kernel: Tensor, *numbers: int) -> Tensor:
+    """numbers: up, down, padding at the top, bottom, left and right, whether the kernel is flipped."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.ops.deltaspace.upfirdn2d(x, kernel.to(wide).contiguous(), *numbers)
+
+
+def _fake(
+    x: Tensor, kernel: Tensor, up: int, down: int, top: int, bottom: int, left: int, right: int, flip: bool
+) -> Tensor:
+    height = (x.shape[2] * up + top + bottom - kernel.shape[0]) // down + 1
+    width = (x.shape[3] * up + left + right - kernel.shape[1]) // down + 1
+    return build.resized(x, height, width)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, kernel, *ctx.numbers = inputs
+    ctx.save_for_backward(kernel)
+    ctx.sizes = tuple(zip(x.shape[2:], output.shape[2:], kernel.shape))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The transposed operation: up and down change places, and the kernel turns round."""
+    (kernel,) = ctx.saved_tensors
+    up, down, top, _, left, _, flip = ctx.numbers
+    pads = []
+    for (size, result, taps), before in zip(ctx.sizes, (top, left)):
+        pads += [taps - 1 - before, size * up - result * down + before - up + 1]
+    return _native(grad, kernel, down, up, *pads, not flip), *[None] * 8
+
+
+build.register(
+    "upfirdn2d(Tensor x, Tensor kernel, int up, int down, int top, int bottom, int left, int right, bool flip)"
+    " -> Tensor",
+    _fake,
+    _backward,
+    _setup,
+)

@@ -62,11 +62,10 @@ class Clip(nn.Module):
 
         The one place that decides range, resampling (exact box filter) and normalisation.
         """
-        x = box_resample(images, self.image_size)
-        if self.normalise:
-            mean, std = (torch.tensor(v).to(x)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD))
-            x = ((x + 1) / 2 - mean) / std
-        return x
+        if not self.normalise:
+            return box_resample(images, self.image_size)
+        mean, std = (tuple(2 * m - 1 for m in OPENAI_MEAN), tuple(2 * d for d in OPENAI_STD))  # theirs are of [0,1]
+        return box_resample(images, self.image_size, mean, std)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images [B,3,R,R] in [-1,1] -> [B,E], not normalised."""

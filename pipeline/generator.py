@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.bias_act import bias_act
+from kernels.epilogue import modulated_epilogue
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline.stylespace import StyleLayout
 
@@ -58,56 +59,55 @@ class Blur(nn.Module):
 class ModulatedConv(nn.Module):
     """k x k convolution whose input channels are scaled per sample by s (sections 2.2 and B of StyleGAN2)."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, style_dim: int, up: bool = False, demodulate: bool = True):
+    def __init__(self, inputs: int, outputs: int, size: int, style_dim: int, up: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(1, outputs, inputs, size, size))
         self.modulation = EqualLinear(style_dim, inputs, bias_init=1.0)
-        self.scale, self.up, self.demodulate = 1 / math.sqrt(inputs * size**2), up, demodulate
+        self.scale, self.up = 1 / math.sqrt(inputs * size**2), up
         if up:
             self.blur = Blur()
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """x [B,inputs,H,W], s [B,inputs] -> [B,outputs,H,W], twice the size when `up`."""
+        """x [B,inputs,H,W], s [B,inputs] -> [B,outputs,H,W], twice the size when `up`; not demodulated."""
         weight = self.weight[0] * self.scale
         x = x * s.to(x.dtype)[:, :, None, None]
-        if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
-            x = upfirdn2d(x, self.blur.kernel, pad=(1, 1))
-        else:
-            x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
-        if self.demodulate:
-            norm = torch.rsqrt(s.square() @ weight.square().sum(dim=(2, 3)).T + EPS)  # [B,outputs]
-            x = x * norm.to(x.dtype)[:, :, None, None]
-        return x
+        if not self.up:
+            return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
+        x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
+        return upfirdn2d(x, self.blur.kernel, pad=(1, 1))
+
+    def demodulation(self, s: Tensor) -> Tensor:
+        """s [B,inputs] -> [B,outputs]: the factors that give every modulated filter unit norm (eq. 3)."""
+        return torch.rsqrt(s.square() @ (self.weight[0] * self.scale).square().sum(dim=(2, 3)).T + EPS)
 
 
 class NoiseInjection(nn.Module):
+    """Holds the strength of the noise, as the published files do."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        return x + (self.weight * noise).to(x.dtype)
-
 
 class Activation(nn.Module):
+    """Holds the bias, as the published files do."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return bias_act(x, self.bias.to(x.dtype))
 
 
 class StyledConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, style_dim: int, up: bool = False):
         super().__init__()
-        self.conv = ModulatedConv(inputs, outputs, 3, style_dim, up=up)
+        self.conv = ModulatedConv(inputs, outputs, 3, style_dim, up)
         self.noise = NoiseInjection()
         self.activate = Activation(outputs)
 
     def forward(self, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        return self.activate(self.noise(self.conv(x, s), noise))
+        """x [B,inputs,H,W], s [B,inputs], noise [1 or B,1,h,w] -> [B,outputs,h,w]."""
+        demod = self.conv.demodulation(s)
+        return modulated_epilogue(self.conv(x, s), demod, noise, self.noise.weight, self.activate.bias)
 
 
 class ToRGB(nn.Module):
@@ -115,7 +115,7 @@ class ToRGB(nn.Module):
         super().__init__()
         if up:
             self.upsample = Blur()
-        self.conv = ModulatedConv(inputs, 3, 1, style_dim, demodulate=False)
+        self.conv = ModulatedConv(inputs, 3, 1, style_dim)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, x: Tensor, w: Tensor, skip: Tensor | None) -> Tensor:

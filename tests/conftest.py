@@ -14,6 +14,7 @@ os.environ.update(
     DELTASPACE_TRACKING="0", DVC_NO_ANALYTICS="1", ITERATIVE_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"
 )
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("DELTASPACE_KERNELS_CACHE", str(ROOT / ".cache" / "kernels"))  # copies of the project share it
 CODE = ("kernels", "pipeline", "pretrain", "stages")
 SET_UP = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 PROMPTS = (

@@ -92,7 +92,14 @@ def closure(file: Path) -> frozenset[str]:
             if found and found not in seen and found.relative_to(ROOT).parts[0] in ROOMS:
                 seen.add(found)
                 todo.append(found)
-    return frozenset(name_of(found) for found in seen if found.stat().st_size)
+    return frozenset(name_of(found) for found in seen | native_sources(seen) if found.stat().st_size)
+
+
+def native_sources(modules: set[Path]) -> set[Path]:
+    """The files of kernels/csrc that `modules` compile: those of the same name, and the headers that all share."""
+    folder = ROOT / "kernels" / "csrc"
+    found = {file for module in modules if module.parent == folder.parent for file in folder.glob(f"{module.stem}.c*")}
+    return found | set(folder.glob("*.h")) if found else found
 
 
 def pipeline_file() -> dict:

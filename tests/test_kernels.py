@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kernels import build
 from kernels.bias_act import GAIN, bias_act
+from kernels.epilogue import modulated_epilogue
 from kernels.relevance import relevance_mask
 from kernels.resample import box_resample, box_weights
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
@@ -25,7 +26,13 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], dict]] = {
     "upfirdn2d": (upfirdn2d, (torch.randn(1, 2, 5, 7), torch.randn(3, 3)), {}),
     "box_resample": (box_resample, (torch.randn(1, 2, 9, 7),), {"size": 4}),
     "relevance_mask": (relevance_mask, (torch.randn(2, 5), torch.randn(5, 3), torch.randn(3)), {"threshold": 0.1}),
+    "modulated_epilogue": (
+        modulated_epilogue,
+        (torch.randn(2, 3, 5, 4), torch.randn(2, 3), torch.randn(1, 1, 5, 4), torch.randn(1), torch.randn(3)),
+        {},
+    ),
 }
+BOTH = pytest.mark.parametrize("impl", ["ref", "auto"])
 
 
 def double(*shape: int, grad: bool = True) -> Tensor:
@@ -46,7 +53,7 @@ def test_every_operation_has_a_call_here_and_a_line_in_the_doctors_table() -> No
 def test_an_implementation_asked_for_by_name_runs_or_says_why_not(name: str, impl: str) -> None:
     operation, tensors, options = CALLS[name]
     expected = operation(*tensors, **options, impl="ref")
-    reason = "" if impl == "auto" else build.unavailable(impl)
+    reason = "" if impl == "auto" else build.unavailable(name, impl)
     if reason:
         with pytest.raises(build.KernelUnavailable) as refusal:
             operation(*tensors, **options, impl=impl)
@@ -86,10 +93,11 @@ def naive_bias_act(x: np.ndarray, bias: np.ndarray, axis: int, slope: float, gai
     [((3, 5), 1), ((2, 3, 5), 2), ((5, 3, 5), 2), ((2, 5, 3, 7), 1), ((3, 5, 5, 5), 1), ((1, 5, 1, 1), 1)],
 )
 @pytest.mark.parametrize(("slope", "gain"), [(0.2, GAIN), (0.0, 1.0), (0.05, 0.7)])
-def test_bias_act_is_its_formula_with_channels_on_the_right_axis(shape, axis, slope, gain) -> None:
+@BOTH
+def test_bias_act_is_its_formula_with_channels_on_the_right_axis(impl, shape, axis, slope, gain) -> None:
     x, bias = double(*shape, grad=False), double(5, grad=False)
     expected = naive_bias_act(x.numpy(), bias.numpy(), axis, slope, gain)
-    np.testing.assert_allclose(bias_act(x, bias, slope, gain).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(bias_act(x, bias, slope, gain, impl=impl).numpy(), expected, rtol=1e-12)
 
 
 def test_the_default_gain_keeps_the_size_of_a_unit_normal_input() -> None:
@@ -149,9 +157,11 @@ def test_upfirdn2d_is_the_loop_over_samples_and_taps(height, width, taps, up, do
         return
     rng = np.random.default_rng(seed)
     x, kernel = rng.normal(size=(2, 3, height, width)), rng.normal(size=(taps, taps))
-    found = upfirdn2d(torch.from_numpy(x), torch.from_numpy(kernel), up, down, pad)
-    assert found.shape[2:] == tuple((n * up + sum(pad) - taps) // down + 1 for n in (height, width))
-    np.testing.assert_allclose(found.numpy(), naive_upfirdn2d(x, kernel, up, down, pad), atol=1e-12)
+    expected = naive_upfirdn2d(x, kernel, up, down, pad)
+    for impl in ("ref", "auto"):
+        found = upfirdn2d(torch.from_numpy(x), torch.from_numpy(kernel), up, down, pad, impl=impl)
+        assert found.shape[2:] == tuple((n * up + sum(pad) - taps) // down + 1 for n in (height, width))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
 def test_the_blur_behind_a_transposed_convolution_gives_twice_the_size() -> None:
@@ -195,9 +205,10 @@ def published_resize(x: Tensor, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("size", "channels"), [(256, 3), (512, 3), (1024, 1)])
-def test_box_resample_is_the_published_resize_without_its_intermediate(size: int, channels: int) -> None:
+@BOTH
+def test_box_resample_is_the_published_resize_without_its_intermediate(impl: str, size: int, channels: int) -> None:
     x = torch.rand(1, channels, size, size, dtype=torch.float64) * 2 - 1
-    found = box_resample(x, 224)
+    found = box_resample(x, 224, impl=impl)
     assert (found - published_resize(x, size)).abs().max() < 1e-6
     assert (found - F.adaptive_avg_pool2d(x, 224)).abs().max() > 0.05  # that one rounds areas to whole pixels
 
@@ -218,9 +229,12 @@ def test_box_resample_is_the_mean_of_the_area_below_for_any_sizes_up_and_down(he
     x = np.random.default_rng(seed).normal(size=(2, 1, height, width))
     rows = np.apply_along_axis(naive_box, 2, x, size)
     expected = np.apply_along_axis(naive_box, 3, rows, size)
-    found = box_resample(torch.from_numpy(x), size)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
-    assert found.mean().item() == pytest.approx(x.mean(), abs=1e-6)
+    for impl in ("ref", "auto"):
+        found = box_resample(torch.from_numpy(x), size, impl=impl)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+        assert found.mean().item() == pytest.approx(x.mean(), abs=1e-6)
+        normal = box_resample(torch.from_numpy(x), size, (0.3,), (1.7,), impl=impl)
+        np.testing.assert_allclose(normal.numpy(), (expected - 0.3) / 1.7, atol=1e-6)
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 96), (1023, 224), (7, 7), (5, 3), (1, 4)])
@@ -245,6 +259,41 @@ def test_box_resample_refuses_a_wrong_rank_or_size(shape: tuple[int, ...], size:
 def test_gradients_of_box_resample_are_those_of_finite_differences() -> None:
     for size in (3, 7):
         assert torch.autograd.gradcheck(lambda v, s=size: box_resample(v, s), (double(1, 2, 5, 4),))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), None), (None, (0.5,)), ((0.1,), (0.5,)), ((0.1,) * 3, (1.0,) * 2)])
+def test_normalising_needs_a_mean_and_a_deviation_for_every_channel(mean, std) -> None:
+    with pytest.raises(ValueError, match="a mean and a std for each of 3 channels"):
+        box_resample(torch.randn(1, 3, 4, 4), 2, mean, std)
+
+
+# ---------------------------------------------------------------- modulated_epilogue
+
+
+@pytest.mark.parametrize("styled", [False, True])
+@pytest.mark.parametrize("noises", [1, 3])
+@BOTH
+def test_the_epilogue_is_its_formula_value_by_value(impl: str, noises: int, styled: bool) -> None:
+    rng = np.random.default_rng(3)
+    x, demod, noise, weight, bias, style = (
+        rng.normal(size=shape) for shape in ((3, 2, 4, 5), (3, 2), (noises, 1, 4, 5), (1,), (2,), (3, 2))
+    )
+    expected = np.empty_like(x)
+    for b, c, i, j in itertools.product(*map(range, x.shape)):
+        z = x[b, c, i, j] * demod[b, c] + weight[0] * noise[b % noises, 0, i, j] + bias[c]
+        expected[b, c, i, j] = 0.7 * (z if z > 0 else 0.1 * z) * (style[b, c] if styled else 1)
+    sides = map(torch.from_numpy, (x, demod, noise, weight, bias, *([style] if styled else [])))
+    found = modulated_epilogue(*sides, slope=0.1, gain=0.7, impl=impl)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["demod", "noise", "weight", "bias", "style"])
+def test_the_epilogue_refuses_side_inputs_that_do_not_fit(name: str) -> None:
+    shapes = {"x": (2, 3, 5, 4), "demod": (2, 3), "noise": (1, 1, 5, 4), "weight": (1,), "bias": (3,), "style": (2, 3)}
+    for wrong in ((3, 2), (2, 1, 4, 5), (2,)):
+        tensors = {key: torch.randn(wrong if key == name else shape) for key, shape in shapes.items()}
+        with pytest.raises(ValueError, match="do not fit activations"):
+            modulated_epilogue(**tensors)
 
 
 # ---------------------------------------------------------------- relevance_mask
@@ -294,6 +343,20 @@ def test_a_masked_channel_is_zero_even_where_its_change_is_not_finite() -> None:
 def test_swapped_or_foreign_shapes_are_refused(matrix: tuple[int, int], text: int) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         relevance_mask(torch.randn(2, 5), torch.randn(*matrix), torch.randn(text), 0.1)
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 6])
+def test_the_top_channels_are_those_with_the_largest_products_of_either_sign(top: int) -> None:
+    relevance, delta_t = torch.tensor([[1.0], [-6], [2], [-4], [5], [3]]), torch.tensor([2.0])
+    kept = relevance_mask(torch.ones(2, 6), relevance, delta_t, strength=3.0, top=top)
+    order = [1, 4, 3, 5, 2, 0][:top]
+    assert kept.tolist() == [[3.0 if c in order else 0.0 for c in range(6)]] * 2
+
+
+@pytest.mark.parametrize(("threshold", "top"), [(None, None), (0.5, 2), (None, -1), (None, 7)])
+def test_the_mask_needs_either_a_threshold_or_a_possible_number_of_channels(threshold, top) -> None:
+    with pytest.raises(ValueError, match="a threshold or a top of 0 to 6"):
+        relevance_mask(torch.ones(2, 6), torch.ones(6, 1), torch.ones(1), threshold, top=top)
 
 
 def test_gradients_of_the_mask_reach_the_kept_channels_only() -> None:
