@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "ref", "cpp", "cuda")
-OPERATIONS = ("bias_act", "upfirdn2d", "box_resample", "relevance_mask")
+OPERATIONS = ("bias_act", "upfirdn2d", "box_resample", "relevance_mask", "channel_perturb", "relevance_accumulate")
 
 
 class KernelUnavailable(RuntimeError):
