@@ -112,7 +112,7 @@ def sample_cache_256(backbones: Backbones) -> Case:
 
 
 def mapper_step_ffhq(backbones: Backbones) -> Case:
-    """One training step of the published mapper for FFHQ, 82.8 million parameters, batch 64."""
+    """One training step of the published mapper for FFHQ, 82.8 million parameters, batch 64; ours with bfloat16."""
     device, dim = backbones.device, 512
     s, target = torch.randn(2, 64, FFHQ.size, device=device)
     told = torch.randn(64, 2 * dim, device=device)

@@ -123,20 +123,19 @@ def derivative_rows(probe: Probe, pictures: range) -> Tensor:
 
 
 def prompt_relevance(probe: Probe, delta_t: Tensor, cotangents: int = 16) -> Tensor:
-    """delta_t [E] -> what the rows of the matrix would say of it [S], without the matrix: about R . delta_t.
+    """delta_t [E] -> R . delta_t [S] without R, the matrix of method `reverse` on the same pictures.
 
-    Per picture, the derivative of <e, delta_t> by s is one backward pass; a channel's length |de/ds| comes from
-    `cotangents` random orthogonal directions more (all E of them: exactly), so that the usual thresholds apply.
+    Per picture, the derivative of <e, delta_t> by s is one backward pass; the lengths that make rows unit rows come
+    from `cotangents` random orthogonal directions more (exactly with all E of them), so that usual thresholds apply.
     """
     dim, generator = len(delta_t), torch.Generator().manual_seed(probe.params.seed)
     directions = torch.linalg.qr(torch.randn(dim, min(cotangents, dim), generator=generator))[0].T  # orthonormal rows
     asked = torch.cat([delta_t[None], directions.to(delta_t)])
-    total = torch.zeros(probe.s.shape[1], device=probe.s.device)
+    total = torch.zeros(len(asked), probe.s.shape[1], device=probe.s.device)
     for picture in range(len(probe.s)):
-        along, *others = _derivatives(probe, picture, asked)
-        length = torch.stack(others).square().mean(dim=0).mul(dim).sqrt()
-        total += along / length.clamp(min=1e-8)
-    return total / len(probe.s)
+        found = _derivatives(probe, picture, asked)
+        total += found / found[1:].norm(dim=0).clamp(min=1e-8)  # all lengths are short by one factor, which cancels
+    return total[0] / (total[1:].norm(dim=0) * (dim / len(directions)) ** 0.5).clamp(min=1e-8)
 
 
 def parts(probe: Probe) -> list[range]:

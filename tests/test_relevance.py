@@ -205,23 +205,14 @@ def test_reverse_mode_is_where_small_differences_lead(generator: Generator) -> N
 
 
 def test_a_prompt_needs_no_matrix(generator: Generator) -> None:
-    """With all directions the lengths are exact: the mean over pictures of <de/ds, delta_t> / |de/ds|."""
-    probe = probe_of(generator, replace(PARAMS, images=3))
+    probe = probe_of(generator, replace(PARAMS, method="reverse", images=3))
     delta_t = torch.randn(E)
-    parts = [F.normalize(relevance._derivatives(probe, n, torch.eye(E)).T, dim=1) @ delta_t for n in range(3)]
-    exact = torch.stack(parts).mean(dim=0)
+    exact = relevance.matrix(probe) @ delta_t
     torch.testing.assert_close(relevance.prompt_relevance(probe, delta_t, cotangents=E), exact, atol=1e-4, rtol=0)
     estimate = relevance.prompt_relevance(probe, delta_t, cotangents=4)
     assert torch.equal(estimate, relevance.prompt_relevance(probe, delta_t, cotangents=4))
     assert F.cosine_similarity(estimate, exact, dim=0) > 0.8
     assert not relevance.prompt_relevance(probe, torch.zeros(E)).any()
-
-
-def test_for_one_picture_a_prompts_relevance_is_that_of_the_matrix(generator: Generator) -> None:
-    probe = probe_of(generator, replace(PARAMS, method="reverse", images=1))
-    delta_t = torch.randn(E)
-    found = relevance.prompt_relevance(probe, delta_t, cotangents=E)
-    torch.testing.assert_close(found, relevance.matrix(probe) @ delta_t, atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------- pictures and parameters
