@@ -50,8 +50,8 @@ format: install ## rewrite the code in the agreed style
 ui: install ## the runs side by side in MLflow, http://127.0.0.1:5000
 	mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
-bench: install ## time the kernels on this machine
-	python -m kernels.bench
+bench: install ## what published code, plain PyTorch and this repository cost here, side by side: reports/bench.json
+	deltaspace bench
 
 clean: ## remove what can be rebuilt: unfinished work, caches, the venv (data/, reports/ and mlflow.db stay)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

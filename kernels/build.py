@@ -30,6 +30,8 @@ OPERATIONS = {  # operation -> its module, and the name of its files in csrc/
     "box_resample": "resample",
     "relevance_mask": "relevance",
     "modulated_epilogue": "epilogue",
+    "channel_perturb": "perturb",
+    "relevance_accumulate": "accumulate",
 }
 SWITCH = "DELTASPACE_KERNELS"  # "ref": no native code
 CACHE = "DELTASPACE_KERNELS_CACHE"  # the only folder for compiled code, instead of the usual two

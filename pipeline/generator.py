@@ -171,10 +171,12 @@ class Generator(nn.Module):
             self.to_rgbs.append(ToRGB(here, style_dim))
         self.noises = Noises([2 ** ((i + 5) // 2) for i in range(2 * steps - 3)])
         self.register_buffer("w_mean", torch.zeros(style_dim), persistent=False)  # `latent_avg` of the published files
-        dims = tuple(conv.conv.weight.shape[2] for conv in self._styled())
+        dims = tuple(conv.conv.weight.shape[2] for conv in self.styled)
         self.layout = StyleLayout(dims, split)
 
-    def _styled(self) -> list[StyledConv]:
+    @property
+    def styled(self) -> list[StyledConv]:
+        """The modulated convolutions, in the order of s."""
         return [self.conv1, *self.convs]  # type: ignore[list-item]
 
     def mapping(self, z: Tensor) -> Tensor:
@@ -191,7 +193,7 @@ class Generator(nn.Module):
 
     def styles(self, w_plus: Tensor) -> Tensor:
         """w_plus [B,L,D] -> s [B,S]: what the modulation layers of the convolutions give; layer k reads row k."""
-        return torch.cat([layer.conv.modulation(w_plus[:, k]) for k, layer in enumerate(self._styled())], dim=1)
+        return torch.cat([layer.conv.modulation(w_plus[:, k]) for k, layer in enumerate(self.styled)], dim=1)
 
     def synthesis(self, s: Tensor, w_plus: Tensor, noises: list[Tensor] | None = None) -> Tensor:
         """s [B,S], w_plus [B,L,D] -> images [B,3,R,R], not clamped.
@@ -199,18 +201,39 @@ class Generator(nn.Module):
         The toRGB layers read w_plus (rows 1, 3, 5, ...), which an edit of s leaves as it was (DeltaEdit's decoder).
         `noises`: one [1 or B,1,r,r] per convolution; the fixed buffers when None.
         """
-        codes = s.split(self.layout.dims, dim=1)
-        noise = list(self.noises) if noises is None else noises
         x = self.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = self.conv1(x, codes[0], noise[0])
-        image = self.to_rgb1(x, w_plus[:, 1], None)
-        for k, to_rgb in enumerate(self.to_rgbs):
-            x = self.convs[2 * k](x, codes[2 * k + 1], noise[2 * k + 1])
-            x = self.convs[2 * k + 1](x, codes[2 * k + 2], noise[2 * k + 2])
-            image = to_rgb(x, w_plus[:, 2 * k + 3], image)
+        image = self.layers(range(len(self.layout.dims)), x, None, s, w_plus, noises)[1]
+        assert image is not None
         return image
+
+    def layers(
+        self,
+        which: range,
+        x: Tensor,
+        image: Tensor | None,
+        s: Tensor,
+        w_plus: Tensor,
+        noises: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Some convolutions of the synthesis, each even one with its toRGB: (activations, image so far) -> the same.
+
+        x [B,C,H,W] and image (None before layer 0) are what the layer before `which` gave; computed in x's dtype.
+        """
+        codes = s.split(self.layout.dims, dim=1)
+        noise = list(self.noises) if noises is None else noises
+        for layer in which:
+            x = self.styled[layer](x, codes[layer], noise[layer])
+            image = self.shown(layer, x, image, w_plus)
+        return x, image
+
+    def shown(self, layer: int, x: Tensor, image: Tensor | None, w_plus: Tensor) -> Tensor | None:
+        """The image so far after layer `layer`, whose activations are x; only even layers add to it."""
+        if layer % 2:
+            return image
+        to_rgb = self.to_rgbs[layer // 2 - 1] if layer else self.to_rgb1
+        return to_rgb(x, w_plus[:, layer + 1], image)
 
     def random_noises(self, batch: int) -> list[Tensor]:
         """Fresh noise per sample, for training."""

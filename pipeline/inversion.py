@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from pipeline.generator import Generator
-from pipeline.sampling import check_batch, fixed_batches
+from pipeline.sampling import BatchParams, fixed_batches
 
 Encode = Callable[[Tensor], Tensor]
 RATE, HOLD = 0.1, 0.02  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
 
 
 @dataclass(frozen=True)
-class InvertParams:
-    """batch: images per forward pass, a multiple of 8. refine: steps of descent for test people, 0 for none."""
+class InvertParams(BatchParams):
+    """refine: steps of descent for test people, 0 for none."""
 
-    batch: int
     refine: int
 
     def __post_init__(self) -> None:
-        check_batch(self.batch)
+        super().__post_init__()
         if self.refine < 0:
             raise ValueError(f"{self.refine} steps of refinement: give 0 or more")
 

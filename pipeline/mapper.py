@@ -6,7 +6,7 @@ Nine small stacks of equalised linear layers: per level one for s, one for the c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from pipeline.training import Metrics, batch_rows, generator_for
 @dataclass(frozen=True)
 class MapperParams:
     """Section `mapper` of params.yaml. loss: "code" (mean squared error, the released training) or "paper" (the L2
-    norm per sample). source: the codes to learn from: "fake", "real" or "both"."""
+    norm per sample). source: the codes to learn from: "fake", "real" or "both". precision: of the products in a step;
+    weights, moments and losses are float32."""
 
     steps: int
     batch: int
@@ -30,6 +31,7 @@ class MapperParams:
     source: str
     rows: int | None
     seed: int
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Stack(nn.Module):
@@ -121,7 +123,9 @@ class Trainer:
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
         s, told, target = pairs(self.s, self.clip, first, second)
-        values = losses(self.mapper(s, told), target)
+        with torch.autocast(s.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
+            predicted = self.mapper(s, told)
+        values = losses(predicted.float(), target)
         (values[self.params.loss] + values["cosine"]).backward()
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)

@@ -1,66 +1,174 @@
 """The relevance matrix: what each style channel does, in CLIP's words (StyleCLIP global directions, section 6).
 
-Row c is the mean change of the picture's embedding when channel c goes from mean - alpha sigma to mean + alpha sigma.
-The released script writes those values into the array it reads next, so that all earlier channels stay at their mean;
-here every picture starts from a true copy.
+Row c is the mean change of the picture's embedding when channel c goes from mean - alpha sigma to mean + alpha sigma
+(`finite`), or its mean derivative (`reverse`: E backward passes per picture instead of 2 S forward passes). For a
+single text no matrix is needed: `prompt_relevance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import perturbation
 from pipeline.clip import Clip
 from pipeline.generator import Generator
+from pipeline.values import InputError
+
+TOGETHER = 28  # cotangents per backward pass
+CHANNELS, PICTURES = 32, 4  # per shard at most
 
 
 @dataclass(frozen=True)
 class RelevanceParams:
     """Section `relevance` of params.yaml. images: pictures that each channel is tried on. alpha: in sigmas.
-    psi: truncation of those pictures."""
+
+    psi: truncation of those pictures. method, precision: of the computation. layers: rows of other layers stay zero;
+    None for all. emulate_published: channels that were tried stay at their mean for those tried after them, as the
+    released script leaves them by writing into the array that it reads next.
+    """
 
     images: int
     alpha: float
     psi: float
     seed: int
+    method: Literal["finite", "reverse"] = "finite"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    layers: tuple[int, ...] | None = None
+    emulate_published: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or not self.alpha > 0:
+            raise ValueError(f"{self.images} images and alpha {self.alpha:g}: at least 1, and more than 0, are needed")
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise ValueError(f"layers {list(self.layers)} are none: use null for all, or numbers from 0 up")
+        if self.method == "reverse" and self.emulate_published:
+            raise ValueError("emulate_published needs method finite: derivatives have no order of channels")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Everything a worker needs to compute rows of the matrix."""
+    """Everything a worker needs to compute a part of the matrix."""
 
-    embed: Callable[[Tensor, Tensor], Tensor]  # s [B,S], w_plus [B,L,D] -> [B,E]
+    generator: Generator
+    clip: Clip
     s: Tensor  # [N,S]
     w_plus: Tensor  # [N,L,D]
-    low: Tensor  # [S]
-    high: Tensor  # [S]
+    mean: Tensor  # [S]
+    std: Tensor  # [S]
+    params: RelevanceParams
+
+    @property
+    def low(self) -> Tensor:
+        return self.mean - self.params.alpha * self.std
+
+    @property
+    def high(self) -> Tensor:
+        return self.mean + self.params.alpha * self.std
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations; statistics, images and embeddings are float32."""
+        return torch.bfloat16 if self.params.precision == "bfloat16" else torch.float32
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images [B,3,R,R] -> [B,E], not normalised."""
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.clip.embed_images(images)
+
+    def show(self, s: Tensor, w_plus: Tensor) -> Tensor:
+        """s [B,S], w_plus [B,L,D] -> embeddings [B,E] of the pictures."""
+        with torch.autocast(s.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            images = self.generator.synthesis(s, w_plus)
+        return self.embed(images)
 
 
 def probe(generator: Generator, clip: Clip, mean: Tensor, std: Tensor, params: RelevanceParams) -> Probe:
-    """The pictures to try the channels on. mean, std [S]: statistics of s."""
+    """The pictures to try the channels on. mean, std [S]: statistics of s. InputError for layers that are not there."""
+    layers = params.layers or ()
+    if layers and max(layers) >= len(generator.layout.dims):
+        last = len(generator.layout.dims) - 1
+        raise InputError(f"relevance.layers: there is no layer {max(layers)}: this generator has layers 0 to {last}")
     z = torch.randn(params.images, generator.style_dim, generator=torch.Generator().manual_seed(params.seed))
     with torch.no_grad():
         w_plus = generator.repeat(generator.truncate(generator.mapping(z.to(mean.device)), params.psi))
         s = generator.styles(w_plus)
-
-    def embed(styles: Tensor, codes: Tensor) -> Tensor:
-        return clip.embed_images(generator.synthesis(styles, codes))
-
-    return Probe(embed, s, w_plus, mean - params.alpha * std, mean + params.alpha * std)
+    return Probe(generator, clip, s, w_plus, mean, std, params)
 
 
-@torch.no_grad()
-def rows(probe: Probe, channels: range) -> Tensor:
-    """Rows `channels` of the matrix [len(channels), E], each a mean of unit differences, of unit length itself."""
-    result = []
-    for channel in channels:
-        low, high = probe.s.clone(), probe.s.clone()
-        low[:, channel], high[:, channel] = probe.low[channel], probe.high[channel]
-        ends = probe.embed(torch.cat([low, high]), torch.cat([probe.w_plus, probe.w_plus]))
-        before, after = F.normalize(ends, dim=1).chunk(2)
-        result.append(F.normalize(F.normalize(after - before, dim=1, eps=1e-8).mean(dim=0), dim=0, eps=1e-8))
-    return torch.stack(result)
+def _derivatives(probe: Probe, picture: int, cotangents: Tensor) -> Tensor:
+    """Of one picture's unit embedding e: d(cotangents . e)/ds, cotangents [V,E] -> [V,S]."""
+    s = probe.s[picture : picture + 1].clone().requires_grad_(True)
+    with torch.enable_grad():
+        e = F.normalize(probe.show(s, probe.w_plus[picture : picture + 1]), dim=1)
+    parts = cotangents[:, None].split(TOGETHER)
+    found = [torch.autograd.grad(e, s, part, retain_graph=True, is_grads_batched=True)[0][:, 0] for part in parts]
+    return torch.cat(found)
+
+
+def derivative_rows(probe: Probe, pictures: range) -> Tensor:
+    """The sum over `pictures` of every channel's unit derivative of the unit embedding [S,E].
+
+    The unit rows of the sum over all pictures are the matrix of method `reverse`.
+    """
+    basis = torch.eye(probe.clip.dim, device=probe.s.device)
+    total = torch.zeros(probe.s.shape[1], probe.clip.dim, device=probe.s.device)
+    for picture in pictures:
+        total += F.normalize(_derivatives(probe, picture, basis).T, dim=1, eps=1e-8)
+    return total
+
+
+def prompt_relevance(probe: Probe, delta_t: Tensor, cotangents: int = 16) -> Tensor:
+    """delta_t [E] -> R . delta_t [S] without R, the matrix of method `reverse` on the same pictures.
+
+    Per picture, the derivative of <e, delta_t> by s is one backward pass; the lengths that make rows unit rows come
+    from `cotangents` random orthogonal directions more (exactly with all E of them), so that usual thresholds apply.
+    """
+    dim, generator = len(delta_t), torch.Generator().manual_seed(probe.params.seed)
+    directions = torch.linalg.qr(torch.randn(dim, min(cotangents, dim), generator=generator))[0].T  # orthonormal rows
+    asked = torch.cat([delta_t[None], directions.to(delta_t)])
+    total = torch.zeros(len(asked), probe.s.shape[1], device=probe.s.device)
+    for picture in range(len(probe.s)):
+        found = _derivatives(probe, picture, asked)
+        total += found / found[1:].norm(dim=0).clamp(min=1e-8)  # all lengths are short by one factor, which cancels
+    return total[0] / (total[1:].norm(dim=0) * (dim / len(directions)) ** 0.5).clamp(min=1e-8)
+
+
+def parts(probe: Probe) -> list[range]:
+    """The whole work as shards for `compute`: channels of one layer (finite), or pictures (reverse)."""
+    if probe.params.method == "reverse":
+        return [range(start, min(start + PICTURES, len(probe.s))) for start in range(0, len(probe.s), PICTURES)]
+    found = []
+    for layer, (offset, width) in enumerate(zip(probe.generator.layout.offsets, probe.generator.layout.dims)):
+        if probe.params.layers is None or layer in probe.params.layers:
+            stop = offset + width
+            found += [range(start, min(start + CHANNELS, stop)) for start in range(offset, stop, CHANNELS)]
+    return found
+
+
+def compute(probe: Probe, part: range) -> Tensor:
+    """One shard: rows `part` [len(part),E] (finite), or what pictures `part` add to all rows [S,E] (reverse)."""
+    return derivative_rows(probe, part) if probe.params.method == "reverse" else perturbation.rows(probe, part)
+
+
+def joined(probe: Probe, shards: list[Tensor]) -> Tensor:
+    """The shards of `parts`, in order -> the matrix [S,E]: rows of unit length, zero for layers that were left out."""
+    layout, chosen = probe.generator.layout, probe.params.layers
+    if probe.params.method == "reverse":
+        matrix = F.normalize(torch.stack(shards).sum(dim=0), dim=1, eps=1e-8)
+        for layer in set(range(len(layout.dims))) - set(range(len(layout.dims)) if chosen is None else chosen):
+            matrix[layout.layer(layer)] = 0
+        return matrix
+    matrix = torch.zeros(layout.size, shards[0].shape[1])
+    for part, rows in zip(parts(probe), shards, strict=True):
+        matrix[part.start : part.stop] = rows
+    return matrix
+
+
+def matrix(probe: Probe) -> Tensor:
+    """The matrix [S,E] in this process."""
+    return joined(probe, [compute(probe, part) for part in parts(probe)])

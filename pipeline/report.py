@@ -133,6 +133,7 @@ def page(domain: Domain, root: Path) -> str:
         settings=_flat(settings),
         networks=[_network(domain, name, root) for name in NETWORKS],
         costs=_costs(layout),
+        speed=_speed(root),
     )
 
 
@@ -230,6 +231,12 @@ def _costs(layout: artefacts.Layout) -> list[dict[str, Any]]:
     return sorted(
         rows, key=lambda row: order.index(row["stage"].split("-")[0]) if row["stage"].split("-")[0] in order else 99
     )
+
+
+def _speed(root: Path) -> dict[str, Any] | None:
+    """What `make bench` wrote: machine and rows; None when it never ran."""
+    path = root / "reports" / "bench.json"
+    return _json(path) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- charts

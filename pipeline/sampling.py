@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,13 @@ class BatchParams:
 
     def __post_init__(self) -> None:
         check_batch(self.batch)
+
+
+@dataclass(frozen=True)
+class CacheParams(BatchParams):
+    """precision: of the networks that render and embed fakes; s is float32's, rounded, in any case."""
+
+    precision: Literal["float32", "bfloat16"]
 
 
 def check_batch(batch: int) -> None:
@@ -106,14 +113,17 @@ def sample_w(generator: Generator, row_ids: Iterable[int], seed: int, truncation
 
 
 @torch.no_grad()
-def fake_codes(generator: Generator, clip: Clip, w: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def fake_codes(
+    generator: Generator, clip: Clip, w: Tensor, batch: int, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """w [N,D] -> s [N,S] float16 and clip [N,E] float32 (not normalised) of the pictures, which are not kept."""
-    device = generator.w_mean.device
+    device, half = generator.w_mean.device, precision == "bfloat16"
 
     def step(rows: Tensor) -> tuple[Tensor, Tensor]:
         w_plus = generator.repeat(rows.to(device))
         s = generator.styles(w_plus)
-        return s.half().cpu(), clip.embed_images(generator.synthesis(s, w_plus)).cpu()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return s.half().cpu(), clip.embed_images(generator.synthesis(s, w_plus)).float().cpu()
 
     return fixed_batches(step, batch, w)
 

@@ -122,6 +122,7 @@ def run(main: Callable[[Stage], None]) -> None:
     """Run the stage this process was started for; bad input is one line and exit code 2."""
     name = Path(sys.argv[0]).stem
     workers.one_thread()  # what one thread computes does not depend on the number of cores
+    workers.keep_memory()
     try:
         main(_stage(name, sys.argv[1:]))
     except InputError as error:

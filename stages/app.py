@@ -381,5 +381,23 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    rows: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this row; may be repeated.")] = None,
+    device: DeviceOption = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Time published code, plain PyTorch and this repository side by side (ten minutes); writes reports/bench.json."""
+    from pipeline import bench as benches
+    from pipeline import domains, params
+    from pipeline.backbones import Backbones
+    from pipeline.service import device_named
+
+    root = params.root()
+    backbones = Backbones(domains.load("portraits", root), root, device_named(device))
+    for name, row in benches.run(backbones, root / "reports" / "bench.json", tuple(rows or ())):
+        typer.echo(benches.line(name, row))
+
+
 if __name__ == "__main__":
     main()

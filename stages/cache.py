@@ -19,7 +19,7 @@ class Job(NamedTuple):
     networks: Networks
     codes: Path
     pictures: Path | None
-    batch: int
+    params: sampling.CacheParams
     meta: dict[str, Any]
 
 
@@ -33,7 +33,7 @@ def fake(job: Job) -> tuple[dict[str, Any], Any, Any]:
     rows = artefacts.read(job.codes, "fakes")
     ids = rows["id"].tolist()
     named = {"id": ids, "source": ["fake"] * len(ids), "split": [artefacts.fake_split(row) for row in ids]}
-    return named, *sampling.fake_codes(nets.generator, nets.clip, rows["w"], job.batch)
+    return named, *sampling.fake_codes(nets.generator, nets.clip, rows["w"], job.params.batch, job.params.precision)
 
 
 def real(job: Job) -> tuple[dict[str, Any], Any, Any]:
@@ -42,15 +42,15 @@ def real(job: Job) -> tuple[dict[str, Any], Any, Any]:
     photos = sampling.decoded(artefacts.read(job.pictures, "images", ["image"])["image"])  # type: ignore[arg-type]
     w_plus = rows["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
     named = {"id": rows["id"], "source": ["real"] * len(photos), "split": rows["split"]}
-    return named, *sampling.real_codes(nets.generator, nets.clip, w_plus, photos, job.batch)
+    return named, *sampling.real_codes(nets.generator, nets.clip, w_plus, photos, job.params.batch)
 
 
 def main(stage: Stage) -> None:
-    params, files = stage.params(sampling.BatchParams), stage.files
+    params, files = stage.params(sampling.CacheParams), stage.files
     meta = stage.meta(params, "generator", "clip", "encoder")
-    fakes = [Job(stage.networks, shard, None, params.batch, meta) for shard in artefacts.shards(files.fakes)]
+    fakes = [Job(stage.networks, shard, None, params, meta) for shard in artefacts.shards(files.fakes)]
     pairs = zip(artefacts.shards(files.reals), artefacts.shards(files.images), strict=True)
-    reals = [Job(stage.networks, codes, pictures, params.batch, meta) for codes, pictures in pairs]
+    reals = [Job(stage.networks, codes, pictures, params, meta) for codes, pictures in pairs]
     with stage.tracked(params), stage.work(params) as unit:
         workers.fill(unit, "codes", write, [*fakes, *reals], stage.processes)
         spread = sampling.Moments()

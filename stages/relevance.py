@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import relevance, weights, workers
+from pipeline import progress, relevance, weights, workers
 from stages._run import Networks, Stage, run
-
-CHANNELS = 32  # rows per shard, the unit of resuming
 
 
 class Job(NamedTuple):
-    """Some rows of the matrix."""
+    """A shard, the unit of resuming: some rows of the matrix, or (method reverse) some pictures' part of all rows."""
 
     networks: Networks
     params: relevance.RelevanceParams
-    channels: range
+    part: range
 
 
 @functools.cache
@@ -27,23 +28,33 @@ def probe(networks: Networks, params: relevance.RelevanceParams) -> relevance.Pr
 
 
 def write(job: Job, path: Path) -> None:
-    rows = relevance.rows(probe(job.networks, job.params), job.channels)
-    weights.save(path, {"relevance": rows}, {}, half=False)
+    part = relevance.compute(probe(job.networks, job.params), job.part)
+    weights.save(path, {"relevance": part}, {}, half=False)
 
 
 def main(stage: Stage) -> None:
-    import torch
-
     params = stage.params(relevance.RelevanceParams)
-    size = stage.networks.load().generator.layout.size
-    starts = range(0, size, CHANNELS)
-    jobs = [Job(stage.networks, params, range(start, min(start + CHANNELS, size))) for start in starts]
+    first = probe(stage.networks, params)
+    jobs = [Job(stage.networks, params, part) for part in relevance.parts(first)]
     with stage.tracked(params), stage.work(params) as unit:
+        tell_cost(first, jobs, stage.processes)
         names = workers.fill(unit, "rows", write, jobs, stage.processes, ".safetensors")
-        matrix = torch.cat([weights.load(unit.path(name))[0]["relevance"] for name in names])  # [S,E]
+        found = [weights.load(unit.path(name))[0]["relevance"] for name in names]
+        matrix = relevance.joined(first, found)  # [S,E]
         weights.save(unit.path("relevance"), {"relevance": matrix}, stage.meta(params, "generator", "clip", "s_stats"))
         unit.mark("relevance")
         unit.publish({"relevance": stage.files.relevance})
+
+
+def tell_cost(first: relevance.Probe, jobs: Sequence[Job], processes: int) -> None:
+    """What the whole matrix costs, from one channel or picture of it."""
+    middle = jobs[len(jobs) // 2].part.start
+    start = time.perf_counter()
+    relevance.compute(first, range(middle, middle + 1))
+    units, processes = sum(len(job.part) for job in jobs), min(processes, len(jobs))
+    left = progress.duration((time.perf_counter() - start) * units / processes)
+    what = "pictures" if first.params.method == "reverse" else f"channels on {first.params.images} pictures"
+    print(f"relevance: {units} {what}, about {left} with {processes} processes", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import build
+from kernels.accumulate import relevance_accumulate
 from kernels.bias_act import GAIN, bias_act
 from kernels.epilogue import modulated_epilogue
+from kernels.perturb import channel_perturb
 from kernels.relevance import relevance_mask
 from kernels.resample import box_resample, box_weights
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
@@ -30,6 +32,23 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], dict]] = {
         modulated_epilogue,
         (torch.randn(2, 3, 5, 4), torch.randn(2, 3), torch.randn(1, 1, 5, 4), torch.randn(1), torch.randn(3)),
         {},
+    ),
+    "channel_perturb": (
+        channel_perturb,
+        (
+            torch.randn(2, 3, 5, 4),
+            torch.randn(2, 6, 3, 5, 4),
+            torch.randn(2, 6),
+            torch.randn(6, 7),
+            40 + torch.rand(2, 3),
+            torch.rand(6, 3),
+        ),
+        {},
+    ),
+    "relevance_accumulate": (
+        relevance_accumulate,
+        (torch.randn(3, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 4)),
+        {"count": 5},
     ),
 }
 BOTH = pytest.mark.parametrize("impl", ["ref", "auto"])
@@ -366,3 +385,70 @@ def test_gradients_of_the_mask_reach_the_kept_channels_only() -> None:
     relevance_mask(delta_s, relevance, delta_t, 0.5, 1.7).sum().backward()
     kept = (relevance @ delta_t).abs() >= 0.5
     assert delta_s.grad is not None and torch.equal(delta_s.grad[0], 1.7 * kept.double())
+
+
+# ---------------------------------------------------------------- channel_perturb
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "v", "outputs", "h", "w"), [(2, 4, 3, 5, 6, 7), (1, 1, 1, 3, 1, 2), (3, 5, 2, 1, 4, 4)]
+)
+def test_channel_perturb_is_the_modulated_convolution_of_the_changed_style(
+    n: int, k: int, v: int, outputs: int, h: int, w: int
+) -> None:
+    """One channel at a time, the whole convolution with per-sample demodulated weights (StyleGAN2, eq. 1 to 3)."""
+    rng = torch.Generator().manual_seed(3)
+    channels = k + 2  # the first two are not changed
+    x = torch.randn(n, channels, h, w, generator=rng, dtype=torch.float64)
+    weight = torch.randn(outputs, channels, 3, 3, generator=rng, dtype=torch.float64)
+    s = torch.randn(n, channels, generator=rng, dtype=torch.float64)
+    values = torch.randn(k, v, generator=rng, dtype=torch.float64)
+    raw = F.conv2d(x * s[..., None, None], weight, padding=1)
+    parts = torch.stack([F.conv2d(x[:, c : c + 1], weight[:, c : c + 1], padding=1) for c in range(2, channels)], dim=1)
+    share = weight.square().sum(dim=(2, 3)).T
+    found = channel_perturb(raw, parts, s[:, 2:], values, s.square() @ share, share[2:])
+    assert found.shape == (n, k, v, outputs, h, w)
+    for picture, channel, value in itertools.product(range(n), range(k), range(v)):
+        style = s[picture].clone()
+        style[2 + channel] = values[channel, value]
+        kernel = weight * style[None, :, None, None]
+        kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected = F.conv2d(x[picture : picture + 1], kernel, padding=1)[0]
+        torch.testing.assert_close(found[picture, channel, value], expected, atol=1e-9, rtol=1e-9)
+
+
+def test_channel_perturb_refuses_what_does_not_fit() -> None:
+    _, tensors, _ = CALLS["channel_perturb"]
+    for index in range(1, len(tensors)):
+        wrong = [tensor[:, :-1] if i == index and i != 3 else tensor for i, tensor in enumerate(tensors)]
+        wrong = [tensor[:-1] if i == index == 3 else tensor for i, tensor in enumerate(wrong)]
+        with pytest.raises(ValueError, match="do not fit"):
+            channel_perturb(*wrong)
+
+
+# ---------------------------------------------------------------- relevance_accumulate
+
+
+def test_relevance_accumulate_is_the_mean_over_pictures_however_they_come() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 7, 3, 4))
+    after[2, 1] = before[2, 1] * 2  # the same direction: nothing changed
+    expected = np.zeros((3, 4))
+    for picture in range(7):
+        for row in range(3):
+            a, b = before[picture, row], after[picture, row]
+            step = b / math.hypot(*b) - a / math.hypot(*a)
+            expected[row] += 0 if (picture, row) == (2, 1) else step / math.hypot(*step) / 7
+    mean, done = torch.zeros(3, 4, dtype=torch.float64), 0
+    for size in (3, 1, 0, 3):
+        block = slice(done, done + size)
+        mean = relevance_accumulate(mean, torch.from_numpy(before[block]), torch.from_numpy(after[block]), done)
+        done += size
+    np.testing.assert_allclose(mean.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "width", "count"), [(3, 5, 0), (2, 4, 0), (3, 4, -1)])
+def test_relevance_accumulate_refuses_what_does_not_fit(rows: int, width: int, count: int) -> None:
+    before, after = torch.randn(2, 3, 4), torch.randn(2, 3, width)
+    with pytest.raises(ValueError, match="do not fit"):
+        relevance_accumulate(torch.randn(rows, 4), before, after, count)

@@ -254,3 +254,15 @@ def test_another_seed_is_another_mapper_and_the_same_seed_the_same() -> None:
         list(fit(trainer.step, trainer.parts, 3))
         states.append(torch.cat([p.flatten() for p in trainer.mapper.parameters()]))
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_bfloat16_learns_as_well_and_keeps_weights_in_float32() -> None:
+    s, clip = world(200)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(s[:150], clip[:150], LAYOUT, MapperParams(**{**vars(PARAMS), "precision": precision}))
+        losses = [trainer.step(number)["cosine"] for number in range(60)]
+        found[precision] = sum(losses[-20:]) / 20
+        assert {weight.dtype for weight in trainer.mapper.parameters()} == {torch.float32}
+    assert found["bfloat16"] != found["float32"]
+    assert abs(found["bfloat16"] - found["float32"]) < 0.05

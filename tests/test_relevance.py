@@ -1,140 +1,259 @@
-"""The relevance matrix against its definition computed channel by channel, and what true copies mean for it."""
+"""The relevance matrix against its definition computed channel by channel, picture by picture, with whole syntheses."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import relevance
+from pipeline import params as sections
+from pipeline import perturbation, relevance
+from pipeline.clip import Clip
 from pipeline.generator import Generator
-from pipeline.relevance import Probe, RelevanceParams, rows
+from pipeline.relevance import Probe, RelevanceParams
+from pipeline.values import InputError
 
-N, S, L, D, E = 3, 7, 4, 5, 6
-PARAMS = RelevanceParams(images=4, alpha=5.0, psi=0.7, seed=9)
+N, D, E = 11, 5, 7  # more pictures than are held at once, and not a multiple of it
+PARAMS = RelevanceParams(images=N, alpha=5.0, psi=0.7, seed=9)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def linear_probe(idle: int | None = None) -> tuple[Probe, Tensor, Tensor]:
-    """A "picture" whose embedding is a fixed map of s and of the mean w; channel `idle` of s does nothing to it."""
-    generator = torch.Generator().manual_seed(4)
-    from_s, from_w = torch.randn(S, E, generator=generator), torch.randn(D, E, generator=generator)
-    if idle is not None:
-        from_s[idle] = 0
-    s, w_plus = torch.randn(N, S, generator=generator), torch.randn(N, L, D, generator=generator)
-    low = torch.linspace(-3, -1, S)
-    embed = lambda styles, codes: styles @ from_s + codes.mean(dim=1) @ from_w  # noqa: E731
-    return Probe(embed, s, w_plus, low, low + 4), from_s, from_w
+class Eye(nn.Module):
+    """Stands for CLIP: a small curved map of the picture."""
 
+    dim = E
 
-def naive(probe: Probe, from_s: Tensor, from_w: Tensor) -> np.ndarray:
-    """Every channel, every picture: embed both ends, unit; difference, unit; mean over pictures, unit."""
-    s, matrix = probe.s.numpy(), np.zeros((S, E))
-    for c in range(S):
-        total = np.zeros(E)
-        for n in range(N):
-            ends = []
-            for value in (probe.low[c].item(), probe.high[c].item()):
-                styles = s[n].copy()  # all other channels stay what they were
-                styles[c] = value
-                ends.append(unit(styles @ from_s.numpy() + probe.w_plus[n].numpy().mean(axis=0) @ from_w.numpy()))
-            total += unit(ends[1] - ends[0])
-        matrix[c] = unit(total / N)
-    return matrix
-
-
-def test_the_matrix_is_the_definition_computed_picture_by_picture() -> None:
-    probe, from_s, from_w = linear_probe()
-    np.testing.assert_allclose(rows(probe, range(S)).numpy(), naive(probe, from_s, from_w), atol=1e-5)
-
-
-def test_rows_are_unit_vectors_and_do_not_depend_on_how_the_channels_are_shared_out() -> None:
-    probe, *_ = linear_probe()
-    whole = rows(probe, range(S))
-    torch.testing.assert_close(whole.norm(dim=1), torch.ones(S))
-    parts = torch.cat([rows(probe, range(5, S)), rows(probe, range(2)), rows(probe, range(2, 5))])
-    assert torch.equal(parts, whole[[5, 6, 0, 1, 2, 3, 4]])
-
-
-def test_the_pictures_to_try_on_are_never_written_to() -> None:
-    probe, *_ = linear_probe()
-    before = probe.s.clone(), probe.w_plus.clone()
-    rows(probe, range(S))
-    assert torch.equal(probe.s, before[0]) and torch.equal(probe.w_plus, before[1])
-
-
-def test_a_channel_that_does_nothing_has_a_row_of_zeros_and_spoils_no_other() -> None:
-    probe, *_ = linear_probe(idle=2)
-    matrix = rows(probe, range(S))
-    assert not matrix[2].any()
-    assert torch.isfinite(matrix).all()
-    torch.testing.assert_close(matrix.norm(dim=1), torch.tensor([1.0, 1, 0, 1, 1, 1, 1]))
-
-
-def test_a_channel_moves_the_embedding_along_its_row() -> None:
-    probe, from_s, _ = linear_probe()
-    scaled = Probe(probe.embed, 1e-3 * probe.s, torch.zeros_like(probe.w_plus), -torch.ones(S), torch.ones(S))
-    torch.testing.assert_close(rows(scaled, range(S)), F.normalize(from_s, dim=1), atol=1e-2, rtol=0)
-
-
-class Brightness:
-    """Stands for CLIP: how bright the three colours are in each half of the picture."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 5, stride=3), nn.Linear(4 * 16, E)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        halves = images.chunk(2, dim=2)
-        return torch.cat([half.mean(dim=(2, 3)) for half in halves], dim=1)
+        return self.head(torch.tanh(self.conv(images)).flatten(1)).float()
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
+    """All sizes differ; noise and biases are not zero."""
     torch.manual_seed(0)
-    made = Generator(16, D, {4: 6, 8: 5, 16: 4}, n_mlp=2).eval()
+    made = Generator(16, D, {4: 6, 8: 9, 16: 4}, n_mlp=2).eval()
     made.w_mean.normal_()
-    return made
+    with torch.no_grad():
+        for layer in made.styled:
+            layer.noise.weight.fill_(0.7)
+            layer.activate.bias.normal_()
+    return made.requires_grad_(False)
+
+
+def probe_of(generator: Generator, params: RelevanceParams = PARAMS) -> Probe:
+    torch.manual_seed(1)
+    size = generator.layout.size
+    eye: Clip = Eye().requires_grad_(False)  # type: ignore[assignment]
+    return relevance.probe(generator, eye, torch.randn(size), torch.rand(size) / 4 + 0.1, params)
+
+
+@torch.no_grad()
+def embedded(probe: Probe, s: Tensor, picture: int) -> np.ndarray:
+    """The unit embedding of one picture by a whole synthesis."""
+    image = probe.generator.synthesis(s[None], probe.w_plus[picture : picture + 1])
+    return unit(probe.clip.embed_images(image)[0].double().numpy())
+
+
+def naive(probe: Probe, channel: int) -> np.ndarray:
+    """Embed both ends, unit; difference, unit; mean over pictures, unit."""
+    moves = []
+    for picture in range(len(probe.s)):
+        low, high = probe.s[picture].clone(), probe.s[picture].clone()  # all other channels stay what they were
+        low[channel] = probe.mean[channel] - probe.params.alpha * probe.std[channel]
+        high[channel] = probe.mean[channel] + probe.params.alpha * probe.std[channel]
+        moves.append(unit(embedded(probe, high, picture) - embedded(probe, low, picture)))
+    return unit(np.mean(moves, axis=0))
+
+
+def cosines(found: Tensor, expected: Tensor) -> Tensor:
+    return F.cosine_similarity(found.double(), expected.double(), dim=1)
+
+
+# ---------------------------------------------------------------- finite differences
+
+
+def test_every_row_of_every_layer_is_the_definition(generator: Generator) -> None:
+    probe = probe_of(generator)
+    found = relevance.matrix(probe)
+    assert found.shape == (generator.layout.size, E) and not found.requires_grad
+    expected = torch.from_numpy(np.stack([naive(probe, channel) for channel in range(generator.layout.size)]))
+    assert cosines(found, expected).min() > 0.9999
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(generator.layout.size))
+
+
+def test_bfloat16_gives_nearly_the_same_rows(generator: Generator) -> None:
+    exact = relevance.matrix(probe_of(generator))
+    rough = relevance.matrix(probe_of(generator, replace(PARAMS, precision="bfloat16")))
+    assert 0.99 < cosines(rough, exact).mean() < 1 - 1e-7
+
+
+def test_rows_do_not_depend_on_how_the_channels_are_shared_out_by_the_stage(generator: Generator) -> None:
+    probe = probe_of(generator)
+    again = relevance.joined(probe, [relevance.compute(probe, part) for part in relevance.parts(probe)])
+    assert torch.equal(again, relevance.matrix(probe))
+    one_by_one = torch.cat([relevance.compute(probe, range(c, c + 1)) for c in range(4, 9)])  # over a layer's border
+    torch.testing.assert_close(one_by_one, again[4:9], atol=2e-5, rtol=0)
+    torch.testing.assert_close(relevance.compute(probe, range(4, 9)), again[4:9], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("most", [2, 6, 64])
+def test_the_size_of_a_pass_changes_nothing_but_the_memory(
+    generator: Generator, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = probe_of(generator)
+    expected = relevance.matrix(probe)
+    monkeypatch.setattr(perturbation, "MOST", {"cpu": most})
+    assert perturbation.micro_batch(generator, torch.device("cpu")) == most
+    torch.testing.assert_close(relevance.matrix(probe), expected, atol=2e-5, rtol=0)
+
+
+def test_a_pass_over_large_pictures_is_small() -> None:
+    with torch.device("meta"):
+        large = Generator(1024, 8, {2**k: 2**5 for k in range(2, 11)}, n_mlp=1)
+    held = perturbation.micro_batch(large, torch.device("cpu")) * 32 * 1024**2 * 4 * perturbation.BUFFERS
+    assert held <= 2 * 2**30  # two pictures, at the least
+
+
+def test_the_pictures_to_try_on_are_never_written_to(generator: Generator) -> None:
+    probe = probe_of(generator, replace(PARAMS, emulate_published=True))
+    before = probe.s.clone(), probe.w_plus.clone(), probe.mean.clone()
+    relevance.matrix(probe)
+    assert all(torch.equal(a, b) for a, b in zip((probe.s, probe.w_plus, probe.mean), before, strict=True))
+
+
+def test_a_channel_that_does_nothing_has_a_row_of_zeros_and_spoils_no_other(generator: Generator) -> None:
+    probe = probe_of(generator)
+    still = replace(probe, std=probe.std.clone())
+    still.std[8] = 0
+    found = relevance.compute(still, range(6, 15))
+    assert not found[2].any() and torch.isfinite(found).all()
+    others = [0, 1, 3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(found[others], relevance.compute(probe, range(6, 15))[others])
+
+
+def test_the_published_script_leaves_every_channel_it_tried_at_its_mean(generator: Generator) -> None:
+    probe = probe_of(generator, replace(PARAMS, emulate_published=True))
+    codes, expected = probe.s.clone(), []  # `codes` is written to, cumulatively, as in the released loop
+    for channel in range(generator.layout.size):
+        ends = []
+        codes[:, channel] = probe.mean[channel]
+        for sign in (-1, 1):
+            tried = codes.clone()
+            tried[:, channel] += sign * probe.params.alpha * probe.std[channel]
+            ends.append(np.stack([embedded(probe, tried[n], n) for n in range(N)]))
+        expected.append(unit(unit(ends[1] - ends[0]).mean(axis=0)))
+    found = relevance.matrix(probe)
+    assert cosines(found, torch.from_numpy(np.stack(expected))).min() > 0.9999
+    assert cosines(found, relevance.matrix(probe_of(generator))).min() < 0.99
+
+
+@pytest.mark.parametrize("method", ["finite", "reverse"])
+def test_rows_of_layers_that_are_not_asked_for_stay_zero(generator: Generator, method: str) -> None:
+    asked = replace(PARAMS, method=method, images=2)
+    some, whole = (relevance.matrix(probe_of(generator, replace(asked, layers=chosen))) for chosen in ((0, 2), None))
+    layout = generator.layout
+    for layer in range(len(layout.dims)):
+        rows = some[layout.layer(layer)]
+        assert torch.equal(rows, whole[layout.layer(layer)]) if layer in (0, 2) else not rows.any()
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+def test_reverse_mode_is_the_mean_unit_derivative(generator: Generator) -> None:
+    probe = probe_of(generator, replace(PARAMS, method="reverse", images=3))
+    found = relevance.matrix(probe)
+
+    def embed(s: Tensor, w_plus: Tensor) -> Tensor:
+        return F.normalize(probe.clip.embed_images(generator.synthesis(s[None], w_plus[None])), dim=1)[0]
+
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda s, w=w: embed(s, w), s)  # [E,S]
+        for s, w in zip(probe.s, probe.w_plus, strict=True)
+    ]
+    rows = torch.stack([F.normalize(j.T, dim=1) for j in jacobians]).mean(dim=0)  # type: ignore[union-attr]
+    torch.testing.assert_close(found, F.normalize(rows, dim=1), atol=1e-4, rtol=0)
+
+
+def test_reverse_mode_is_where_small_differences_lead(generator: Generator) -> None:
+    probe = probe_of(generator, replace(PARAMS, method="reverse", images=2))
+    found, size = relevance.matrix(probe), generator.layout.size
+    double = replace(
+        probe, generator=generator.double(), clip=probe.clip.double(), s=probe.s.double(), w_plus=probe.w_plus.double()
+    )
+    try:
+        for channel in range(0, size, 5):
+            moves = []
+            for n in range(2):
+                low, high = double.s[n].clone(), double.s[n].clone()
+                low[channel], high[channel] = low[channel] - 1e-2, high[channel] + 1e-2
+                moves.append(unit(embedded(double, high, n) - embedded(double, low, n)))
+            assert unit(np.mean(moves, axis=0)) @ found[channel].double().numpy() > 0.999
+    finally:
+        generator.float()
+
+
+def test_a_prompt_needs_no_matrix(generator: Generator) -> None:
+    probe = probe_of(generator, replace(PARAMS, method="reverse", images=3))
+    delta_t = torch.randn(E)
+    exact = relevance.matrix(probe) @ delta_t
+    torch.testing.assert_close(relevance.prompt_relevance(probe, delta_t, cotangents=E), exact, atol=1e-4, rtol=0)
+    estimate = relevance.prompt_relevance(probe, delta_t, cotangents=4)
+    assert torch.equal(estimate, relevance.prompt_relevance(probe, delta_t, cotangents=4))
+    assert F.cosine_similarity(estimate, exact, dim=0) > 0.8
+    assert not relevance.prompt_relevance(probe, torch.zeros(E)).any()
+
+
+# ---------------------------------------------------------------- pictures and parameters
 
 
 def test_the_probe_of_a_generator_is_truncated_samples_and_alpha_sigma_around_the_mean(generator: Generator) -> None:
-    mean, std = torch.randn(generator.layout.size), torch.rand(generator.layout.size) + 0.1
-    probe = relevance.probe(generator, Brightness(), mean, std, PARAMS)  # type: ignore[arg-type]
-    z = torch.randn(4, D, generator=torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        w = generator.w_mean + 0.7 * (generator.mapping(z) - generator.w_mean)
-        assert torch.equal(probe.w_plus, w[:, None].expand(-1, 6, -1))
-        assert torch.equal(probe.s, generator.styles(probe.w_plus))
-        torch.testing.assert_close(probe.low, mean - 5 * std)
-        torch.testing.assert_close(probe.high, mean + 5 * std)
-        pictures = generator.synthesis(probe.s, probe.w_plus)
-        assert torch.equal(probe.embed(probe.s, probe.w_plus), Brightness().embed_images(pictures))
+    probe = probe_of(generator)
+    z = torch.randn(N, D, generator=torch.Generator().manual_seed(9))
+    w = generator.w_mean + 0.7 * (generator.mapping(z) - generator.w_mean)
+    assert torch.equal(probe.w_plus, w[:, None].expand(-1, 6, -1))
+    assert torch.equal(probe.s, generator.styles(probe.w_plus))
+    torch.testing.assert_close(probe.low, probe.mean - 5 * probe.std)
+    torch.testing.assert_close(probe.high, probe.mean + 5 * probe.std)
 
 
-def test_the_matrix_of_a_generator_is_the_definition_picture_by_picture(generator: Generator) -> None:
-    mean, std = torch.zeros(generator.layout.size), torch.full((generator.layout.size,), 0.3)
-    probe = relevance.probe(generator, Brightness(), mean, std, PARAMS)  # type: ignore[arg-type]
-    matrix = rows(probe, range(generator.layout.size))
-    assert matrix.shape == (generator.layout.size, 6) and not matrix.requires_grad
-    for c in (0, 11, generator.layout.size - 1):
-        moves = []
-        for n in range(4):
-            ends = []
-            for value in (-1.5, 1.5):
-                s = probe.s[n : n + 1].clone()
-                s[0, c] = value
-                with torch.no_grad():
-                    image = generator.synthesis(s, probe.w_plus[n : n + 1])
-                ends.append(unit(Brightness().embed_images(image)[0].double().numpy()))
-            moves.append(unit(ends[1] - ends[0]))
-        np.testing.assert_allclose(matrix[c].numpy(), unit(np.mean(moves, axis=0)), atol=2e-3)
-
-
-def test_the_same_seed_gives_the_same_probe_and_another_one_another(generator: Generator) -> None:
-    mean, std = torch.zeros(generator.layout.size), torch.ones(generator.layout.size)
-    probes = [
-        relevance.probe(generator, Brightness(), mean, std, RelevanceParams(2, 5.0, 0.7, seed))  # type: ignore[arg-type]
-        for seed in (1, 1, 2)
-    ]
+def test_the_same_seed_gives_the_same_pictures_and_another_one_others(generator: Generator) -> None:
+    probes = [probe_of(generator, replace(PARAMS, seed=seed)) for seed in (1, 1, 2)]
     assert torch.equal(probes[0].s, probes[1].s) and not torch.equal(probes[0].s, probes[2].s)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"images": 0}, "images"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"method": "forward"}, "method"),
+        ({"precision": "float16"}, "precision"),
+        ({"layers": []}, "layers"),
+        ({"layers": [-1]}, "layers"),
+        ({"layers": [1.5]}, "layers"),
+        ({"method": "reverse", "emulate_published": True}, "emulate_published"),
+    ],
+)
+def test_bad_parameters_are_one_line_that_names_them(changed: dict, named: str) -> None:
+    values = {"images": 2, "alpha": 5.0, "psi": 0.7, "seed": 0, **changed}
+    with pytest.raises(InputError) as error:
+        sections.build(RelevanceParams, values, "relevance")
+    assert named in str(error.value) and "relevance" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_layer_that_the_generator_lacks_is_refused(generator: Generator) -> None:
+    with pytest.raises(InputError, match="no layer 7: this generator has layers 0 to 4"):
+        probe_of(generator, replace(PARAMS, layers=(0, 7)))

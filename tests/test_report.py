@@ -232,6 +232,19 @@ def test_every_picture_is_the_right_one(project: Path, domain: Domain) -> None:
     assert shown <= set(texts) and "face with ginger hair" not in shown
 
 
+def test_the_speed_table_is_shown_when_it_was_measured(project: Path, domain: Domain) -> None:
+    assert 'id="speed"' not in report.page(domain, project)
+    numbers = ("published_s", "plain_s", "ours_s", "ratio", "ratio_low", "ratio_high", "ratio_plain", "memory_ratio")
+    row = {name: 1.25 + i for i, name in enumerate(numbers)}
+    rows = {"box_resample": {**row, "max_abs_diff": 3e-7}, "reverse": {**row, "max_abs_diff": None}}
+    machine = {"device": "a machine", "cores": 2, "threads": 1, "load": 0.5, "torch": "2.0"}
+    (project / "reports/bench.json").write_text(json.dumps({"machine": machine, "rows": rows}))
+    page = report.page(domain, project)
+    shown = page[page.index('id="speed"') :]
+    for text in ("a machine", "load 0.5", "box resample", "1.250", "<b>4.25</b> (5.25 to 6.25)", "8.2", "3.0e-07"):
+        assert text in shown
+
+
 def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: Domain) -> None:
     words = " ".join(Reader(report.page(domain, project)).words)
     assert "2 min 5 s" in words and "1.50 GB" in words

@@ -106,3 +106,12 @@ def test_moments_are_those_of_all_rows_however_they_arrive(blocks: list[int]) ->
 def test_every_fiftieth_fake_is_for_validation() -> None:
     splits = [artefacts.fake_split(row) for row in range(200)]
     assert [row for row, split in enumerate(splits) if split == "val"] == [0, 50, 100, 150]
+
+
+def test_bfloat16_changes_embeddings_a_little_and_styles_not_at_all(generator: Generator) -> None:
+    w = sampling.sample_w(generator, range(16), seed=0, truncation=1.0)
+    found = {p: sampling.fake_codes(generator, Seen(), w, 8, p) for p in ("float32", "bfloat16")}  # type: ignore[arg-type]
+    assert torch.equal(found["float32"][0], found["bfloat16"][0])
+    assert found["bfloat16"][1].dtype == torch.float32
+    assert 0 < (found["float32"][1] - found["bfloat16"][1]).abs().max() < 0.05
+    assert torch.cosine_similarity(found["float32"][1], found["bfloat16"][1]).mean() > 0.999

@@ -1,0 +1,171 @@
+"""`make bench`: what this repository's way costs against what a user would otherwise run, on this machine.
+
+Every row runs `published`, `plain` and `ours` in turn, in one process with one thread, and keeps medians and the
+ratio's 95 % interval (bootstrap over rounds). Seconds are the process's on a CPU, so that a neighbour on a busy machine
+distorts them less; the load is recorded all the same. Memory is the peak of live tensors, the networks' apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline import files, workers
+from pipeline.values import InputError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+
+REPEATS = 2000  # of the bootstrap
+Run = Callable[[], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. Each function does the same work, or `parts` says how often published and plain must be repeated.
+
+    Returns what is compared between published and ours, or None where that makes no sense.
+    """
+
+    published: Run
+    plain: Run
+    ours: Run
+    rounds: int
+    parts: float = 1.0
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.multiprocessing.reductions import StorageWeakRef
+        from torch.utils._pytree import tree_leaves
+
+        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in before:
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {key: (ref, size) for key, (ref, size) in self.live.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+
+def seconds(run: Run, device: str) -> tuple[float, Tensor | None]:
+    """Seconds of one call, of this process on a CPU, of the clock on a GPU, and what it returned."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    found = run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start, found
+
+
+def peak(run: Run) -> int:
+    with Peak() as mode:
+        run()
+    return mode.peak
+
+
+def measure(case: Case, device: str) -> dict[str, float | None]:
+    """A row of the file; one round is not counted."""
+    times: dict[str, list[float]] = {"published": [], "plain": [], "ours": []}
+    found: dict[str, Tensor | None] = {}
+    for number in range(case.rounds + 1):
+        for name in times:
+            workers.keep_memory(name == "ours")
+            spent, found[name] = seconds(getattr(case, name), device)
+            if number:
+                times[name].append(spent * (1.0 if name == "ours" else case.parts))
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    low, high = interval(times["published"], times["ours"])
+    theirs, mine = found["published"], found["ours"]
+    compared = theirs is not None and mine is not None
+    memory = [peak(case.published), peak(case.ours)]
+    return {
+        "published_s": middle["published"],
+        "plain_s": middle["plain"],
+        "ours_s": middle["ours"],
+        "ratio": middle["published"] / middle["ours"],
+        "ratio_low": low,
+        "ratio_high": high,
+        "ratio_plain": middle["plain"] / middle["ours"],
+        "max_abs_diff": (theirs.float() - mine.float()).abs().max().item() if compared else None,  # type: ignore[union-attr]
+        "memory_ratio": memory[0] / max(1, memory[1]),
+    }
+
+
+def interval(above: list[float], below: list[float], seed: int = 0) -> tuple[float, float]:
+    """95 % of the ratio of medians, rounds drawn with replacement (both sides of a round together)."""
+    rng, rounds, found = random.Random(seed), range(len(above)), []
+    for _ in range(REPEATS):
+        drawn = rng.choices(rounds, k=len(above))
+        found.append(statistics.median(above[i] for i in drawn) / statistics.median(below[i] for i in drawn))
+    found.sort()
+    return found[int(0.025 * REPEATS)], found[int(0.975 * REPEATS) - 1]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a reader needs to judge the numbers; no names."""
+    model = torch.cuda.get_device_name() if device != "cpu" else platform.machine()
+    info = Path("/proc/cpuinfo")
+    if device == "cpu" and info.exists():
+        lines = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = lines[0] if lines else model
+    load = round(os.getloadavg()[0], 1)
+    return {"device": model, "cores": os.cpu_count(), "threads": 1, "load": load, "torch": str(torch.__version__)}
+
+
+def run(backbones: Backbones, path: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """Measure the rows `names` (all when empty) and write them to `path`, keeping its other rows of the same machine.
+
+    Yields every row as it is done. Raises InputError for an unknown row.
+    """
+    from pipeline.benchmarks import CASES
+
+    for name in names:
+        if name not in CASES:
+            raise InputError(f"unknown row '{name}'{nearest(name, CASES)}: there are {', '.join(CASES)}")
+    workers.one_thread()
+    here, rows = machine(backbones.device), {}
+    before = _before(path)
+    if before.get("machine", {}).get("device") == here["device"]:
+        rows = before["rows"]
+    for name in names or CASES:
+        rows[name] = measure(CASES[name](backbones), backbones.device)
+        files.write_bytes(path, (json.dumps({"machine": here, "rows": rows}, indent=2) + "\n").encode())
+        yield name, rows[name]
+
+
+def _before(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def line(name: str, row: Mapping[str, float | None]) -> str:
+    """One row in words."""
+    return (
+        f"{name:28} {row['published_s']:8.3f} s -> {row['ours_s']:.3f} s, ratio {row['ratio']:.2f} "
+        f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f}), plain {row['ratio_plain']:.2f}, "
+        f"memory {row['memory_ratio']:.1f}"
+    )

@@ -1,0 +1,136 @@
+"""What is compared by `make bench` is the same work, and what is written is what was measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.resample import box_resample
+from pipeline import bench, benchmarks, published, relevance, report
+from pipeline.bench import Case, Peak
+from pipeline.generator import Generator
+from pipeline.values import InputError
+
+D, E = 5, 7
+
+
+class Shade:
+    """Stands for CLIP."""
+
+    dim, image_size = E, 7
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return box_resample(images, 7).square().sum(dim=1).float()[:, :, 0]
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    made = Generator(16, D, {4: 6, 8: 9, 16: 4}, n_mlp=2).eval()
+    for layer in made.styled:
+        torch.nn.init.constant_(layer.noise.weight, 0.7)
+        torch.nn.init.normal_(layer.activate.bias)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_published_way_draws_the_same_pictures(generator: Generator, shared: bool) -> None:
+    w_plus = generator.repeat(torch.randn(3, D))
+    s = generator.styles(w_plus) + torch.randn(3, generator.layout.size)
+    found = published.synthesis(generator, s, w_plus, shared)
+    torch.testing.assert_close(found, generator.synthesis(s, w_plus), atol=2e-5, rtol=1e-4)
+
+
+def test_the_published_resampling_is_the_box_filter() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(published.resampled(images, 7), box_resample(images, 7), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_published_rows_are_ours(generator: Generator, shared: bool) -> None:
+    size = generator.layout.size
+    params = relevance.RelevanceParams(3, 5.0, 0.7, 0)
+    probe = relevance.probe(generator, Shade(), torch.zeros(size), torch.ones(size), params)  # type: ignore[arg-type]
+    found = published.relevance_rows(probe, range(4, 10), shared)
+    assert F.cosine_similarity(found, relevance.compute(probe, range(4, 10))).min() > 0.9999
+
+
+def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> None:
+    def run() -> None:
+        kept = torch.zeros(1000)
+        for _ in range(5):
+            kept = kept + 1
+        kept.view(10, 100).add_(1)
+
+    assert bench.peak(run) == 2 * 4000
+    with Peak() as mode:
+        both = [torch.zeros(10), torch.zeros(30).double()]
+    assert mode.peak == 40 + 120 + 240 and len(both) == 2
+
+
+def test_an_interval_holds_the_ratio_and_is_a_point_without_spread() -> None:
+    assert bench.interval([4.0] * 5, [2.0] * 5) == (2.0, 2.0)
+    low, high = bench.interval([3.0, 4.0, 5.0, 4.2, 3.9], [1.0, 1.1, 0.9, 1.0, 1.05])
+    assert low < 4.0 < high
+
+
+def spin(milliseconds: float) -> None:
+    end = time.process_time() + milliseconds / 1000
+    while time.process_time() < end:
+        pass
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def case(_: object) -> Case:
+        def work(milliseconds: float, value: float) -> Tensor:
+            spin(milliseconds)
+            return torch.full((8,), value)
+
+        return Case(lambda: work(10, 1.0), lambda: work(20, 1.0), lambda: work(10, 1.5), rounds=3, parts=4)
+
+    monkeypatch.setattr(benchmarks, "CASES", {"first": case, "second": case})
+
+
+class Here:
+    device = "cpu"
+
+
+@pytest.mark.usefixtures("rows")
+def test_rows_are_measured_and_kept_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert [name for name, _ in bench.run(Here(), path, ("second",))] == ["second"]  # type: ignore[arg-type]
+    assert [name for name, _ in bench.run(Here(), path, ("first",))] == ["first"]  # type: ignore[arg-type]
+    found = json.loads(path.read_text())
+    assert set(found) == {"machine", "rows"} and set(found["rows"]) == {"first", "second"}
+    assert found["machine"]["threads"] == 1 and found["machine"]["load"] >= 0
+    row = found["rows"]["first"]
+    assert set(row) == {
+        *("published_s", "plain_s", "ours_s", "ratio", "ratio_low", "ratio_high", "ratio_plain"),
+        *("max_abs_diff", "memory_ratio"),
+    }
+    assert (
+        3 < row["ratio"] < 5 and 6 < row["ratio_plain"] < 10 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    )
+    assert row["max_abs_diff"] == 0.5 and row["memory_ratio"] == 1
+    assert "first" in bench.line("first", row) and "ratio" in bench.line("first", row)
+
+
+@pytest.mark.usefixtures("rows")
+def test_an_unknown_row_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'first'"):
+        list(bench.run(Here(), tmp_path / "bench.json", ("frist",)))  # type: ignore[arg-type]
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_the_page_shows_the_rows_and_does_without_them(tmp_path: Path) -> None:
+    assert report._speed(tmp_path) is None
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/bench.json").write_text(json.dumps({"machine": {"cores": 2}, "rows": {"first": {"ratio": 2}}}))
+    assert report._speed(tmp_path) == {"machine": {"cores": 2}, "rows": {"first": {"ratio": 2}}}
