@@ -33,14 +33,14 @@ def blur(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
 
 def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
     """The modulated convolution: x [B,I,H,W], s [B,I] -> [B,O,H,W], demodulated where the layer is."""
-    weight = conv.weight[0] * conv.scale
+    weight, demodulated = conv.weight[0] * conv.scale, conv.weight.shape[-1] > 1  # toRGB's 1 x 1 layers are not
     if shared:
         x, groups = x * s.to(x.dtype)[..., None, None], 1
         norm = torch.rsqrt(s.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8)
         kernels = weight
     else:
         kernels = weight * s[:, None, :, None, None]  # [B,O,I,k,k]
-        if conv.demodulate:
+        if demodulated:
             kernels = kernels * torch.rsqrt(kernels.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
         groups, batch, norm = len(x), len(x), None
         x, kernels = x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1)
@@ -55,7 +55,7 @@ def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
         x = x.reshape(batch, -1, *x.shape[2:])
     if conv.up:
         x = blur(x, conv.blur.kernel, 1, (1, 1))
-    return x * norm.to(x.dtype)[..., None, None] if shared and conv.demodulate and norm is not None else x
+    return x * norm.to(x.dtype)[..., None, None] if shared and demodulated and norm is not None else x
 
 
 def synthesis(

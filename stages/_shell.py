@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,11 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return failed(f"{error.filename or 'the system'}: {error.strerror or error}", 2, debug)
     except Exception as error:
         return failed(f"{type(error).__name__}: {error} (a fault of the program: --debug shows where)", 1, debug)
+
+
+def print_json(value: object) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def failed(message: str, code: int, debug: bool = False) -> int:

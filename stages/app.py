@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.values import InputError, nearest
 from stages import _arguments as arguments
 from stages import _shell
+from stages import _training as training
+from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
 
 if TYPE_CHECKING:
     from pipeline.batch import Report
-
-TRAINED = ("generator", "clip", "identity", "oracle", "encoder", "denoiser")  # later ones learn from earlier ones
-SHIPPED = ("mapper", "relevance", "s_stats")  # made by the workflow, put beside them by pretrain.artefacts
-PARTS = (*TRAINED, *SHIPPED)
 
 app = typer.Typer(
     name="deltaspace",
@@ -32,11 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -198,7 +189,7 @@ def _edit_line(fact: dict[str, Any]) -> str:
 def _finish(report: Report, as_json: bool, told: Sequence[str] = ()) -> None:
     """Print the rest of a report; pictures that could not be used make exit code 2."""
     if as_json:
-        _print_json(vars(report))
+        _shell.print_json(vars(report))
     else:
         typer.echo(f"wrote {report.grid} in {report.seconds:.1f} s")
     _warn(warning for warning in report.warnings if warning not in told)
@@ -213,104 +204,10 @@ def _warn(warnings: Iterable[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 # ---------------------------------------------------------------- training
 
-
-@app.command()
-def pretrain(
-    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `domains`.")],
-    part: Annotated[
-        str | None,
-        typer.Argument(
-            metavar=f"[{'|'.join(PARTS)}]", help="Absent: all that are trained, one after another.", show_default=False
-        ),
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(metavar="N", help="Stop each part after so long; it can go on later.")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Pictures to train on in all; absent, the domain's.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on.")] = False,
-    device: DeviceOption = "auto",
-    promote_only: Annotated[
-        bool, typer.Option("--promote-only", help="Train nothing; write out what was trained before.")
-    ] = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train the networks that a domain's workflow starts from; goes on where it stopped.
-
-    States lie in data/pretraining/DOMAIN, results in data/pretrained/DOMAIN. Mapper, relevance and s_stats are what the
-    workflow made: they are copied there together.
-    """
-    if part is not None and part not in PARTS:
-        raise InputError(f"unknown part '{part}'{nearest(part, PARTS)}: there are {', '.join(PARTS)}")
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
-    from importlib import import_module
-
-    from pipeline import domains, params
-    from pipeline.service import device_named
-
-    root = params.root()
-    found = domains.load(domain, root)
-    place = device_named(device)
-    for name in [part] if part else TRAINED:
-        module = import_module(f"pretrain.{name if name in TRAINED else 'artefacts'}")
-        if promote_only or name in SHIPPED:
-            module.promote(found, root)
-        else:
-            module.train(found, root, minutes=minutes, images=images, resume=not fresh, device=place)
-        typer.echo(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
-
-
-@app.command()
-def tune(
-    editor: Annotated[str, typer.Argument(metavar="EDITOR", help="Method; see `editors`.")],
-    tries: Annotated[
-        list[str], typer.Option("--try", metavar="NAME=X,Y", help="Values to try, e.g. strength=1,2; repeatable.")
-    ],
-    people: Annotated[int, typer.Option(min=1, metavar="N", help="Validation people to edit.")] = 64,
-    domain: DomainOption = "portraits",
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Try settings of an editor on validation people, all prompts alike; the best by reached + kept comes last.
-
-    Nothing is written: put what you choose into params.yaml.
-    """
-    values = arguments.tries(tries)
-    arguments.known(domain, editor)
-
-    from pipeline import domains, editors, params, progress, tuning
-    from pipeline.backbones import Backbones
-    from pipeline.service import device_named
-
-    root = params.root()
-    found = domains.load(domain, root)
-    settings = list(tuning.grid(tuning.settings_of(editor, root, found), values))
-    networks = Backbones(found, root, device_named(device))
-    source, goals = tuning.validation(networks, people)
-    trials = [
-        tuning.trial(networks, editor, one, source, goals)
-        for one in progress.track(settings, len(settings), f"trying {editor}")
-    ]
-    trials.sort(key=lambda trial: trial.score)
-    if as_json:
-        return _print_json(
-            {"editor": editor, "people": people, "trials": [vars(t) | {"score": t.score} for t in trials]}
-        )
-    for trial in trials:
-        chosen = " ".join(f"{name} {value:g}" for name, value in trial.settings.items())
-        typer.echo(
-            f"{chosen}: reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
-        )
-    typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")
+app.command()(training.pretrain)
+app.command()(training.tune)
 
 
 # ---------------------------------------------------------------- looking around
@@ -338,7 +235,7 @@ def list_domains(as_json: JsonOption = False, debug: DebugOption = False) -> Non
             }
         )
     if as_json:
-        return _print_json({"domains": rows})
+        return _shell.print_json({"domains": rows})
     for row in rows:
         networks = f"missing {', '.join(row['missing'])}" if row["missing"] else "all networks here"
         typer.echo(f"{row['name']:12} {row['resolution']:>4} px  {row['prompts']:>3} prompts  {networks}")
@@ -353,7 +250,7 @@ def list_editors(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     folder = Path(editors.__path__[0])
     rows = [{"name": name, **_about(folder / f"{name}.py")} for name in editors.names()]
     if as_json:
-        return _print_json({"editors": rows})
+        return _shell.print_json({"editors": rows})
     for row in rows:
         typer.echo(f"{row['name']:16} {row['kind']:10} {row['about']}")
 
@@ -374,7 +271,7 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 
     found = examine(params.root())
     if as_json:
-        _print_json(found)
+        _shell.print_json(found)
     else:
         typer.echo("\n".join(lines(found)))
     if found["problems"]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline import weights
 from stages import app
+from stages._training import TRAINED
 
 TEXT = "face with red hair"
 R = tiny_project.R
@@ -416,13 +417,13 @@ def test_pretrain_trains_the_part_it_is_asked_for_or_all(
     assert called == [("encoder", "promoted")]
     called.clear()
     assert deltaspace("pretrain", "tiny", "--images", "64").code == 0
-    assert [part for part, *_ in called] == list(app.TRAINED)
+    assert [part for part, *_ in called] == list(TRAINED)
     called.clear()
     assert deltaspace("pretrain", "tiny", "mapper").code == 0
     assert called == [("artefacts", "promoted")]
 
 
-@pytest.mark.parametrize("part", (*app.TRAINED, "artefacts"))
+@pytest.mark.parametrize("part", (*TRAINED, "artefacts"))
 def test_every_part_has_a_trainer(part: str) -> None:
     from importlib import import_module
 

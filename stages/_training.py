@@ -1,0 +1,107 @@
+"""The commands that train: a domain's networks, and an editor's settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.values import InputError, nearest
+from stages import _arguments as arguments
+from stages import _shell
+from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
+
+TRAINED = ("generator", "clip", "identity", "oracle", "encoder", "denoiser")  # later ones learn from earlier ones
+SHIPPED = ("mapper", "relevance", "s_stats")  # made by the workflow, put beside them by pretrain.artefacts
+PARTS = (*TRAINED, *SHIPPED)
+
+
+def pretrain(
+    domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `domains`.")],
+    part: Annotated[
+        str | None,
+        typer.Argument(
+            metavar=f"[{'|'.join(PARTS)}]", help="Absent: all that are trained, one after another.", show_default=False
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="Stop each part after so long; it can go on later.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Pictures to train on in all; absent, the domain's.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of going on.")] = False,
+    device: DeviceOption = "auto",
+    promote_only: Annotated[
+        bool, typer.Option("--promote-only", help="Train nothing; write out what was trained before.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train the networks that a domain's workflow starts from; goes on where it stopped.
+
+    States lie in data/pretraining/DOMAIN, results in data/pretrained/DOMAIN. Mapper, relevance and s_stats are what the
+    workflow made: they are copied there together.
+    """
+    if part is not None and part not in PARTS:
+        raise InputError(f"unknown part '{part}'{nearest(part, PARTS)}: there are {', '.join(PARTS)}")
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
+    from importlib import import_module
+
+    from pipeline import domains, params
+    from pipeline.service import device_named
+
+    root = params.root()
+    found = domains.load(domain, root)
+    place = device_named(device)
+    for name in [part] if part else TRAINED:
+        module = import_module(f"pretrain.{name if name in TRAINED else 'artefacts'}")
+        if promote_only or name in SHIPPED:
+            module.promote(found, root)
+        else:
+            module.train(found, root, minutes=minutes, images=images, resume=not fresh, device=place)
+        typer.echo(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
+
+
+def tune(
+    editor: Annotated[str, typer.Argument(metavar="EDITOR", help="Method; see `editors`.")],
+    tries: Annotated[
+        list[str], typer.Option("--try", metavar="NAME=X,Y", help="Values to try, e.g. strength=1,2; repeatable.")
+    ],
+    people: Annotated[int, typer.Option(min=1, metavar="N", help="Validation people to edit.")] = 64,
+    domain: DomainOption = "portraits",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Try settings of an editor on validation people, all prompts alike; the best by reached + kept comes last.
+
+    Nothing is written: put what you choose into params.yaml.
+    """
+    values = arguments.tries(tries)
+    arguments.known(domain, editor)
+
+    from pipeline import domains, editors, params, progress, tuning
+    from pipeline.backbones import Backbones
+    from pipeline.service import device_named
+
+    root = params.root()
+    found = domains.load(domain, root)
+    settings = list(tuning.grid(tuning.settings_of(editor, root, found), values))
+    networks = Backbones(found, root, device_named(device))
+    source, goals = tuning.validation(networks, people)
+    trials = [
+        tuning.trial(networks, editor, one, source, goals)
+        for one in progress.track(settings, len(settings), f"trying {editor}")
+    ]
+    trials.sort(key=lambda trial: trial.score)
+    if as_json:
+        return _shell.print_json(
+            {"editor": editor, "people": people, "trials": [vars(t) | {"score": t.score} for t in trials]}
+        )
+    for trial in trials:
+        chosen = " ".join(f"{name} {value:g}" for name, value in trial.settings.items())
+        typer.echo(
+            f"{chosen}: reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
+        )
+    typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")
