@@ -129,10 +129,12 @@ def inversion_metrics(
 ) -> dict[str, Leaf]:
     """How well unseen people are given back (psnr, dB; ssim; identity), a latent editor's ceiling.
 
-    w_plus [P,L,D]: the codes that editors start from, the encoder's own when None; encoder_psnr is that of the encoder.
+    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
+    encoder_psnr is that of the encoder for the same people.
     """
+    count = len(test.ids) if w_plus is None else len(w_plus)
     scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": [], "encoder_psnr": []}
-    for part in batches(len(test.ids), batch):
+    for part in batches(count, batch):
         source = test.images[part].to(backbones.device)
         guess = backbones.encoder(source)
         scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))

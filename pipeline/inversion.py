@@ -16,12 +16,12 @@ from pipeline.generator import Generator
 from pipeline.sampling import BatchParams, fixed_batches
 
 Encode = Callable[[Tensor], Tensor]
-RATE, HOLD = 0.1, 0.02  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
+RATE, HOLD = 0.1, 0.005  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
 
 
 @dataclass(frozen=True)
 class InvertParams(BatchParams):
-    """refine: steps of descent for test people, 0 for none."""
+    """refine: steps of descent for people who are edited, 0 for none."""
 
     refine: int
 

@@ -15,7 +15,8 @@ def main(stage: Stage) -> None:
     edits = {name: files.edits(name) for group in editors.values() for name in group}
     test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
     inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
-    w_plus = inverted["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
+    edited = slice(editing.PEOPLE[section.scale]["latent"])
+    w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
     if tuple(inverted["id"].tolist()) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
