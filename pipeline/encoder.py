@@ -58,6 +58,14 @@ class Encoder(nn.Module):
         coarse, medium = self.split
         return 2 if row < coarse else 1 if row < medium else 0
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What it sees of a picture down to R/8, unit length per pixel: to compare two pictures by."""
+        x, maps = self.stem(images.contiguous(memory_format=torch.channels_last)), []
+        for block in (nn.Identity(), *self.stages[:2]):
+            x = block(x)
+            maps.append(F.normalize(x.float(), dim=1))
+        return maps
+
     def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
         """`stage`: rows 1 .. stage get a difference of their own; all of them when None."""
         x, maps = self.stem(images.contiguous(memory_format=torch.channels_last)), []

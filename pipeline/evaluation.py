@@ -70,7 +70,7 @@ def evaluate(
 
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
     before editing; those of `reconstructor` tell how well diffusion gives back its input. mapper: val_cos, val_mse and
-    explained, as training left them. w_plus: the inversions [n,L,D] of the first n test people, the encoder's when None.
+    explained, as training left them. w_plus [n,L,D]: inversions of the first n test people, the encoder's when None.
     repeats, seed: the bootstrap over people.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """

@@ -1,13 +1,14 @@
 """Photographs -> w+: e4e's answer in one pass, then, for pictures that will be edited, some steps of descent from it.
 
-The encoder's answer is close in kind but loses small things. A few gradient steps on the picture's error bring them
-back; they start where editing works well and are held there, as in hybrid inversions (PTI's first phase, II2S).
+The encoder's answer is close in kind but loses small things. Gradient steps bring them back, on the picture's error in
+pixels and, as pixels alone end in a blur, in the encoder's own features (LPIPS needs a network of photographs). They
+start where editing works well and are held near it, as in hybrid inversions (II2S; PTI's first phase).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +16,15 @@ from torch import Tensor
 from pipeline.generator import Generator
 from pipeline.sampling import BatchParams, fixed_batches
 
-Encode = Callable[[Tensor], Tensor]
 RATE, HOLD = 0.1, 0.005  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
+LOOK = 0.2  # weight of the features
+
+
+class Encodes(Protocol):
+    """`pipeline.encoder.Encoder`, or what can stand in for it."""
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def features(self, images: Tensor) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,15 @@ def errors(generator: Generator, images: Tensor, w_plus: Tensor) -> Tensor:
     return ((generator(w_plus).clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
 
 
-def refine(generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
+def refine(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
     """w_plus [B,L,D] moved by `steps` of Adam towards rendering images [B,3,R,R], where that helped.
 
     Rows do not touch one another.
     """
     if not steps:
         return w_plus
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
+        wanted = encoder.features(images)
     unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
     with torch.enable_grad():
         moved = torch.zeros_like(w_plus, requires_grad=True)
@@ -51,7 +61,10 @@ def refine(generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> 
             adam.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / steps))
             with torch.autocast(images.device.type, torch.bfloat16):
                 picture = generator(w_plus + unit * moved)
+                seen = encoder.features(picture)
             wrong = (picture - images).square().mean(dim=(1, 2, 3)).sum()
+            for one, other in zip(seen, wanted, strict=True):
+                wrong = wrong + LOOK * (1 - (one * other).sum(dim=1).mean(dim=(1, 2))).sum()
             adam.zero_grad()
             (wrong + HOLD * moved.square().mean(dim=(1, 2)).sum()).backward()
             adam.step()
@@ -61,13 +74,13 @@ def refine(generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> 
 
 
 @torch.no_grad()
-def invert(encode: Encode, generator: Generator, photos: Tensor, batch: int, steps: int = 0) -> tuple[Tensor, Tensor]:
+def invert(encoder: Encodes, generator: Generator, photos: Tensor, batch: int, steps: int = 0) -> tuple[Tensor, Tensor]:
     """photos [N,3,R,R] -> w_plus [N,L,D] and the inversion error [N], both on the CPU."""
     device = generator.w_mean.device
 
     def step(images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(device)
-        w_plus = refine(generator, images, encode(images), steps)
+        w_plus = refine(encoder, generator, images, encoder(images), steps)
         return w_plus.cpu(), errors(generator, images, w_plus).cpu()
 
     return fixed_batches(step, batch, photos)

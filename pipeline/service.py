@@ -143,7 +143,7 @@ class Studio:
         name, image = name or known, image.to(self.device)
         generator = self.backbones.generator
         guess = self.backbones.encoder(image)
-        w_plus = refine(generator, image, guess, self.inverting.refine)
+        w_plus = refine(self.backbones.encoder, generator, image, guess, self.inverting.refine)
         s = generator.styles(w_plus)
         inversion = generator.synthesis(s, w_plus).clamp(-1, 1)
         error = float(((inversion - image) / 2).square().mean())

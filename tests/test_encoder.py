@@ -91,6 +91,16 @@ def test_every_parameter_learns(images: torch.Tensor) -> None:
     assert not idle
 
 
+def test_features_compare_pictures_pixel_by_pixel_at_three_scales() -> None:
+    network = Encoder(R, WIDTHS, ROWS, D, SPLIT).eval()
+    with torch.no_grad():
+        maps = network.features(torch.rand(2, 3, R, R))
+    assert [tuple(m.shape[2:]) for m in maps] == [(R // 2, R // 2), (R // 4, R // 4), (R // 8, R // 8)]
+    for found in maps:
+        length = found.norm(dim=1)
+        assert torch.allclose(length[length > 0], torch.ones(()), atol=1e-5)
+
+
 def test_neighbouring_widths_may_be_equal() -> None:
     same = Encoder(R, (8, 8, 8, 8), ROWS, D, SPLIT).eval()
     with torch.no_grad():
