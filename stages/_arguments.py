@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pipeline.values import InputError
 
 EXAMPLE = 'deltaspace edit photo.png "face with red hair"'
+DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def pictures_and_texts(words: list[str], drawn: bool) -> tuple[list[Path], list[str]]:

@@ -14,7 +14,8 @@ import typer
 
 from pipeline.values import InputError, nearest
 from stages import _arguments as arguments
-from stages import _shell
+from stages import _import, _shell
+from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
 
 if TYPE_CHECKING:
     from pipeline.batch import Report
@@ -32,11 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -311,6 +307,10 @@ def tune(
             f"{chosen}: reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
         )
     typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")
+
+
+for command in _import.COMMANDS:
+    app.command(command)(getattr(_import, command.replace("-", "_")))
 
 
 # ---------------------------------------------------------------- looking around
