@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages._arguments import DebugOption, JsonOption
+from pipeline.values import InputError
+from stages._arguments import DebugOption, DomainOption, JsonOption
 
-COMMANDS = ("import-generator",)
+if TYPE_CHECKING:
+    from pipeline.domains import Domain
+
+COMMANDS = ("import-generator", "import-mapper", "import-relevance", "import-codes")
 
 
 def import_generator(
@@ -50,5 +54,108 @@ def import_generator(
         for path in filter(None, (where.weights, where.grid, where.domain)):
             typer.echo(f"wrote {path}")
         typer.echo(f"look at {where.grid}, fill in {placed.domain_file(name)}, then: dvc exp run -S 'domains=[{name}]'")
-    for note in imported.notes:
+    _warn(imported.notes)
+
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def import_mapper(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict, such as the released net_face.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in a Delta Mapper that was trained elsewhere for a domain's generator."""
+    found, root = _domain(domain)
+    target = _free(root / found.mapper.path, force)
+
+    from pipeline import mapper, weights
+    from pipeline.artefacts import Layout
+    from pipeline.foreign import released
+
+    layout = released.layout_of(found, root)
+    network, clip_dim = released.delta_mapper(file, layout)
+    meta = {"model": mapper.numbers(layout, clip_dim), "domain": domain, "original": _original(file)}
+    weights.save(target, network.state_dict(), meta, half=False)
+    typer.echo(f"wrote {found.mapper.path}: {layout.size} style channels, embeddings of {clip_dim} numbers")
+    _warn(_preceded(Layout(found, root).mapper, root))
+    if found.clip_normalise:
+        _warn([f"DeltaEdit trained on pictures without CLIP's mean and deviation; {domain} has clip_normalise: true"])
+
+
+def import_relevance(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .npy matrix, such as the released fs3.npy.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in a relevance matrix: a row per style channel, in CLIP's words."""
+    found, root = _domain(domain)
+    target = _free(root / found.relevance.path, force)
+
+    from pipeline import weights
+    from pipeline.artefacts import Layout
+    from pipeline.foreign import released
+
+    matrix, notes = released.relevance(file, released.layout_of(found, root))
+    weights.save(target, {"relevance": matrix}, {"domain": domain, "original": _original(file)}, half=False)
+    typer.echo(f"wrote {found.relevance.path}: {matrix.shape[0]} style channels, {matrix.shape[1]} numbers each")
+    _warn([*notes, *_preceded(Layout(found, root).relevance, root)])
+
+
+def import_codes(
+    domain: DomainOption,
+    fakes: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="S.npy CLIP.npy", help="Of generated pictures.")
+    ] = None,
+    reals: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="S.npy CLIP.npy", help="Of inverted photographs.")
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in codes cached elsewhere (sspace_*.npy, cspace_*.npy), in place of what `cache` would make."""
+    pairs = {source: files for source, files in (("fake", fakes), ("real", reals)) if files is not None}
+    if not pairs:
+        raise InputError("no codes: give --fakes S.npy CLIP.npy, --reals S.npy CLIP.npy, or both")
+    found, root = _domain(domain)
+
+    from pipeline.artefacts import Layout
+    from pipeline.foreign import released
+
+    where = Layout(found, root)
+    _free(where.codes, force)
+    meta = {"domain": domain, "original": {source: [_original(file) for file in pairs[source]] for source in pairs}}
+    rows = released.replace_codes(pairs, released.layout_of(found, root), where, meta)
+    typer.echo(f"wrote {rows:,} rows to {where.codes.relative_to(root)}, their spread to {where.s_stats.name}")
+    typer.echo(f"train on them with: dvc repro --single-item mapper@{domain}")
+
+
+def _domain(name: str) -> tuple[Domain, Path]:
+    from pipeline import domains, params
+
+    root = params.root()
+    return domains.load(name, root), root
+
+
+def _free(path: Path, force: bool) -> Path:
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already: give --force to replace it")
+    return path
+
+
+def _original(file: Path) -> dict[str, Any]:
+    from pipeline.files import digest
+
+    return {"file": file.name, "sha256": digest(file)}
+
+
+def _preceded(made: Path, root: Path) -> list[str]:
+    """What `dvc repro` made is used before what is imported."""
+    return [f"{made.relative_to(root)}, made by `dvc repro`, is used before it"] if made.exists() else []
+
+
+def _warn(notes: list[str]) -> None:
+    for note in notes:
         print(f"warning: {note}", file=sys.stderr)
