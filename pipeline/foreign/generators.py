@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.upfirdn2d import binomial_kernel
 from pipeline import foreign
 from pipeline.foreign.pickles import Thing
-from pipeline.foreign.tensors import listed
+from pipeline.foreign.tensors import Unfilled, listed
 from pipeline.generator import Generator, build
 from pipeline.values import InputError
 
@@ -285,8 +285,9 @@ def _shape(state: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
 
 def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
     model, notes, state = numbers(found.state, split), list(found.notes), dict(found.state)
-    with torch.device("meta"):
-        expected = {key: tensor.shape for key, tensor in build(model).state_dict().items()}
+    with Unfilled():
+        generator = build(model)
+    expected = {key: tensor.shape for key, tensor in generator.state_dict().items()}
     for key in [key for key in state if KERNELS.fullmatch(key)]:
         _same_filter(key, state.pop(key))
     mean = state.pop("w_mean", None)
@@ -306,8 +307,9 @@ def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
     for key, tensor in state.items():
         if tensor.shape != expected[key]:
             raise InputError(f"{key} has the shape {list(tensor.shape)}: {list(expected[key])} is expected")
-    generator = build(model).eval().requires_grad_(False)
-    generator.load_state_dict(state, strict=False)  # all but the filters, which are ours
+    state |= {key: binomial_kernel(factor=2) for key in expected if KERNELS.fullmatch(key)}
+    generator.load_state_dict(state, assign=True)
+    generator.eval().requires_grad_(False)
     generator.w_mean = _mean(generator, mean, draw, notes)
     return Imported(found.kind, generator, model, notes)
 
@@ -324,8 +326,9 @@ def _mean(generator: Generator, mean: Tensor | None, draw: torch.Generator, note
 
 
 @torch.no_grad()
-def pictures(generator: Generator, seed: int, count: int = 4) -> list[list[Tensor]]:
-    """Rows of pictures [3,R,R] to look at: `count` codes drawn towards the mean (psi 0.7), and the same as they are."""
+def pictures(generator: Generator, seed: int) -> list[list[Tensor]]:
+    """Rows of pictures [3,R,R] to look at: a few codes drawn towards the mean (psi 0.7), and the same as they are."""
+    count = 4 if generator.size <= 256 else 2
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
     w = generator.mapping(z)
     return [[generator(generator.repeat(generator.truncate(row[None], psi)))[0] for row in w] for psi in (0.7, 1.0)]

@@ -108,7 +108,7 @@ def place(
         licence=_quoted(licence),
         original=_quoted(source.name),
         original_sha256=original["sha256"],
-        prompts="\n".join(f"  - text: {_quoted(f'{word} {neutral}')}" for word in ("black", "white", "happy")),
+        prompts="\n".join(f"  - text: {_quoted(f'{word} {neutral}')}" for word in ("old", "bright", "blue")),
         batch=16 if size >= 256 else 64,
     )
     files.write_bytes(root / domain_file(name), text.encode())

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pipeline.foreign.pickles import Thing
 from pipeline.values import InputError
@@ -68,12 +69,14 @@ class Storage:
             raise ValueError("a storage without data")
         begin, length = self.start + first * self.dtype.itemsize, count * self.dtype.itemsize
         if isinstance(self.source, bytes):
-            content = bytearray(self.source[begin : begin + length])
+            content = bytearray(memoryview(self.source)[begin : begin + length])
+            whole = len(content) == length
         else:
+            content = bytearray(length)
             with self.source.open("rb") as file:
                 file.seek(begin)
-                content = bytearray(file.read(length))
-        if len(content) != length:
+                whole = file.readinto(content) == length
+        if not whole:
             raise ValueError("a storage is cut short")
         return torch.frombuffer(content, dtype=self.dtype) if length else torch.empty(0, dtype=self.dtype)
 
@@ -109,6 +112,13 @@ class Claim:
             return torch.empty(self.shape, dtype=self.storage.dtype)
         count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
         return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it networks are built without drawing numbers: their memory is not touched until it is assigned."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
