@@ -102,6 +102,10 @@ def corpus(folder: Path, canary: Path) -> dict[str, Path]:
     put("nested-twice.pkl", pickle.dumps(Caller(load, storage_blob({"x": Caller(load, small)}))))
     put("legacy.pt", storage_blob({"g_ema": {"conv1.conv.weight": system}}))
     put("instance.pkl", f"(S'{command}'\nios\nsystem\n.".encode())
+    put("huge-key.pkl", pickle.dumps({10**5000: 1}))
+    put("odd-key.pkl", pickle.dumps({"a\nb\x1b[2J": 1}))
+    put("no-modules.pkl", files.pickled(folder / "x", files.Module("G\nx", {}, {}, {}, _modules=3)).read_bytes())
+    put("no-variables.pkl", files.pickled(folder / "x", (files.Network("G", {}, synthesis=3),)).read_bytes())  # type: ignore[arg-type]
     put("extension.pkl", b"\x80\x02\x82\x01.")
     put("build-name.pkl", b"\x80\x02cbuiltins\ndict\n}X\x01\x00\x00\x00ab.")
     put("deep-key.pkl", b"\x80\x02}N" + b"\x85" * 300_000 + b"Ns.")
@@ -167,7 +171,7 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.make(tmp_path / "project")))
     with pytest.raises(InputError):
         generators.load(hostile["absurd.pt"])  # what is imported once is not counted below
-    wrong = {}
+    wrong: dict[str, object] = {}
     for name, path in hostile.items():
         capsys.readouterr()
         tracemalloc.start()
@@ -206,6 +210,13 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
 def test_the_line_says_what_was_found(hostile: dict[str, Path], name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         generators.load(hostile[name])
+
+
+def test_what_a_file_says_never_reaches_the_terminal_as_it_is(hostile: dict[str, Path]) -> None:
+    for name in ("odd-key.pkl", "no-modules.pkl"):
+        with pytest.raises(InputError) as caught:
+            generators.load(hostile[name])
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "nvidia", "safetensors"])

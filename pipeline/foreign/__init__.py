@@ -17,7 +17,7 @@ from typing import IO, Any
 from torch import Tensor
 
 from pipeline.foreign import pickles, tensors
-from pipeline.foreign.pickles import Name, Thing
+from pipeline.foreign.pickles import Name, Thing, shown
 from pipeline.foreign.tensors import Claim, Storage
 from pipeline.values import InputError
 
@@ -26,7 +26,19 @@ MOST_RECORDS = 200_000
 MOST_HEADER = 16_000_000  # bytes
 OBJECTS = ("argparse.Namespace", "dnnlib.tflib.network.Network", "builtins.object")
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "dnnlib.util.EasyDict", "builtins.dict")
-BROKEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, struct.error)
+BROKEN = (  # what reading a file that is not what it seems may raise; torch's own errors are RuntimeErrors
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,8 @@ class Content:
             return tensors.take(claims, self.size)
         except InputError as error:
             raise InputError(f"{self.path} cannot be used: {error}") from error
-        except (*BROKEN, OSError, MemoryError) as error:
-            raise _broken(self.path, error) from error
+        except BROKEN as error:
+            raise broken(self.path, error) from error
 
 
 def read(path: Path) -> Content:
@@ -70,11 +82,12 @@ def read(path: Path) -> Content:
             return Content(path, _pickled(path, file, size), size)
     except InputError as error:
         raise InputError(f"{path} is refused: {error}") from error
-    except (*BROKEN, OSError, MemoryError, RecursionError, zipfile.BadZipFile) as error:
-        raise _broken(path, error) from error
+    except BROKEN as error:
+        raise broken(path, error) from error
 
 
-def _broken(path: Path, error: BaseException) -> InputError:
+def broken(path: Path, error: BaseException) -> InputError:
+    """The one line about a file that cannot be read as what it seems."""
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     return InputError(f"{path} is broken, cut short or of another kind ({reason}): fetch it again")
 
@@ -109,14 +122,14 @@ def _zipped(path: Path, size: int) -> Any:
         if len(records) > MOST_RECORDS:
             raise InputError(f"it has {len(records):,} records")
         for record in records:
-            if record.filename.startswith(("/", "\\")) or ".." in record.filename or "\\" in record.filename:
-                raise InputError(f"a record's name leaves it: '{record.filename[:60]}'")
+            if record.filename.startswith("/") or ".." in record.filename.split("/") or "\\" in record.filename:
+                raise InputError(f"a record's name leaves it: '{shown(record.filename)}'")
             if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
                 raise InputError("its records are compressed, which torch never does")
         if sum(record.file_size for record in records) > size:
             raise InputError("its records claim more bytes than it has")
         if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"the record {damaged[:60]} is damaged")
+            raise ValueError(f"the record {shown(damaged)} is damaged")
         named = {record.filename.partition("/")[2]: record for record in records}
         if any(name.startswith("code/") for name in named):
             raise InputError("it is a TorchScript program, not a file of weights")
@@ -271,6 +284,6 @@ def _module(meta: Any) -> Thing:
     """A network of NVIDIA's: class name and state. The source text that lies beside them is never looked at."""
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise ValueError("a module without a state")
-    made = Thing("module", str(meta.get("class_name"))[:80])
+    made = Thing("module", shown(meta.get("class_name")))
     made.state = meta["state"]
     return made

@@ -64,6 +64,8 @@ def load(path: Path, split: tuple[int, int] = (3, 7), seed: int = 0) -> Imported
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
+    except foreign.BROKEN as error:
+        raise foreign.broken(path, error) from error
 
 
 def _found(content: foreign.Content) -> Found:
@@ -94,7 +96,7 @@ def _rosinality(content: foreign.Content, tree: dict[str, Any]) -> Found:
         weights = {k.removeprefix("decoder."): v for k, v in tree["state_dict"].items() if k.startswith("decoder.")}
         kind = "the decoder of an e4e or pSp file"
     if "conv1.conv.weight" not in weights:
-        first = listed(str(key)[:40] for key in weights)
+        first = listed(weights)
         raise InputError(f"it holds no StyleGAN2 generator: conv1.conv.weight is not among its keys ({first})")
     weights = {key: value for key, value in weights.items() if key not in ("latent_avg", "w_mean")}
     state = content.take(weights if mean is None else {**weights, "w_mean": mean})
@@ -305,6 +307,8 @@ def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
     if drawn := sum(key.startswith("noises.") for key in missing):
         notes.append(f"{drawn} noise pictures were missing and are drawn from the seed {seed}")
     for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{key} holds whole numbers")
         if tensor.shape != expected[key]:
             raise InputError(f"{key} has the shape {list(tensor.shape)}: {list(expected[key])} is expected")
     state |= {key: binomial_kernel(factor=2) for key in expected if KERNELS.fullmatch(key)}

@@ -30,6 +30,11 @@ class Name:
     path: str
 
 
+def shown(text: object, most: int = 60) -> str:
+    """What a file says, fit for an error's one line: no control characters, not long."""
+    return str(text)[:most].encode("unicode_escape").decode()
+
+
 class Thing:
     """An object as data: the class it claims, what it was made of, and the state it was given."""
 
@@ -86,8 +91,7 @@ class _Machine:
                 module = new + str(module)[len(old) :]
         path = f"{module}.{name}"
         if path not in self.calls:
-            shown = path.encode("unicode_escape").decode()[:80]
-            raise InputError(f"it names '{shown}', which is not on the list of what is read")
+            raise InputError(f"it names '{shown(path, 80)}', which is not on the list of what is read")
         return Name(path)
 
     def call(self, named: Any, arguments: Any) -> Any:

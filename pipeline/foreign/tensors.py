@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pipeline.foreign.pickles import Thing
+from pipeline.foreign.pickles import Thing, shown
 from pipeline.values import InputError
 
 STORAGES = {
@@ -195,10 +195,10 @@ def numbers(name: str, tensor: Tensor) -> Tensor:
 def check_name(name: object) -> None:
     """InputError unless `name` is made of words and dots, as the names of parameters are."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+([./][A-Za-z0-9_]+)*", name) or len(name) > 200:
-        raise InputError(f"'{str(name)[:60].encode('unicode_escape').decode()}' is no name of a tensor")
+        raise InputError(f"'{shown(name)}' is no name of a tensor")
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
+def listed(keys: Iterable[object], most: int = 3) -> str:
     """The first few of many names, for an error."""
-    names = sorted(names)
+    names = sorted(shown(key, 40) for key in keys)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
