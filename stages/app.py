@@ -309,6 +309,8 @@ def tune(
     typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")
 
 
+# ---------------------------------------------------------------- what others made
+
 for command in _import.COMMANDS:
     app.command(command)(getattr(_import, command.replace("-", "_")))
 

@@ -62,6 +62,14 @@ def test_rosinalitys_files_give_the_same_tensors(tmp_path: Path, original: Gener
     same(generators.load(saved(tmp_path / "g.pt", content, legacy)), original)
 
 
+def test_a_file_of_our_own_gives_itself(tmp_path: Path, original: Generator) -> None:
+    path = tmp_path / "generator.safetensors"
+    weights.save(path, {**original.state_dict(), "w_mean": original.w_mean}, {}, half=False)
+    imported = generators.load(path)
+    assert imported.notes == []
+    same(imported, original)
+
+
 def test_what_is_missing_is_drawn_from_the_seed_and_said(tmp_path: Path, original: Generator) -> None:
     state = {k: v for k, v in original.state_dict().items() if "noises" not in k and "kernel" not in k}
     path = saved(tmp_path / "netG.pth", state)

@@ -88,7 +88,7 @@ def _found(content: foreign.Content) -> Found:
 
 
 def _rosinality(content: foreign.Content, tree: dict[str, Any]) -> Found:
-    mean, kind = tree.get("latent_avg"), "a bare state dict"
+    mean, kind = tree.get("latent_avg", tree.get("w_mean")), "a bare state dict"
     weights: dict[str, Any] = tree
     if isinstance(tree.get("g_ema"), dict):
         weights, kind = tree["g_ema"], "the g_ema of a training file"
@@ -312,7 +312,7 @@ def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
         if tensor.shape != expected[key]:
             raise InputError(f"{key} has the shape {list(tensor.shape)}: {list(expected[key])} is expected")
     state |= {key: binomial_kernel(factor=2) for key in expected if KERNELS.fullmatch(key)}
-    generator.load_state_dict(state, assign=True)
+    generator.load_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, assign=True)
     generator.eval().requires_grad_(False)
     generator.w_mean = _mean(generator, mean, draw, notes)
     return Imported(found.kind, generator, model, notes)
