@@ -12,7 +12,6 @@ import typer
 from pipeline.values import InputError
 
 EXAMPLE = 'deltaspace edit photo.png "face with red hair"'
-
 DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]

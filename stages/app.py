@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stages import _arguments as arguments
+from stages import _import as imports
 from stages import _shell
 from stages import _training as training
 from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
@@ -208,6 +209,12 @@ def _warn(warnings: Iterable[str]) -> None:
 
 app.command()(training.pretrain)
 app.command()(training.tune)
+
+
+# ---------------------------------------------------------------- what others made
+
+for command in imports.COMMANDS:
+    app.command(command)(getattr(imports, command.replace("-", "_")))
 
 
 # ---------------------------------------------------------------- looking around
