@@ -135,7 +135,7 @@ def inversion_metrics(
     count = len(test.ids) if w_plus is None else len(w_plus)
     scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": [], "encoder_psnr": []}
     for part in batches(count, batch):
-        source = test.images[part].to(backbones.device)
+        source = test.images[:count][part].to(backbones.device)
         guess = backbones.encoder(source)
         scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))
         again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)

@@ -36,6 +36,7 @@ if "WATCHED" in os.environ:
 ALL = {"prepare", "sample", "invert", "cache", "relevance", "mapper", "diffusion", "evaluate", "report"}
 EDITS = {
     "edit_latent@tiny-deltaedit_g",
+    "edit_latent@tiny-deltaedit_gr",
     "edit_baseline@tiny-identity_editor",
     "edit_baseline@tiny-counterfactual",
     "edit_baseline@tiny-styleclip_gd",
@@ -147,6 +148,7 @@ def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follo
     assert ran(shell(root, "dvc", "exp", "run", "--set-param", "mapper.lr=0.1")) == {
         "mapper@tiny",
         "edit_latent@tiny-deltaedit_g",
+        "edit_latent@tiny-deltaedit_gr",
         "edit_diffusion@tiny-deltaedit_d",
         "evaluate@tiny",
         "report@tiny",

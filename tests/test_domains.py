@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import domains
+from pipeline import domains, files
 from pipeline.domains import NETWORKS, Domain
 from pipeline.values import InputError
 
@@ -118,3 +118,10 @@ def test_portraits_prompts_use_taught_phrases_when_seen_and_untaught_ones_when_h
             f"{domain.neutral} {phrase}" for phrase in phrases
         }
         assert prompt.text in texts, prompt
+
+
+def test_the_shipped_weights_are_the_ones_the_domain_names() -> None:
+    domain = domains.load("portraits", ROOT)
+    for network in NETWORKS:
+        entry = domain.weights(network)
+        assert entry.sha256 == files.digest(ROOT / entry.path), f"{network}: domains/portraits.yaml"

@@ -335,3 +335,28 @@ def test_the_counterfactual_refuses_what_it_cannot_know(world: Backbones, source
     for attribute, value, hint in (("hair_colour", "red", "hair_color"), ("hair_color", "rde", "red")):
         with pytest.raises(InputError, match=hint):
             editor.fit(TextPair("face", "red hair", attribute, value))
+
+
+def test_what_the_mapper_moves_against_its_own_effect_can_stay(world: Backbones, source: Source) -> None:
+    module = editors.module("deltaedit_g")
+    published, agreeing = (
+        editors.load("deltaedit_g", world, module.Params(1.0, 0.0, agree)) for agree in (False, True)
+    )
+    direction = published.fit(PROMPT)
+    all_moves, kept = (editor.edit(source, direction, 1.0).s - source.s for editor in (published, agreeing))
+    with_effect = all_moves * (world.relevance @ direction.delta) > 0
+    assert with_effect.any() and not with_effect.all()
+    torch.testing.assert_close(kept, torch.where(with_effect, all_moves, 0.0))
+
+
+def test_ours_moves_by_the_geometric_mean_of_mapper_and_direction_where_both_agree(
+    world: Backbones, source: Source
+) -> None:
+    mapper = editors.load("deltaedit_g", world, editors.module("deltaedit_g").Params(1.0, 0.0, False))
+    direction = editors.load("styleclip_gd", world, styleclip_gd.Params(strength=1.0, alpha=2.0, beta=0.0))
+    ours = editors.load("deltaedit_gr", world, editors.module("deltaedit_gr").Params(1.0, 2.0, 0.0))
+    moves = [editor.edit(source, editor.fit(PROMPT), 1.0).s - source.s for editor in (mapper, direction, ours)]
+    agree = moves[0] * moves[1] > 0
+    expected = torch.where(agree, moves[0].sign() * (moves[0] * moves[1]).abs().sqrt(), 0.0)
+    assert agree.any() and not agree.all()
+    torch.testing.assert_close(moves[2], expected, atol=1e-4, rtol=1e-3)

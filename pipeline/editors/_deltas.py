@@ -29,8 +29,25 @@ def clip_direction(backbones: Backbones, condition: TextPair | ImagePair) -> Dir
 
 
 @torch.no_grad()
-def mapped(backbones: Backbones, source: Source, direction: Direction, threshold: float, strength: float) -> Tensor:
-    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern (DeltaEdit 3.3)."""
+def mapped(
+    backbones: Backbones, source: Source, direction: Direction, threshold: float, strength: float, agree: bool = False
+) -> Tensor:
+    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern (DeltaEdit 3.3).
+
+    agree: zero also where delta_s moves a channel against its own measured effect, which compensates for side effects
+    of others that the mask may have taken away.
+    """
     unit = F.normalize(direction.delta, dim=0, eps=1e-5)
     delta_s = backbones.mapper(source.s, told(source.clip, unit))
-    return relevance_mask(delta_s, backbones.relevance, direction.delta, threshold, strength)
+    moved = relevance_mask(delta_s, backbones.relevance, direction.delta, threshold, strength)
+    if not agree:
+        return moved
+    return torch.where(delta_s * (backbones.relevance @ direction.delta) > 0, moved, torch.zeros_like(moved))
+
+
+@torch.no_grad()
+def global_direction(backbones: Backbones, delta: Tensor, beta: float) -> Tensor:
+    """[S]: every channel by what it does for `delta` [E], the most relevant one by one sigma; those below beta stay."""
+    relevance = backbones.relevance @ F.normalize(delta, dim=0, eps=1e-5)
+    kept = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
+    return kept / kept.abs().max().clamp(min=1e-8) * backbones.s_std  # nothing kept: an edit that changes nothing

@@ -19,10 +19,12 @@ NEEDS = ("generator", "clip", "mapper", "relevance")
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay."""
+    """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
+    that delta_s moves against their own effect (not in the paper)."""
 
     strength: float
     threshold: float
+    agree: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class DeltaEditG:
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        s = source.s + mapped(self.backbones, source, direction, self.params.threshold, strength)
+        params = self.params
+        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
         return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
 
 

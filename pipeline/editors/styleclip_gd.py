@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
-from pipeline.editors._deltas import clip_direction
+from pipeline.editors._deltas import clip_direction, global_direction
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
@@ -36,10 +35,8 @@ class GlobalDirection:
     @torch.no_grad()
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         direction = clip_direction(self.backbones, condition)
-        relevance = self.backbones.relevance @ F.normalize(direction.delta, dim=0, eps=1e-5)
-        kept = torch.where(relevance.abs() < self.params.beta, torch.zeros_like(relevance), relevance)
-        largest = kept.abs().max().clamp(min=1e-8)  # nothing kept: an edit that changes nothing
-        return Direction(condition, direction.delta, {"delta_s": kept / largest * self.backbones.s_std})
+        delta_s = global_direction(self.backbones, direction.delta, self.params.beta)
+        return Direction(condition, direction.delta, {"delta_s": delta_s})
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
