@@ -42,6 +42,11 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return failed(f"{type(error).__name__}: {error} (a fault of the program: --debug shows where)", 1, debug)
 
 
+def one_thread() -> None:
+    """For work on single pictures, before torch is imported: two threads gain nothing there and stall each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def print_json(value: object) -> None:
     """One JSON object on stdout."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -110,6 +110,7 @@ def edit(
     strengths = arguments.strengths(strength)
     threshold = arguments.finite(threshold, "--threshold", 0.1)
     arguments.known(domain, editor)
+    _shell.one_thread()
 
     from pipeline import batch
     from pipeline.gallery import Gallery
@@ -153,6 +154,7 @@ def invert(
     """
     started = time.perf_counter()
     arguments.known(domain)
+    _shell.one_thread()
 
     from pipeline import batch
     from pipeline.gallery import Gallery
