@@ -29,6 +29,7 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	.venv/bin/python -c 'from kernels import build; build.describe()' # compiles, so that the first edit need not wait
 	touch $@
 
 repro: install ## run every stage whose inputs changed: pictures, metrics and pages in reports/
