@@ -167,7 +167,11 @@ def _try_lock(path: Path) -> int | None:
         except BlockingIOError:
             os.close(handle)
             return None
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        try:
+            current = os.path.samestat(os.fstat(handle), path.stat())
+        except FileNotFoundError:  # its last holder has just removed it
+            current = False
+        if current:
             with suppress(OSError):  # only a courtesy to whoever finds it locked
                 os.ftruncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())
