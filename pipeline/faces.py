@@ -42,9 +42,9 @@ class Look:
     def warning(self) -> str | None:
         """What to tell of a choice that nobody asked for."""
         if not self.faces:
-            return "no face was found: cropped to its centre, not aligned"
+            return "no face found, cropped to its centre and not aligned"
         if self.faces > 1:
-            return f"{self.faces} faces: took the largest, number {self.place} from the left; --face N takes another"
+            return f"{self.faces} faces found, took the largest, number {self.place} from the left: --face N takes another"
         return None
 
 
@@ -77,10 +77,10 @@ def _dlib(path: Path) -> Finder:
     return find
 
 
-def look(picture: Image.Image, find: Finder, face: int | None = None) -> Look:
+def look(picture: Image.Image, find: Finder, face: int | None = None, name: str = "the picture") -> Look:
     """Search an RGB picture. face: which of them, from left to right, from 1 up; None: the largest.
 
-    Raises InputError when there are fewer.
+    Raises InputError, about `name`, when there are fewer.
     """
     squares = []
     for landmarks in find(picture):
@@ -90,14 +90,19 @@ def look(picture: Image.Image, find: Finder, face: int | None = None) -> Look:
             continue
     squares.sort(key=lambda corners: (corners[:, 0].mean(), corners[:, 1].mean()))
     if face is not None and not 1 <= face <= len(squares):
-        found = {0: "no face was found", 1: "one face was found"}.get(len(squares), f"{len(squares)} faces were found")
-        advice = f"give 1 to {len(squares)}" if squares else "leave it out for the centre of the picture"
-        raise InputError(f"--face {face}, but {found}: {advice}")
+        found = f"{len(squares)} face{'' if len(squares) == 1 else 's'}"
+        advice = f"give 1 to {len(squares)}, from the left" if squares else "leave it out to take the centre"
+        raise InputError(f"--face {face}: {found} found in {name}, {advice}")
     if not squares:
         return Look(0)
     sides = [float(np.linalg.norm(corners[3] - corners[0])) for corners in squares]
     index = face - 1 if face is not None else sides.index(max(sides))
     return Look(len(squares), squares[index], index + 1)
+
+
+def not_aligned(domain: str) -> str:
+    """What to tell, once, when the domain's faces are aligned but there is no finder."""
+    return f"pictures are cropped to their centre, not aligned as the faces of {domain} are: {INSTALL} aligns them"
 
 
 def is_aligned(corners: np.ndarray, size: tuple[int, int]) -> bool:
