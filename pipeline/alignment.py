@@ -87,7 +87,7 @@ def _cropped(picture: Image.Image, corners: np.ndarray) -> tuple[Image.Image, np
     bottom = min(math.ceil(corners[:, 1].max()) + border, picture.height)
     if left >= right or top >= bottom:
         raise InputError("the face lies outside the picture: it cannot be aligned")
-    return picture.crop((left, top, right, bottom)), corners - (left, top)
+    return picture.crop((left, top, right, bottom)), corners - np.array((left, top))
 
 
 def _padded(picture: Image.Image, corners: np.ndarray) -> tuple[Image.Image, np.ndarray]:
@@ -106,7 +106,7 @@ def _padded(picture: Image.Image, corners: np.ndarray) -> tuple[Image.Image, np.
     picture = Image.composite(blurred, picture, _mask(3 * inside + 1))
     median: Any = tuple(round(value) for value in ImageStat.Stat(picture).median)
     picture = Image.composite(Image.new("RGB", picture.size, median), picture, _mask(inside))
-    return picture, corners + (left, top)
+    return picture, corners + np.array((left, top))
 
 
 def _outside(length: int, before: int, after: int) -> np.ndarray:

@@ -89,7 +89,8 @@ def edit(
 ) -> Iterator[Result]:
     """Edit every picture with every prompt and strength, and write each result as soon as it is there; then the grid.
 
-    face: which one of each picture, as in `Studio.photo`. Yields results as they come; `report` is complete when nothing more comes.
+    face: which one of each picture, as in `Studio.photo`. Yields results as they come; `report` is complete when
+    nothing more comes.
     """
     rows: list[list[Tensor]] = []
     for person in _people(studio, pictures, report, seed, face):

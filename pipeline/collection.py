@@ -14,6 +14,7 @@ from pipeline import faces, images, sources
 from pipeline.sources import Listing, Member
 from pipeline.values import InputError
 
+
 @dataclass(frozen=True)
 class PrepareParams:
     """source: a path, or None for the domain's renderer. train: rows from 0 up, the last `val` of them for validation.

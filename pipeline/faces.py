@@ -44,7 +44,9 @@ class Look:
         if not self.faces:
             return "no face found, cropped to its centre and not aligned"
         if self.faces > 1:
-            return f"{self.faces} faces found, took the largest, number {self.place} from the left: --face N takes another"
+            return (
+                f"{self.faces} faces found, took the largest, number {self.place} from the left: --face N takes another"
+            )
         return None
 
 

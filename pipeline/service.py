@@ -311,7 +311,8 @@ class Studio:
     ) -> Result:
         """Edit a picture (what `photo` takes, or a Person) towards `text`.
 
-        strength, threshold: the editor's own from params.yaml when None; face as in `photo`. Raises InputError for what cannot be used.
+        strength, threshold: the editor's own from params.yaml when None; face as in `photo`. Raises InputError for what
+        cannot be used.
         """
         tool, amount = self.tool(editor, threshold), None if strength is None else in_range(strength)
         prompt = self.prompt(text, source)

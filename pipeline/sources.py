@@ -37,7 +37,9 @@ class Member(NamedTuple):
     def name(self) -> str:
         """For people: what cannot be shown is escaped."""
         whole = self.file if self.inside is None else f"{self.file}:{self.inside}" if self.file else str(self.inside)
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in whole)
+        shown = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in whole
+        )
         return shown if len(shown) <= 200 else f"{shown[:100]}...{shown[-90:]}"
 
 
@@ -55,7 +57,7 @@ class Listing:
 
 
 def listing(path: Path) -> Listing:
-    """What there is at `path`. Raises InputError for what is no folder, zip or Parquet file, and where no picture is."""
+    """What there is at `path`. Raises InputError for what is no folder, zip or Parquet file, and without pictures."""
     skipped: list[tuple[Member, str]] = []
     for held in (_zip, _reader):
         held.cache_clear()
@@ -158,7 +160,7 @@ def _fingerprint(path: Path, names: list[str]) -> str:
 
 
 def _inside(path: Path, name: str, skipped: list[tuple[Member, str]]) -> list[Member]:
-    """The pictures in an archive of the source, in order. InputError, with a reason only, when it is no such archive."""
+    """The pictures in an archive of the source, in order. InputError, with a reason only, when it cannot be."""
     place = path / name if name else path
     if _is(place.name, (".parquet",)):
         return [Member(name, row) for row in range(_rows_of(place))]

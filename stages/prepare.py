@@ -55,7 +55,11 @@ def main(stage: Stage) -> None:
         seen = looked_at(unit, listing, len(collection.row_ids(params)), aligned)
         read = collection.chosen(listing, seen, params, domain.resolution)
         found = collection.account(listing, seen, read)
-        print(f"prepare: {collection.told(found, str(stage.files.prepared.relative_to(stage.root)))}", file=sys.stderr, flush=True)
+        print(
+            f"prepare: {collection.told(found, str(stage.files.prepared.relative_to(stage.root)))}",
+            file=sys.stderr,
+            flush=True,
+        )
         if domain.aligned and not aligned:
             print(f"prepare: {faces.not_aligned(domain.name)}", file=sys.stderr, flush=True)
         stage.log(tracked, {name: count for name, count in found.items() if isinstance(count, int)})

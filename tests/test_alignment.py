@@ -17,7 +17,9 @@ from pipeline.values import InputError
 
 SIZE, DRAWN, CANVAS = 128, 256, 640  # pixels of what is cut out, of a portrait, of the photograph around it
 DOT = np.array([255, 0, 255])  # a colour no portrait has
-PLACES = st.tuples(st.integers(0, 40), st.floats(-180, 180), st.floats(0.5, 1.4), st.floats(-60, 60), st.floats(-60, 60))
+PLACES = st.tuples(
+    st.integers(0, 40), st.floats(-180, 180), st.floats(0.5, 1.4), st.floats(-60, 60), st.floats(-60, 60)
+)
 
 
 @cache
@@ -35,7 +37,7 @@ def photograph(row: int, turn: float, zoom: float, x: float, y: float) -> tuple[
     """A portrait turned (degrees), scaled and shifted (pixels) on a canvas of grey noise; and its landmarks [4,2]."""
     cos, sin = zoom * math.cos(math.radians(turn)), zoom * math.sin(math.radians(turn))
     matrix = np.array([[cos, -sin], [sin, cos]])
-    middle, where = np.full(2, DRAWN / 2), np.full(2, CANVAS / 2) + (x, y)
+    middle, where = np.full(2, DRAWN / 2), np.array([CANVAS / 2 + x, CANVAS / 2 + y])
     inverse = np.linalg.inv(matrix)
     offset = middle - inverse @ where
     whole = Image.fromarray(portrait(row)).convert("RGBA")
