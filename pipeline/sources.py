@@ -166,7 +166,7 @@ def _inside(path: Path, name: str, skipped: list[tuple[Member, str]]) -> list[Me
         return [Member(name, row) for row in range(_rows_of(place))]
     members: dict[str, Member] = {}
     for entry in _zip(place).infolist():
-        if entry.is_dir():
+        if entry.filename.endswith("/"):  # unlike is_dir, also for a name of nothing
             continue
         member = Member(name, entry.filename)
         if entry.filename in members:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -214,6 +214,7 @@ def test_encrypted_cut_and_oddly_packed_members_have_a_reason(tmp_path: Path) ->
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 10_000), st.integers(0, 255))
+@example(b"\0\0", 1332, 0)  # a member without a name
 def test_no_bytes_whatever_in_a_zip_raise_anything_else(
     tmp_path_factory: pytest.TempPathFactory, extra: bytes, at: int, value: int
 ) -> None:
