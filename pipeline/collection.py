@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import faces, images, sources
+from pipeline import faces, files, images, sources, work, workers
 from pipeline.sources import Listing, Member
 from pipeline.values import InputError
+
+LOOKS = 64  # photographs that are looked at in one piece of work
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,31 @@ def examine(path: Path, member: Member, aligned: bool) -> Seen:
     except InputError as error:
         return Seen(str(error))
     return Seen(None, found.faces, None if found.corners is None else found.corners.tolist())
+
+
+class Look(NamedTuple):
+    """Some photographs of a source, to be read and searched for faces."""
+
+    path: Path
+    members: tuple[Member, ...]
+    aligned: bool
+
+
+def look(job: Look, path: Path) -> None:
+    seen = [examine(job.path, member, job.aligned) for member in job.members]
+    files.write_bytes(path, json.dumps(seen).encode())
+
+
+def looked_at(unit: work.Unit, listing: Listing, wanted: int, aligned: bool) -> list[Seen]:
+    """Look at photographs in their order until `wanted` can be used, or there are no more."""
+    seen: list[Seen] = []
+    while len(seen) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in seen)) > 0:
+        members = listing.members[len(seen) : len(seen) + max(missing, LOOKS)]
+        parts = [members[start : start + LOOKS] for start in range(0, len(members), LOOKS)]
+        jobs = [Look(listing.path, part, aligned) for part in parts]
+        for name in workers.fill(unit, f"looks-{len(seen)}", look, jobs, workers.count(), ".json"):
+            seen += [Seen(*one) for one in json.loads(unit.path(name).read_bytes())]
+    return seen
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,19 @@ class StyleBlock(nn.Module):
         return self.linear(self.convs(x).flatten(1).float())
 
 
+class Stem(nn.Sequential):
+    """The first convolution; larger pictures [B,3,R,R] are averaged down to `size` before it."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.shape[-1] <= self.size else F.adaptive_avg_pool2d(images, self.size))
+
+
 class Encoder(nn.Module):
-    """images [B,3,R,R] in [-1,1] -> w_plus [B,L,D].
+    """images [B,3,R,R] in [-1,1] -> w_plus [B,L,D]. resolution: pixels that it looks at, R or less.
 
     widths: channels at R/2, R/4, R/8 and R/16. rows: L. split: rows before a are coarse, before b medium. latent_avg
     [L,D]: the code that all differences are added to.
@@ -44,7 +55,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.rows, self.split = rows, split
-        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        self.stem = Stem(resolution, widths[0])
         self.stages = nn.ModuleList(
             nn.Sequential(Block(a, b, 2), Block(b, b, 1)) for a, b in zip(widths, widths[1:], strict=False)
         )

@@ -1,4 +1,4 @@
-"""Trains the denoiser of DeltaEdit-D on renders, each with the style code that the encoder reads from it."""
+"""Trains the denoiser of DeltaEdit-D on pictures, each with the style code that the encoder reads from it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.generator import Generator
 from pipeline.sampler import standardise
 from pipeline.training import Metrics
 from pretrain import session
-from pretrain.renders import Renders
+from pretrain.pictures import Pictures
 
 
 def coded(
-    data: Renders, encoder: Encoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
+    data: Pictures, encoder: Encoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
 ) -> diffusion.Batches:
-    """Batches of renders and the standardised s of their inversions, as `invert` and `cache` make them for the dataset.
+    """Batches of pictures and the standardised s of their inversions, as `invert` and `cache` make the dataset's.
 
     Codes are computed as they are needed, so they are never older than the encoder. mean, std [S].
     """
@@ -40,7 +40,7 @@ def coded(
 
 def steps(
     numbers: dict[str, Any],
-    data: Renders,
+    data: Pictures,
     encoder: Encoder,
     generator: Generator,
     mean: Tensor,

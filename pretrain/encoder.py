@@ -1,4 +1,4 @@
-"""Trains e4e (Tov et al. 2021) against a frozen generator, on its own samples and on renders.
+"""Trains e4e (Tov et al. 2021) against a frozen generator, on its own samples and on pictures of the domain.
 
 Samples know their w, so they teach codes directly; renders teach through the picture. LPIPS needs a network of
 photographs; here the discriminator's features, which know this domain, measure how alike two pictures are.
@@ -6,7 +6,7 @@ photographs; here the discriminator's features, which know this domain, measure 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from pipeline.domains import Domain
 from pipeline.encoder import Encoder
 from pipeline.generator import EqualLinear, Generator
 from pipeline.training import Ema, Metrics, fit
-from pretrain import copying, renders, session
+from pretrain import copying, session
 from pretrain.copying import Copier
 from pretrain.generator import Discriminator
-from pretrain.renders import Renders
+from pretrain.pictures import Pictures
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -52,8 +52,8 @@ def steps(
     numbers: dict[str, Any],
     generator: Generator,
     discriminator: Discriminator,
-    identity: Embed,
-    data: Renders,
+    identity: Embed | None,
+    data: Pictures,
     state: Path,
     images: int,
     batch: int = 32,
@@ -67,11 +67,13 @@ def steps(
     """Yield (images seen, losses, averaged encoder).
 
     Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
-    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. copier: where
+    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. identity: None
+    where no network tells who is shown. copier: where
     pictures are drawn, knows the code that the generator was taught for a render, so renders teach codes as well.
     """
     scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
     scale |= weights or {}
+    scale["identity"] *= identity is not None
     torch.manual_seed(0)
     encoder = Encoder(**numbers).to(device)
     encoder.latent_avg.copy_(generator.w_mean.expand_as(encoder.latent_avg))
@@ -108,7 +110,7 @@ def steps(
             output = generator(codes)
             seen_as, meant_as = (feature_maps(discriminator, pictures) for pictures in (output, target))
             near = [1 - (a * b).sum(1).mean() for a, b in zip(seen_as, meant_as, strict=True)]
-            if scale["identity"]:
+            if identity is not None and scale["identity"]:
                 alike = (identity(output) * identity(target)).sum(1).mean()
             else:
                 alike = torch.ones(())
@@ -158,7 +160,7 @@ def train(
         plan.model,
         networks.generator,
         judge(domain, root).to(device),
-        networks.identity,
+        networks.identity if networks.path("identity").exists() else None,
         data,
         session.state(domain, root, "encoder", resume, {"encoder": "encoder", "ema": "encoder"}),
         plan.images,
@@ -187,21 +189,27 @@ def judge(domain: Domain, root: Path) -> Discriminator:
 
     Random features still measure edges and colours, less well.
     """
-    model = session.plan(domain, "generator").model
-    widths = {int(resolution): width for resolution, width in model["discriminator"].items()}
-    discriminator = Discriminator(model["size"], widths)
-    path = session.promoted(domain, root, "discriminator")
+    size, path = domain.resolution, session.promoted(domain, root, "discriminator")
     if path.exists():
-        discriminator.load_state_dict(weights.load(path)[0])
-    else:
-        print(f"{path} is missing: pictures are compared by random features")
-    return discriminator
+        tensors, meta = weights.load(path)
+        discriminator = Discriminator(size, _by_resolution(meta["model"]["discriminator"]))
+        discriminator.load_state_dict(tensors)
+        return discriminator
+    print(f"{path} is missing: pictures are compared by random features")
+    plan = domain.defaults.get("pretrain", {}).get("generator") or {}
+    imported = {2**k: min(128, 2 ** (12 - k)) for k in range(2, size.bit_length())}  # generators come without
+    torch.manual_seed(0)  # the same in every process, and after a restart
+    return Discriminator(size, _by_resolution(plan.get("model", {}).get("discriminator", imported)))
+
+
+def _by_resolution(widths: Mapping[Any, int]) -> dict[int, int]:
+    """Numbers that went through JSON or YAML, with their keys as numbers again."""
+    return {int(resolution): width for resolution, width in widths.items()}
 
 
 @torch.no_grad()
-def far_error(encoder: Encoder, generator: Generator, count: int = 512) -> float:
-    """The inversion error (mean squared, pixels in [0,1]) that 99 of 100 unseen renders stay below."""
-    real = renders.unseen(count, generator.size)
+def far_error(encoder: Encoder, generator: Generator, real: Tensor) -> float:
+    """The inversion error (mean squared, pixels in [0,1]) that 99 of 100 unseen pictures [N,3,R,R] stay below."""
     made = torch.cat([generator(encoder(part)) for part in real.split(64)]).clamp(-1, 1)
     return ((made - real) / 2).square().mean(dim=(1, 2, 3)).quantile(0.99).item()
 
@@ -212,5 +220,5 @@ def promote(domain: Domain, root: Path) -> Path:
     model = session.plan(domain, "encoder").model
     encoder = Encoder(**model).eval()
     encoder.load_state_dict(tensors)
-    far = round(far_error(encoder, Backbones(domain, root).generator), 5)
+    far = round(far_error(encoder, Backbones(domain, root).generator, session.unseen(domain, root)), 5)
     return session.publish(domain, root, "encoder", tensors, model, steps=done, far_error=far)

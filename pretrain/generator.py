@@ -17,11 +17,14 @@ from pipeline import training
 from pipeline.domains import Domain
 from pipeline.generator import EqualLinear, Generator, build
 from pipeline.training import Ema, Metrics, fit
+from pipeline.values import InputError
 from pretrain import copying, session
+from pretrain.ada import Augment, mirrored
 from pretrain.copying import Copier, difference
-from pretrain.renders import Renders
+from pretrain.pictures import Pictures
 
 R1_EVERY = 16
+FEW = 20_000  # photographs, below which they are augmented
 
 
 class EqualConv(nn.Module):
@@ -101,7 +104,7 @@ def grow(smaller: dict[str, Any], generator: Generator, discriminator: Discrimin
 
 def steps(
     numbers: dict,
-    data: Renders,
+    data: Pictures,
     state: Path,
     images: int,
     batch: int = 16,
@@ -116,6 +119,8 @@ def steps(
     told: nn.Linear | None = None,
     copying: float = 20.0,
     mapping_rate: float = 1.0,
+    mirror: bool = False,
+    augment: str | None = None,
 ) -> Iterator[tuple[int, Metrics, Generator]]:
     """Yield (images seen, losses, averaged generator); goes on from `state` when it exists.
 
@@ -124,16 +129,22 @@ def steps(
     smaller: the state of the same networks at half the size, to grow from. settle: images that the discriminator
     learns from alone where the generator knows more than it does. told: what a copier (`pretrain.copying`) entered
     its people with; half of every batch are then copies of the real half, which also count by their `copying` times
-    difference. mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper.
+    difference. mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper. mirror: show
+    half of the pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
     """
+    if augment not in (None, "ada"):
+        raise InputError(f"augment is {augment!r}: null or ada is expected")
     torch.manual_seed(0)
     generator = build(numbers).to(device)
     widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
     discriminator = Discriminator(numbers["size"], widths).to(device)
     copier = None if told is None else Copier(generator, told.to(device))
     alone = settle // batch if smaller is not None or copier is not None else 0
+    ada = Augment()  # which does nothing until it has watched
     if smaller is not None and not state.exists():
-        grow(torch.load(smaller, weights_only=True, map_location="cpu"), generator, discriminator)
+        below = torch.load(smaller, weights_only=True, map_location="cpu")
+        grow(below, generator, discriminator)
+        ada.load_state_dict(below.get("ada", {}) if augment else {})
     ema = Ema(generator)
     lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
     mapping = list(generator.style.parameters())
@@ -158,16 +169,20 @@ def steps(
             data.refresh()
         rows = torch.randint(len(data), (share,))
         real = F.adaptive_avg_pool2d(data.images(rows).to(device), numbers["size"])
+        if mirror:
+            real = mirrored(real)
+        seen = ada(real)
         discriminator.requires_grad_(True)
         with torch.autocast(device, torch.bfloat16):
             w_plus = fake(share - copies)
             if copier is not None:
                 w_plus = torch.cat([copier.codes(list(data.people(rows[:copies]))), w_plus])
             fakes = generator(w_plus, generator.random_noises(share))  # one forward pass serves both steps
-            loss_d = F.softplus(discriminator(fakes.detach())).mean() + F.softplus(-discriminator(real)).mean()
+            of_fakes, of_real = discriminator(ada(fakes.detach())), discriminator(seen)
+            loss_d = F.softplus(of_fakes).mean() + F.softplus(-of_real).mean()
         loss_d.backward()
         if number % R1_EVERY == 0:
-            watched = real.clone().requires_grad_(True)
+            watched = seen.clone().requires_grad_(True)  # as changed: a resampling has no second derivative
             with torch.autocast(device, torch.bfloat16):
                 logits = discriminator(watched)
             (gradient,) = torch.autograd.grad(logits.sum(), watched, create_graph=True)
@@ -179,7 +194,7 @@ def steps(
         if number >= alone:
             discriminator.requires_grad_(False)
             with torch.autocast(device, torch.bfloat16):
-                loss_g = F.softplus(-discriminator(fakes)).mean()
+                loss_g = F.softplus(-discriminator(ada(fakes))).mean()
             metrics["loss_g"] = loss_g.item()
             if copier is not None:
                 wrong = difference(fakes[:copies].float(), real[:copies])
@@ -190,11 +205,16 @@ def steps(
             adam_g.step()
             adam_g.zero_grad(set_to_none=True)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
+        if augment:
+            ada.watch(of_real, batch)
+            metrics["augmented"] = ada.p
         return metrics
 
     parts: dict[str, Any] = {"g": generator, "d": discriminator, "ema": ema, "adam_g": adam_g, "adam_d": adam_d}
     if told is not None:
         parts["told"] = told
+    if augment:
+        parts["ada"] = ada
     for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
@@ -217,10 +237,14 @@ def train(
     """Train until `images` were seen or `minutes` are over; promote.
 
     Half the size comes first, `images_half_size` of the plan. Where pictures are drawn, both sizes first copy the
-    renderer (`images_copied` at full size). A grid of samples is drawn beside the state every 32,000 images.
+    renderer (`images_copied` at full size). Photographs are mirrored and, where there are few, augmented, unless the
+    plan says otherwise. A grid of samples is drawn beside the state every 32,000 images.
     """
     plan = session.plan(domain, "generator", images)
     data = session.pictures(domain, root, plan.renders)
+    if domain.renderer is None:
+        few = "ada" if len(data) < FEW else None
+        plan.options.update({"mirror": True, "augment": few, **plan.options})
     half, copied = plan.options.pop("images_half_size", 0), plan.options.pop("images_copied", 0)
     begun, batch = time.monotonic(), plan.options.get("batch", 16)
     parts = {"g": "generator", "ema": "generator", "d": "discriminator", **({"told": "told"} if copied else {})}

@@ -103,7 +103,7 @@ def train(
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
     plan = session.plan(domain, "identity", images)
-    data = session.pictures(domain, root, plan.renders, people=plan.options["people"])
+    data = session.drawn(domain, root, plan.renders, people=plan.options["people"])
     state = session.state(domain, root, "identity", resume, {"net": "identity", "ema": "identity"})
     networks = Backbones(domain, root, device)
     trunk = networks.oracle.trunk if networks.path("oracle").exists() else None

@@ -85,7 +85,7 @@ def train(
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
     plan = session.plan(domain, "oracle", images)
-    data = session.pictures(domain, root, plan.renders)
+    data = session.drawn(domain, root, plan.renders)
     state = session.state(domain, root, "oracle", resume, {"oracle": "oracle", "ema": "oracle"})
     loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
     session.follow(loop, plan.images, "oracle")

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline import portraits
+from pretrain.pictures import Pictures, floats
 
 FIRST_ID = 1_000_000  # design.md section 4: people of the benchmark have smaller ids
 CHUNK = 5_000
@@ -50,29 +51,16 @@ def make(root: Path, resolution: int, count: int, processes: int = 1, people: in
         list(pool.map(work, [index for index in chunks if not (target / f"{index:05d}.npy").exists()]))
 
 
-class Renders:
-    """The finished chunks as one array; `refresh` sees chunks that another process has finished since."""
+class Renders(Pictures):
+    """The unbroken run of finished chunks from the first; `refresh` sees those that another process has finished."""
 
     def __init__(self, root: Path, resolution: int, people: int | None = None) -> None:
         self.folder, self.of = folder(root, resolution, people), people
-        self.refresh()
+        super().__init__()
 
-    def refresh(self) -> None:
-        paths = []
-        for index in range(100_000):  # the unbroken run of chunks from the first
-            path = self.folder / f"{index:05d}.npy"
-            if not path.exists():
-                break
-            paths.append(path)
-        self.chunks = [np.load(path, mmap_mode="r") for path in paths]
-
-    def __len__(self) -> int:
-        return CHUNK * len(self.chunks)
-
-    def images(self, rows: Tensor) -> Tensor:
-        """rows [B] -> images [B,3,R,R] in [-1,1]."""
-        picked = np.stack([self.chunks[row // CHUNK][row % CHUNK] for row in rows.tolist()])
-        return torch.from_numpy(picked).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def files(self) -> list[Path]:
+        paths = (self.folder / f"{index:05d}.npy" for index in range(100_000))
+        return list(takewhile(Path.exists, paths))
 
     def people(self, rows: Tensor) -> Iterator[portraits.Portrait]:
         return (person(row, self.of) for row in rows.tolist())
@@ -82,4 +70,4 @@ def unseen(count: int, resolution: int) -> Tensor:
     """Renders [count,3,R,R] of people that neither a training nor the benchmark meets."""
     people = (portraits.sample(FIRST_ID - 1 - row) for row in range(count))
     images = np.stack([portraits.render(someone, resolution) for someone in people])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return floats(images)

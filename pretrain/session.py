@@ -18,16 +18,19 @@ from pipeline.domains import NETWORKS, Domain
 from pipeline.generator import Generator
 from pipeline.training import Metrics
 from pipeline.values import InputError
-from pretrain import renders
+from pretrain import photographs, renders
+from pretrain.photographs import Photographs
+from pretrain.pictures import Pictures
 from pretrain.renders import Renders
 
+TOLD = ("clip", "identity", "oracle")  # networks that learn from what a renderer tells of its pictures
 REPORT_EVERY, GRID_EVERY = 8_192, 32_000  # images
 
 
 @dataclass(frozen=True)
 class Plan:
     """`defaults.pretrain.<name>` of a domain file. model: the network's own numbers. images: to see in all. renders:
-    different pictures to learn from. options: what else the training's `steps` takes."""
+    different ones to draw for it. options: what else the training's `steps` takes."""
 
     model: dict[str, Any]
     images: int
@@ -40,7 +43,7 @@ def plan(domain: Domain, name: str, images: int | None = None) -> Plan:
     section = dict(domain.defaults.get("pretrain", {}).get(name) or {})
     if not section:
         raise InputError(f"domains/{domain.name}.yaml has no defaults.pretrain.{name}: say there how large it shall be")
-    model, total, count = section.pop("model"), section.pop("images"), section.pop("renders")
+    model, total, count = section.pop("model"), section.pop("images"), section.pop("renders", 0)
     if name in ("generator", "encoder"):  # the two that are built level by level
         model = {**model, "split": list(domain.level_split)}
     return Plan(model, images or total, count, section)
@@ -48,6 +51,10 @@ def plan(domain: Domain, name: str, images: int | None = None) -> Plan:
 
 def seconds(minutes: float | None) -> float | None:
     return None if minutes is None else 60 * minutes
+
+
+def state_file(domain: Domain, root: Path, name: str) -> Path:
+    return Path(root) / "data" / "pretraining" / domain.name / f"{name}.pt"
 
 
 def state(
@@ -58,12 +65,26 @@ def state(
     networks: part of the state -> file of weights. Where the state is lost, it is made of these: optimisers start
     anew, at the step that the weights were promoted at.
     """
-    path = Path(root) / "data" / "pretraining" / domain.name / f"{name}.pt"
-    if not resume and path.exists():
-        os.replace(path, path.with_suffix(".pt.old"))
-    if resume and networks and not path.exists():
-        adopt(domain, root, name, networks, path)
+    path = state_file(domain, root, name)
+    if training.first_process():
+        if not resume and path.exists():
+            os.replace(path, path.with_suffix(".pt.old"))
+        if resume and networks and not path.exists():
+            adopt(domain, root, name, networks, path)
+    training.wait_for_first()
     return path
+
+
+def left_out(domain: Domain, root: Path, name: str) -> str | None:
+    """Why a network is not trained when all that a domain lacks are asked for; None where it is."""
+    path = promoted(domain, root, name)
+    if domain.renderer is not None:
+        return None
+    if path.exists() and "steps" not in weights.read_meta(path):
+        return f"imported before, in {domain.weights(name).path}"
+    if name in TOLD:
+        return f"learnt from drawn pictures only; photographs need one that is imported to {domain.weights(name).path}"
+    return None
 
 
 def promoted(domain: Domain, root: Path, name: str) -> Path:
@@ -98,20 +119,39 @@ def progress_of(path: Path) -> int:
     return int(torch.load(path, weights_only=True, map_location="cpu")["step"]) if path.exists() else 0
 
 
-def pictures(domain: Domain, root: Path, count: int, people: int | None = None) -> Renders:
-    """At least `count` training pictures of the domain, rendered now where they are missing; see `Renders`."""
+def pictures(domain: Domain, root: Path, count: int) -> Pictures:
+    """Training pictures: at least `count` renders, drawn now where they are missing, or all photographs."""
+    if domain.renderer is not None:
+        return drawn(domain, root, count)
+    if training.first_process():
+        photographs.make(domain, Path(root))
+    training.wait_for_first()
+    return Photographs(domain, root)
+
+
+def drawn(domain: Domain, root: Path, count: int, people: int | None = None) -> Renders:
+    """At least `count` training pictures whose people are known, rendered now where they are missing; see `Renders`."""
     if domain.renderer is None:
-        raise InputError(f"domain '{domain.name}' draws no pictures of its own: only such domains can be trained yet")
+        raise InputError(f"domain '{domain.name}' draws no pictures of its own, and nobody knows what photographs show")
     if training.first_process():
         renders.make(Path(root), domain.resolution, count, os.cpu_count() or 1, people)
     training.wait_for_first()
     return Renders(Path(root), domain.resolution, people)
 
 
+def unseen(domain: Domain, root: Path, count: int = photographs.UNSEEN) -> Tensor:
+    """Pictures [N,3,R,R], `count` at most, that no training meets."""
+    if domain.renderer is not None:
+        return renders.unseen(count, domain.resolution)
+    photographs.make(domain, Path(root))
+    return photographs.unseen(domain, root)[:count]
+
+
 def follow(steps: Iterable[tuple[int, Metrics, nn.Module]], total: int, label: str, grids: Path | None = None) -> None:
     """Run a training with progress lines and MLflow curves; with `grids`, a generator's samples as PNG now and then."""
     if not training.first_process():
-        return deque(steps, maxlen=0).clear()
+        deque(steps, maxlen=0)
+        return training.wait_for_first()
     with tracking.stage(f"pretrain-{label}", "pretraining", {"images": total}) as run:
         reported = drawn = 0
         for seen, metrics, network in progress.track(steps, None, label):
@@ -123,6 +163,7 @@ def follow(steps: Iterable[tuple[int, Metrics, nn.Module]], total: int, label: s
             if grids is not None and isinstance(network, Generator) and seen - drawn >= GRID_EVERY:
                 drawn = seen
                 draw(network, grids.with_name(f"{grids.name}-{seen // 1000:06d}k.png"))
+    training.wait_for_first()  # whose state the others may read now
 
 
 @torch.no_grad()
@@ -145,7 +186,7 @@ def part(domain: Domain, root: Path, name: str, of: str) -> dict[str, Tensor]:
 
 
 def _content(domain: Domain, root: Path, name: str) -> dict[str, Any]:
-    path = state(domain, root, name)
+    path = state_file(domain, root, name)
     if not path.exists():
         raise InputError(f"{path} is missing: run `deltaspace pretrain {domain.name} {name}`")
     return torch.load(path, weights_only=True, map_location="cpu")

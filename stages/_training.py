@@ -1,7 +1,8 @@
-"""The commands that train: a domain's networks, and an editor's settings."""
+"""The commands that train: a domain's networks, from its pictures alone if need be, and an editor's settings."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,8 +40,9 @@ def pretrain(
 ) -> None:
     """Train the networks that a domain's workflow starts from; goes on where it stopped.
 
-    States lie in data/pretraining/DOMAIN, results in data/pretrained/DOMAIN. Mapper, relevance and s_stats are what the
-    workflow made: they are copied there together.
+    States lie in data/pretraining/DOMAIN, results in data/pretrained/DOMAIN. Several GPUs share the work under
+    `torchrun --nproc-per-node N -m stages.app pretrain DOMAIN`. Mapper, relevance and s_stats are what the workflow
+    made: they are copied there together.
     """
     if part is not None and part not in PARTS:
         raise InputError(f"unknown part '{part}'{nearest(part, PARTS)}: there are {', '.join(PARTS)}")
@@ -50,17 +52,60 @@ def pretrain(
 
     from pipeline import domains, params, training
     from pipeline.service import device_named
+    from pretrain import session
 
     root = params.root()
     found = domains.load(domain, root)
     place = training.join(device_named(device))
+
+    def tell(line: str) -> None:
+        if training.first_process():
+            typer.echo(line)
+
     for name in [part] if part else TRAINED:
+        if part is None and (reason := session.left_out(found, root, name)):
+            tell(f"{name}: left out, {reason}")
+            continue
         module = import_module(f"pretrain.{name if name in TRAINED else 'artefacts'}")
         if promote_only or name in SHIPPED:
             module.promote(found, root)
         else:
             module.train(found, root, minutes=minutes, images=images, resume=not fresh, device=place)
-        typer.echo(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
+        training.wait_for_first()  # who writes what the next part reads
+        tell(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
+
+
+def new_domain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new domain, such as my_cats.")],
+    pictures: Annotated[
+        Path, typer.Option(metavar="PATH", help="A folder, .zip or .parquet file of pictures of one kind.")
+    ],
+    resolution: Annotated[int, typer.Option(metavar="R", help="Pixels to work at, from 16 up: a power of two.")] = 32,
+    neutral: Annotated[str, typer.Option(metavar="WORD", help="For any of the pictures, such as cat.")] = "picture",
+    debug: DebugOption = False,
+) -> None:
+    """Make a domain of a folder of pictures and nothing else; `pretrain` then trains a generator for them.
+
+    Writes domains/NAME.yaml: sizes that a CPU trains in an hour at 32 pixels, and in days at 64; a GPU above.
+    """
+    from pipeline import blank, domains, files, params, sources
+
+    root = params.root()
+    blank.check_name(name)
+    if name in domains.names(root):
+        raise InputError(f"{blank.domain_file(name)} exists already: choose another name, or edit it")
+    if resolution < 16 or resolution > 1024 or resolution & (resolution - 1):
+        raise InputError(f"--resolution {resolution} is no size for a generator: give a power of two from 16 to 1024")
+    place = pictures.expanduser().resolve()
+    found = len(sources.listing(place).members)
+    source = place.relative_to(root) if place.is_relative_to(root) else place
+    counts, origin = blank.counts_of(found), f"`deltaspace new-domain` from {found:,} pictures"
+    plans = blank.plans_from_nothing(resolution)
+    text = blank.text(name, origin, resolution, neutral, plans, source=blank.quoted(str(source)), counts=counts)
+    files.write_bytes(root / blank.domain_file(name), text.encode())
+    domains.load(name, root)
+    typer.echo(f"{place}: {found:,} pictures, {counts[0] - counts[1]:,} of them to train on")
+    typer.echo(f"wrote {blank.domain_file(name)}: fill it in, then: deltaspace pretrain {name}")
 
 
 def tune(

@@ -212,6 +212,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 # ---------------------------------------------------------------- training
 
+app.command()(training.new_domain)
 app.command()(training.pretrain)
 app.command()(training.tune)
 

@@ -8,19 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artefacts, collection, faces, files, sources, work, workers
-from pipeline.collection import Photographs, PrepareParams, Rendered, Seen
+from pipeline import artefacts, collection, faces, files, work, workers
+from pipeline.collection import Photographs, PrepareParams, Rendered
 from stages._run import Stage, run
-
-LOOKS = 64  # photographs that are looked at in one piece of work
-
-
-class Look(NamedTuple):
-    """Some photographs of a source, to be read and searched for faces."""
-
-    path: Path
-    members: tuple[sources.Member, ...]
-    aligned: bool
 
 
 class Job(NamedTuple):
@@ -28,11 +18,6 @@ class Job(NamedTuple):
 
     read: Rendered | Photographs
     meta: dict[str, Any]
-
-
-def look(job: Look, path: Path) -> None:
-    seen = [collection.examine(job.path, member, job.aligned) for member in job.members]
-    files.write_bytes(path, json.dumps(seen).encode())
 
 
 def write(job: Job, path: Path) -> None:
@@ -52,7 +37,7 @@ def main(stage: Stage) -> None:
     aligned = domain.aligned is not None and faces.finder() is not None
     made_from = {**asdict(params), "aligned": aligned, "source": listing.fingerprint}
     with stage.tracked(params) as tracked, stage.work(made_from) as unit:
-        seen = looked_at(unit, listing, len(collection.row_ids(params)), aligned)
+        seen = collection.looked_at(unit, listing, len(collection.row_ids(params)), aligned)
         read = collection.chosen(listing, seen, params, domain.resolution)
         found = collection.account(listing, seen, read)
         print(
@@ -65,18 +50,6 @@ def main(stage: Stage) -> None:
         stage.log(tracked, {name: count for name, count in found.items() if isinstance(count, int)})
         extra = {"aligned": domain.aligned if aligned else None} if domain.aligned else {}
         publish(stage, unit, params, read, found, extra)
-
-
-def looked_at(unit: work.Unit, listing: sources.Listing, wanted: int, aligned: bool) -> list[Seen]:
-    """Look at photographs in their order until `wanted` can be used, or there are no more."""
-    seen: list[Seen] = []
-    while len(seen) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in seen)) > 0:
-        members = listing.members[len(seen) : len(seen) + max(missing, LOOKS)]
-        parts = [members[start : start + LOOKS] for start in range(0, len(members), LOOKS)]
-        jobs = [Look(listing.path, part, aligned) for part in parts]
-        for name in workers.fill(unit, f"looks-{len(seen)}", look, jobs, workers.count(), ".json"):
-            seen += [Seen(*one) for one in json.loads(unit.path(name).read_bytes())]
-    return seen
 
 
 def publish(

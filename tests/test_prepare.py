@@ -14,7 +14,7 @@ import tiny_project
 import yaml
 from PIL import Image
 
-from pipeline import alignment, artefacts, domains, faces, images
+from pipeline import alignment, artefacts, collection, domains, faces, images
 from pipeline.values import InputError
 from stages import prepare
 from stages._run import Stage
@@ -77,7 +77,7 @@ def test_bad_pictures_stop_nothing_and_are_counted_and_named(
 def test_pictures_beyond_those_that_are_asked_for_are_not_looked_at(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "LOOKS", 2)
+    monkeypatch.setattr(collection, "LOOKS", 2)
     folder = photographs(tmp_path / "photos", 14)
     (folder / "03.png").write_bytes(b"")
     (folder / "13.png").write_bytes(b"")  # nobody comes that far
@@ -92,7 +92,7 @@ def test_the_same_photographs_give_the_same_bytes_whatever_the_pieces(
     folder = photographs(tmp_path / "photos")
     contents = []
     for looks in (64, 3):
-        monkeypatch.setattr(prepare, "LOOKS", looks)
+        monkeypatch.setattr(collection, "LOOKS", looks)
         stage = prepared(folder)
         made = [*sorted(stage.files.images.iterdir()), stage.files.prepared]
         contents.append([(path.name, path.read_bytes()) for path in made])

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from pipeline import domains, files, weights
+from pipeline import blank, domains, files, weights
+from pipeline.blank import domain_file, quoted
 from pipeline.foreign.generators import Imported, pictures
 from pipeline.gallery import save_grid
 from pipeline.values import InputError
 
 LICENCE = "that of the file it was imported from: look it up (NVIDIA's own networks: non-commercial use only)"
-TAKEN = ("pretrained", "pretraining")  # folders of data/ that are no domain's
-DOMAIN = """# Made by `deltaspace import-generator` from {original} ({kind}). Fill in what is marked TODO.
-
-resolution: {resolution}
-renderer: null
-aligned: null # ffhq: its pictures are faces, cut out as FFHQ's
-neutral: {neutral} # TODO the word for any picture of this domain, such as cat
-clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation
-level_split: [{split}] # how many style convolutions are coarse, and coarse or medium; the rest is fine
-
+NETWORK = """
 generator:
   path: {path}
   sha256: {sha256}
   licence: {licence}
   original: {original}
   original_sha256: {original_sha256}
-
-templates: imagenet.txt # a text's direction is averaged over these
-
-prompts: # TODO what to edit towards, and what `evaluate` measures
-{prompts}
-
-defaults: # what null in params.yaml stands for
-  prepare:
-    source: null # TODO a folder, .zip or .parquet of photographs like those the generator was trained on
-    train: 20000
-    val: 1000
-    test: 2000
-  invert:
-    batch: {batch}
-  cache:
-    batch: {batch}
-  relevance: {{}}
-  mapper: {{}}
-  diffusion: {{}}
-  evaluate:
-    batch: 64
-  sample: {{}}
-  pretrain: # sizes of the networks that `deltaspace pretrain {name} NETWORK` trains
-    denoiser: {{}}
 """
 
 
@@ -68,16 +33,10 @@ class Placed:
 
 def check(name: str, root: Path, force: bool) -> None:
     """InputError unless a domain `name` can be made, or replaced with `force`."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name in TAKEN:
-        raise InputError(f"--name '{name[:60]}' is no name: use small letters, digits and _, such as my_cats")
+    blank.check_name(name)
     there = [path for path in (domain_file(name), domains.default_path(name, "generator")) if (root / path).exists()]
     if there and not force:
         raise InputError(f"{' and '.join(there)} exist already: choose another --name, or give --force")
-
-
-def domain_file(name: str) -> str:
-    """The file of a domain, relative to the project."""
-    return f"domains/{name}.yaml"
 
 
 def place(
@@ -98,25 +57,16 @@ def place(
     save_grid(root / grid, rows)
     if stands:
         return Placed(path, grid, None)
-    text = DOMAIN.format(
-        name=name,
-        kind=imported.kind,
-        resolution=size,
-        neutral=_quoted(neutral),
-        split=", ".join(map(str, imported.model["split"])),
+    network = NETWORK.format(
         path=path.as_posix(),
         sha256=files.digest(root / path),
-        licence=_quoted(licence),
-        original=_quoted(source.name),
+        licence=quoted(licence),
+        original=quoted(source.name),
         original_sha256=original["sha256"],
-        prompts="\n".join(f"  - text: {_quoted(f'{word} {neutral}')}" for word in ("old", "bright", "blue")),
-        batch=16 if size >= 256 else 64,
     )
+    origin = f"`deltaspace import-generator` from {quoted(source.name)} ({imported.kind})"
+    plans = blank.plans_for(imported.model)
+    text = blank.text(name, origin, size, neutral, plans, split=imported.model["split"], networks=network)
     files.write_bytes(root / domain_file(name), text.encode())
     domains.load(name, root)
     return Placed(path, grid, Path(domain_file(name)))
-
-
-def _quoted(text: str) -> str:
-    """`text` as YAML reads it back, whatever it holds."""
-    return yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True).strip()
