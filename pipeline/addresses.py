@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from contextlib import suppress
 from html.parser import HTMLParser
 from http.client import HTTPResponse
 from typing import Any
@@ -65,9 +66,10 @@ def opener(source: str) -> urllib.request.OpenerDirector:
 
 def check_redirect(source: str, old: str, new: str) -> None:
     """InputError unless `new`, to which `old` leads, is as safe, and of a host that belongs to the source."""
-    first, host = urlsplit(source).hostname or "", urlsplit(new).hostname or ""
+    first = urlsplit(source).hostname or ""
     if not _sealed(new) or (urlsplit(old).scheme == "https" and urlsplit(new).scheme != "https"):
         raise InputError(f"{first} redirects to {shown(new)}, which is not encrypted: nothing was fetched")
+    host = urlsplit(new).hostname or ""
     if host != first and host not in ELSEWHERE.get(first, ()):
         raise InputError(f"{first} redirects to {shown(host)}, which is not among its hosts: nothing was fetched")
 
@@ -86,9 +88,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, source: str) -> None:
         self.source = source
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        check_redirect(self.source, req.full_url, newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        if location := headers.get("Location"):
+            with suppress(ValueError):  # what is no address at all is refused as it stands
+                location = urljoin(req.full_url, location)
+            check_redirect(self.source, req.full_url, location)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 # ---------------------------------------------------------------- pages

@@ -170,9 +170,8 @@ def _fill(part: _Part, wanted: Wanted, source: str, label: str) -> None:
 
 def _receive(part: _Part, wanted: Wanted, source: str) -> Generator[None, None, None]:
     """Yields with the first answer, and then for every megabyte that has come."""
-    failures, answered = 0, False
+    failures, most, answered = 0, part.have, False
     while part.total is None or part.have < part.total:
-        before = part.have
         try:
             with _answer(part, wanted, source) as response:
                 if not answered:
@@ -189,7 +188,8 @@ def _receive(part: _Part, wanted: Wanted, source: str) -> Generator[None, None, 
             reason = _reason(error, source)
         if part.have == part.total:
             return
-        failures = 1 if part.have > before else failures + 1
+        failures = 1 if part.have > most else failures + 1
+        most = max(most, part.have)  # so that a server that makes us begin again and again comes to an end
         amount = f"{part.have:,} bytes" if part.total is None else f"{part.have:,} of {part.total:,} bytes"
         if failures == TRIES:
             kept = f"{amount} are kept, run again to go on" if part.have else "try again later"
@@ -265,7 +265,7 @@ def _range(text: str) -> tuple[int | None, int | None]:
 def _refusal(error: urllib.error.HTTPError, part: _Part, wanted: Wanted) -> str:
     """Why the server says no, when trying again may help; InputError when it will not."""
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.have:
-        if _range(error.headers.get("Content-Range", ""))[1] == part.have:
+        if _range(error.headers.get("Content-Range", ""))[1] == part.have and wanted.size is None:
             part.total = part.have  # all of it was here, and nobody knew
         else:
             part.restart()
@@ -276,7 +276,7 @@ def _refusal(error: urllib.error.HTTPError, part: _Part, wanted: Wanted) -> str:
     if error.code in AGAIN:
         return f"the server answers {error.code} ({phrase})"
     if 300 <= error.code < 400:
-        raise InputError(f"{wanted.url} redirects without an end ({error.code}): nothing was fetched") from error
+        raise InputError(f"{wanted.url} redirects in a circle or to nowhere: nothing was fetched") from error
     raise InputError(f"{wanted.url} answers {error.code} ({phrase}): nothing was fetched") from error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +14,8 @@ from pipeline.domains import Domain, Weights
 from pipeline.download import MB, Wanted
 from pipeline.values import InputError
 
-UNRESTRICTED = (
-    "MIT",
-    "Apache-2.0",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "CC0-1.0",
-    "CC-BY-4.0",
-)  # all others are asked about
+# licences that let everyone use the weights for anything; all others are asked about
+UNRESTRICTED = frozenset("MIT Apache-2.0 BSD-2-Clause BSD-3-Clause CC0-1.0 CC-BY-4.0".split())
 
 
 @dataclass(frozen=True)
@@ -58,19 +55,28 @@ class Original:
         return self.entry.licence not in UNRESTRICTED
 
     def state(self, digest: Callable[[Path], str] = files.digest) -> str:
-        """ "verified", "present" (nobody gave a digest), "changed" (not what was published), "partial", "missing"."""
-        if self.path.is_file():
-            if self.entry.original_size not in (None, self.path.stat().st_size):
-                return "changed"
-            if self.entry.original_sha256 is None:
-                return "present"
-            return "verified" if digest(self.path) == self.entry.original_sha256 else "changed"
-        return "partial" if self.fetched() else "missing"
+        """One of "verified", "present" (nobody gave a digest), "changed" (not the published file), "partial", "missing"."""
+        if not self.path.is_file():
+            return "partial" if self.fetched() else "missing"
+        if self.entry.original_size not in (None, self.path.stat().st_size):
+            return "changed"
+        if self.entry.original_sha256 is None:
+            return "present"
+        return "verified" if digest(self.path) == self.entry.original_sha256 else "changed"
 
     def fetched(self) -> int:
         """Megabytes of it that a fetch that was stopped has left."""
         part = self.path.with_name(f"{self.path.name}.part")
         return -(-part.stat().st_size // MB) if part.is_file() else 0
+
+    def twin(self) -> Path | None:
+        """The same file, verified, among the originals of another domain."""
+        size, sha256 = self.entry.original_size, self.entry.original_sha256
+        found = self.root.glob(f"data/pretrained/*/originals/{glob.escape(self.name)}") if sha256 else ()
+        for path in found:
+            if path.is_file() and size in (None, path.stat().st_size) and files.digest(path) == sha256:
+                return path
+        return None
 
     def check(self) -> None:
         """InputError when the file that is there is not the published one."""
@@ -94,3 +100,12 @@ def of(domain: Domain, network: str, root: Path) -> Original | None:
     """The original of a network; None when nothing is published and the network is made here."""
     entry = domain.weights(network)
     return None if entry.url is None else Original(domain.name, network, entry, entry.url, root)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A second name of a file, or a copy where the disk knows no such thing."""
+    with files.replacing(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)

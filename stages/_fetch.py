@@ -20,7 +20,7 @@ def fetch(
     domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="See `domains`.")],
     networks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NETWORK...]", help="Such as generator; absent, all published.", show_default=False),
+        typer.Argument(metavar="NETWORK", help="Such as generator; absent, all published.", show_default=False),
     ] = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="I have read the licences: do not ask.")
@@ -106,7 +106,7 @@ def _names(originals: Sequence[Original]) -> str:
 
 def _get(original: Original, domain: Domain) -> bool:
     """Fetch, verify and convert; whether it worked. What went wrong is told in one line, and the next one is tried."""
-    from pipeline import addresses
+    from pipeline import addresses, originals
     from pipeline.download import Page
     from pipeline.foreign import importers
 
@@ -115,7 +115,13 @@ def _get(original: Original, domain: Domain) -> bool:
         if not original.path.exists():
             if addresses.leads_to_page(original.url):
                 raise Page(f"{original.name} has no address of its own")
-            _download(original)
+            if twin := original.twin():
+                originals.copy(twin, original.path)
+                typer.echo(
+                    f"{network}: {original.place} is the same file as {twin.relative_to(original.root)}, verified"
+                )
+            else:
+                _download(original)
         original.check()
         if network not in importers.IMPORTERS:
             typer.echo(f"{network}: {original.place} is here; nothing converts it yet")
