@@ -55,7 +55,7 @@ class Original:
         return self.entry.licence not in UNRESTRICTED
 
     def state(self, digest: Callable[[Path], str] = files.digest) -> str:
-        """One of "verified", "present" (nobody gave a digest), "changed" (not the published file), "partial", "missing"."""
+        """ "verified", "present" (nobody gave a digest), "changed" (not the published file), "partial" or "missing"."""
         if not self.path.is_file():
             return "partial" if self.fetched() else "missing"
         if self.entry.original_size not in (None, self.path.stat().st_size):

@@ -147,6 +147,7 @@ def test_a_file_that_changed_meanwhile_restarts_cleanly(get: Get, server: Server
     unfinished(tmp_path, server.url("/model.pt"), 120_000, '"older"').write_bytes(bytes(120_000))
     server.files["/model.pt"].honest = honest  # not honest: the part is given although another state is asked for
     assert get(size=None, sha256=None).read_bytes() == CONTENT
+    assert len(server.requests) == (1 if honest else 2)  # If-Range was sent
 
 
 def test_a_file_that_changes_between_two_tries_restarts_cleanly(get: Get, server: Server, tmp_path: Path) -> None:
@@ -354,13 +355,17 @@ def test_drives_question_leads_to_no_other_host(get: Get, server: Server, monkey
         get(DRIVE_ID)
 
 
-@pytest.mark.parametrize("page", [b"<html>Too many users have viewed", DRIVE_PAGE % b"/uc?id=1"])
+SIGN_IN = b'<html><form action="/model.pt"><input name="Email"></form>'
+
+
+@pytest.mark.parametrize("page", [b"<html>Too many users have viewed", DRIVE_PAGE % b"/uc?id=1", SIGN_IN])
 def test_any_other_page_of_drives_is_a_page(
     get: Get, server: Server, monkeypatch: pytest.MonkeyPatch, page: bytes
 ) -> None:
     monkeypatch.setattr(addresses, "DRIVE", server.url("/uc?id={}"))
     server.files["/uc?id=1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT"] = File(page, kind="text/html")
     server.files["/uc?id=1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT&confirm=t&uuid=a-b+c"] = File(page, kind="text/html")
+    server.files["/model.pt?Email="] = server.files["/model.pt"]  # no form is filled in but the one that is known
     with pytest.raises(Page):
         get(DRIVE_ID)
 
