@@ -392,7 +392,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_two_processes_end_with_equal_weights_and_write_files_once(domain: Domain, tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [*command, str(tmp_path / "shared.py"), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(tiny_project.ROOT), "OMP_NUM_THREADS": "1"},
