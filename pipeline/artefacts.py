@@ -64,6 +64,7 @@ class Layout:
         self.root = Path(root)
         self.data = self.root / "data" / self.domain
         self.images = self.data / "images"
+        self.prepared = self.data / "prepared.json"  # counts of photographs, and which were skipped and why
         self.fakes = self.data / "fakes"
         self.reals = self.data / "reals"
         self.codes = self.data / "codes"

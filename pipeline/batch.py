@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import gallery, images, weights
-from pipeline.collection import ENDINGS
+from pipeline.sources import ENDINGS
 from pipeline.values import InputError
 
 if TYPE_CHECKING:
@@ -85,13 +85,15 @@ def edit(
     target: Gallery,
     report: Report,
     seed: int | None = None,
+    face: int | None = None,
 ) -> Iterator[Result]:
     """Edit every picture with every prompt and strength, and write each result as soon as it is there; then the grid.
 
-    Yields results as they come; `report` is complete when nothing more comes.
+    face: which one of each picture, as in `Studio.photo`. Yields results as they come; `report` is complete when
+    nothing more comes.
     """
     rows: list[list[Tensor]] = []
-    for person in _people(studio, pictures, report, seed):
+    for person in _people(studio, pictures, report, seed, face):
         row = [person.picture, person.inversion]
         for prompt in prompts:
             for strength in strengths:
@@ -107,10 +109,12 @@ def edit(
     _grid(rows, pictures, target, report)
 
 
-def invert(studio: Studio, pictures: Pictures, target: Gallery, report: Report) -> Iterator[Person]:
+def invert(
+    studio: Studio, pictures: Pictures, target: Gallery, report: Report, face: int | None = None
+) -> Iterator[Person]:
     """Write what the generator makes of every picture, and its codes w_plus [L,D] and s [S]; then the grid."""
     rows: list[list[Tensor]] = []
-    for person in _people(studio, pictures, report):
+    for person in _people(studio, pictures, report, face=face):
         stem = gallery.stem_of(Path(person.name))
         picture, codes = target.named(f"{stem}-inversion", ".png"), target.named(f"{stem}-codes", ".safetensors")
         images.save_png(picture, person.inversion)
@@ -123,10 +127,12 @@ def invert(studio: Studio, pictures: Pictures, target: Gallery, report: Report) 
     _grid(rows, pictures, target, report)
 
 
-def _people(studio: Studio, pictures: Pictures, report: Report, seed: int | None = None) -> Iterator[Person]:
+def _people(
+    studio: Studio, pictures: Pictures, report: Report, seed: int | None = None, face: int | None = None
+) -> Iterator[Person]:
     """Each picture's person. A bad file among several is noted in the report, a bad file alone is an error."""
     makers: list[tuple[str, Callable[[], Person]]] = []
-    makers += [(str(path), lambda path=path: studio.photo(path)) for path in pictures.paths]
+    makers += [(str(path), lambda path=path: studio.photo(path, face=face)) for path in pictures.paths]
     makers += [(f"sample {row}", lambda row=row: studio.sample(row, seed)) for row in pictures.samples]
     makers += [(f"portrait {row}", lambda row=row: studio.portrait(row)) for row in pictures.portraits]
     studio.ready()  # what is missing is not a picture's fault
@@ -139,7 +145,7 @@ def _people(studio: Studio, pictures: Pictures, report: Report, seed: int | None
                 raise
             report.failed.append({"picture": name, "reason": str(error)})
             continue
-        report.warnings += person.warnings
+        report.warnings += [warning for warning in person.warnings if warning not in report.warnings]
         report.pictures.append(
             {
                 "name": person.name,

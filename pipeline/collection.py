@@ -1,19 +1,18 @@
-"""Where a domain's pictures come from: its renderer, or photographs in a folder, a zip file or Parquet files."""
+"""Where a domain's pictures come from: its renderer, or photographs (pipeline/sources.py) that are looked at first."""
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline import images
+import numpy as np
+
+from pipeline import faces, images, sources
+from pipeline.sources import Listing, Member
 from pipeline.values import InputError
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -54,25 +53,29 @@ def row_ids(params: PrepareParams) -> list[tuple[int, str]]:
     return train + [(row, "test") for row in range(params.test_start, params.test_start + params.test)]
 
 
-def reader(
-    source: str | None, renderer: str | None, root: Path, resolution: int, rows: list[tuple[int, str]]
-) -> Rendered | Photographs:
-    """A function position -> Row for the positions of `rows`; it can be sent to worker processes.
+class Seen(NamedTuple):
+    """What a look at one photograph showed. reason: why it cannot be used, None where it can.
 
-    Raises InputError when `source` (a path, relative to `root`) is missing, unreadable or too small, or when there is
-    neither a source nor a renderer.
+    faces: how many were found, None where none were searched; corners [4,2]: of the square to cut out, None for the
+    centre of the picture.
     """
-    if source is None and renderer is None:
-        raise InputError("no pictures are known for this domain: set prepare.source to a folder, .zip or .parquet file")
-    if source is None:
-        return Rendered(resolution, tuple(rows))
-    path = (root / source).expanduser()
-    names = photographs(path)
-    if len(names) < len(rows):
-        raise InputError(
-            f"{path} holds {len(names)} pictures, {len(rows)} are asked for: lower prepare.train or prepare.test"
-        )
-    return Photographs(path, resolution, tuple(rows), tuple(names))
+
+    reason: str | None = None
+    faces: int | None = None
+    corners: list[list[float]] | None = None
+
+
+def examine(path: Path, member: Member, aligned: bool) -> Seen:
+    """Read one photograph of the source at `path` whole, and search it for faces if they are to be aligned."""
+    try:
+        rgb, _ = images.read_rgb(sources.opened(path, member), "it")
+        find = faces.finder() if aligned else None
+        if find is None:
+            return Seen()
+        found = faces.look(rgb, find)
+    except InputError as error:
+        return Seen(str(error))
+    return Seen(None, found.faces, None if found.corners is None else found.corners.tolist())
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class Rendered:
 
     resolution: int
     rows: tuple[tuple[int, str], ...]
+
+    def part(self, some: slice) -> Rendered:
+        return replace(self, rows=self.rows[some])
 
     def __call__(self, position: int) -> Row:
         from pipeline import portraits
@@ -93,78 +99,78 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Photographs:
-    """Photographs cropped to a square and scaled; `names` are what `photographs` gave for `path`."""
+    """Photographs as squares: the face where `examine` found one, else the centre. One member and look per row."""
 
     path: Path
     resolution: int
     rows: tuple[tuple[int, str], ...]
-    names: tuple[str, ...]
+    members: tuple[Member, ...]
+    seen: tuple[Seen, ...]
+
+    def part(self, some: slice) -> Photographs:
+        return replace(self, rows=self.rows[some], members=self.members[some], seen=self.seen[some])
 
     def __call__(self, position: int) -> Row:
-        row, split = self.rows[position]
-        photo = images.open_photo(_open(self.path, self.names[position]), self.resolution)
+        (row, split), member, seen = self.rows[position], self.members[position], self.seen[position]
+        rgb, notes = images.read_rgb(sources.opened(self.path, member), member.name)
+        corners = None if seen.corners is None else np.array(seen.corners)
+        photo = images.photo_of(faces.cut_out(rgb, corners, self.resolution, notes), notes)
         return Row(row, split, images.encode_png(photo.image[0]), None)
 
 
-def photographs(path: Path) -> list[str]:
-    """Sorted names of the pictures in a folder (searched recursively), a zip file, or Parquet files (file:row).
+def photographs(source: str | None, root: Path, wanted: int) -> Listing:
+    """What lies at `source`, relative to `root`; InputError without one, or where it holds fewer than `wanted`."""
+    if source is None:
+        raise InputError("no pictures are known for this domain: set prepare.source to a folder, .zip or .parquet file")
+    found = sources.listing((root / source).expanduser())
+    if len(found.members) < wanted:
+        raise InputError(
+            f"{found.path} holds {len(found.members)} pictures, {wanted} are asked for: "
+            "lower prepare.train or prepare.test"
+        )
+    return found
 
-    Raises InputError when there are none.
+
+def chosen(listing: Listing, seen: Sequence[Seen], params: PrepareParams, resolution: int) -> Photographs:
+    """The usable ones among the first members, as many as are asked for; `seen` is what looking at them showed.
+
+    Unusable ones are taken off the training pictures where no others can take their place. Raises InputError when too
+    few are left for that.
     """
-    if path.is_dir():
-        inside = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        names = sorted(name for name in inside if name.lower().endswith(ENDINGS))
-        if not names and any(name.endswith(".parquet") for name in inside):
-            files = sorted(name for name in inside if name.endswith(".parquet"))
-            names = [f"{name}:{row}" for name in files for row in range(_parquet_rows(path / name))]
-    elif path.suffix == ".zip" and path.is_file():
-        names = sorted(name for name in _zip(path).namelist() if name.lower().endswith(ENDINGS))
-    elif path.suffix == ".parquet" and path.is_file():
-        names = [f":{row}" for row in range(_parquet_rows(path))]
-    else:
-        raise InputError(f"{path} is no folder, .zip or .parquet file: set prepare.source")
-    if not names:
-        raise InputError(f"{path} holds no pictures ({', '.join(ENDINGS)})")
-    return names
+    usable = [(member, look) for member, look in zip(listing.members, seen) if look.reason is None]
+    missing = max(0, len(row_ids(params)) - len(usable))
+    if params.train - missing <= params.val:
+        bad = next(place for place, look in enumerate(seen) if look.reason is not None)
+        raise InputError(
+            f"only {len(usable)} of the {len(seen)} pictures in {listing.path} can be used, too few to train on; "
+            f"{listing.members[bad].name}: {seen[bad].reason}"
+        )
+    rows = row_ids(replace(params, train=params.train - missing))
+    members, looks = zip(*usable[: len(rows)])
+    return Photographs(listing.path, resolution, tuple(rows), members, looks)
 
 
-def _open(path: Path, name: str) -> Path | io.BytesIO:
-    if path.suffix == ".zip":
-        return io.BytesIO(_zip(path).read(name))
-    file, _, row = name.rpartition(":")
-    if path.suffix == ".parquet" or file.endswith(".parquet"):
-        return io.BytesIO(_parquet_image(path / file if file else path, int(row)))
-    return path / name
+def account(listing: Listing, seen: Sequence[Seen], used: Photographs) -> dict[str, Any]:
+    """What became of every file, ready for JSON: counts, and name and reason of each that was skipped."""
+    skipped = [*listing.skipped]
+    skipped += [(member.name, look.reason) for member, look in zip(listing.members, seen) if look.reason is not None]
+    counts = [look.faces for look in used.seen if look.faces is not None]
+    return {
+        "pictures": len(used.rows),
+        "not_needed": len(listing.members) - len(used.rows) - sum(look.reason is not None for look in seen),
+        "searched_for_faces": len(counts),
+        "without_a_face": counts.count(0),
+        "with_several_faces": sum(count > 1 for count in counts),
+        "skipped": [{"name": name, "reason": reason} for name, reason in sorted(skipped)],
+    }
 
 
-@lru_cache(maxsize=1)
-def _zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is not a readable zip file: {error}") from error
-
-
-def _parquet_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).metadata.num_rows
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _parquet_image(path: Path, row: int) -> bytes:
-    """The encoded bytes in column `image` (binary, or a struct with a field `bytes`) of one row."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    if "image" not in file.schema_arrow.names:
-        raise InputError(f"{path} has no column 'image' with encoded pictures")
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row < rows:
-            value = file.read_row_group(group, columns=["image"])["image"][row].as_py()
-            return value["bytes"] if isinstance(value, dict) else value
-        row -= rows
-    raise InputError(f"{path} has no row {row}")
+def told(found: dict[str, Any], where: str) -> str:
+    """An account in one line; `where` is the file that holds all of it."""
+    line = f"{found['pictures']:,} pictures"
+    if found["searched_for_faces"]:
+        line += f", {found['without_a_face']:,} of them without a face (cropped to their centre)"
+        line += f", {found['with_several_faces']:,} with several (the largest)"
+    if skipped := found["skipped"]:
+        line += f"; skipped {len(skipped):,}, such as {skipped[0]['name']} ({skipped[0]['reason']}): all in {where}"
+    return line

@@ -66,9 +66,10 @@ class Domain:
     """What the pipeline knows of one kind of pictures.
 
     resolution R of the images; neutral: the word for any picture of it; renderer: the world that draws its images
-    with known attributes, None for photographs; level_split: how many style convolutions are coarse, and coarse or
-    medium; clip_normalise: whether images get CLIP's mean and deviation (released DeltaEdit weights: no,
-    facts of the published code); defaults[section][key]: what `null` in params.yaml stands for.
+    with known attributes, None for photographs; aligned: how photographs are cut out around a face, None for their
+    centre; level_split: how many style convolutions are coarse, and coarse or medium; clip_normalise: whether images
+    get CLIP's mean and deviation (released DeltaEdit weights: no, facts of the published code);
+    defaults[section][key]: what `null` in params.yaml stands for.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Domain:
     mapper: Weights
     relevance: Weights
     renderer: Literal["portraits"] | None = None
+    aligned: Literal["ffhq"] | None = None
     clip_normalise: bool = True
     level_split: tuple[int, int] = (3, 7)
     templates: tuple[str, ...] = ("{}",)

@@ -33,13 +33,24 @@ class Photo:
 
 
 def open_photo(path: Path | io.BytesIO, resolution: int) -> Photo:
-    """A picture file, or its bytes, as the centre square of R x R = `resolution`; turned as its EXIF data say.
+    """A picture file, or its bytes, as the centre square of R x R = `resolution`. Errors as `read_rgb`'s."""
+    rgb, notes = read_rgb(path)
+    return photo_of(squared(rgb, resolution, notes), notes)
 
-    Transparency becomes white; grey, palette, CMYK and 16-bit pictures become 8-bit RGB; of several frames the first
-    counts. Box filter for whole-number reductions, Lanczos otherwise. Raises InputError with one line for what is
-    missing, a folder, empty, cut short, no picture, over 100 Mpixel (before decoding) or under 8 pixels wide or high.
+
+def photo_of(square: Image.Image, notes: list[str]) -> Photo:
+    """What the pipeline takes of an RGB picture that is R x R already."""
+    return Photo(from_uint8(np.asarray(square))[None], notes)
+
+
+def read_rgb(path: Path | io.BytesIO, name: str | None = None) -> tuple[Image.Image, list[str]]:
+    """A picture file, or its bytes, in 8-bit RGB, turned as its EXIF data say; and what was done to it, in words.
+
+    Transparency becomes white; grey, palette, CMYK and 16-bit pictures are converted; of several frames the first
+    counts. Raises InputError with one line, about `name`, for what is missing, a folder, empty, cut short, no picture,
+    over 100 Mpixel (before decoding) or under 8 pixels wide or high.
     """
-    name = str(path) if isinstance(path, str | Path) else "the picture"
+    name = name or (str(path) if isinstance(path, str | Path) else "the picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own notes on size, EXIF and transparency
         picture = _opened(path, name)
@@ -50,12 +61,11 @@ def open_photo(path: Path | io.BytesIO, resolution: int) -> Photo:
                 if frames > 1 and picture.format != "MPO":
                     notes.append(f"first of {frames} frames")
                 picture.load()
-                rgb = _as_rgb(_turned(picture), notes)
+                return _as_rgb(_turned(picture), notes), notes
         except InputError:
             raise
         except Exception as error:  # decoders raise whatever they like on broken files
             raise InputError(f"{name} cannot be decoded ({_reason(error)}): it may be cut short or damaged") from error
-    return Photo(from_uint8(np.asarray(_squared(rgb, resolution, notes)))[None], notes)
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -195,7 +205,8 @@ def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
     return (values / full * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _squared(picture: Image.Image, resolution: int, notes: list[str]) -> Image.Image:
+def squared(picture: Image.Image, resolution: int, notes: list[str]) -> Image.Image:
+    """The centre square as R x R = `resolution`: box filter for whole-number reductions, Lanczos otherwise."""
     width, height = picture.size
     side = min(width, height)
     if width != height:

@@ -24,7 +24,7 @@ from pipeline.evaluation import FRAMES, SCORES
 from pipeline.showcase import label
 from pipeline.values import InputError
 
-SHOWN_PEOPLE, SHOWN_PROMPTS = 4, 10
+SHOWN_PEOPLE, SHOWN_PROMPTS, SHOWN_SKIPPED = 4, 10, 200
 HINT = "run `dvc repro`"
 
 
@@ -132,6 +132,7 @@ def page(domain: Domain, root: Path) -> str:
         chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,
         settings=_flat(settings),
         networks=[_network(domain, name, root) for name in NETWORKS],
+        photographs=_photographs(layout.prepared),
         costs=_costs(layout),
         speed=_speed(root),
     )
@@ -219,6 +220,14 @@ def _network(domain: Domain, name: str, root: Path) -> dict[str, Any]:
         "size": path.stat().st_size / 1e6 if there else None,
         "sha256": files.digest(path)[:12] if there else None,
     }
+
+
+def _photographs(path: Path) -> dict[str, Any] | None:
+    """What `prepare` tells of a source of photographs, with the first of the skipped ones; None for drawn pictures."""
+    found = _json(path) if path.is_file() else {}
+    if "skipped" not in found:
+        return None
+    return {**found, "skipped": found["skipped"][:SHOWN_SKIPPED], "skipped_count": len(found["skipped"])}
 
 
 def _costs(layout: artefacts.Layout) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from pipeline.values import Direction, Edited, InputError, Source, TextPair, nea
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
     from pipeline.domains import Domain
+    from pipeline.images import Photo
 
 DEFAULT_EDITOR = "deltaedit_g"
 FAR = 0.04  # inversion error (MSE on [0,1], 14 dB) that is far where the encoder's file does not tell its own
@@ -134,13 +135,16 @@ class Studio:
     # ------------------------------------------------------------ pictures
 
     @torch.no_grad()
-    def photo(self, picture: Any, name: str | None = None) -> Person:
+    def photo(self, picture: Any, name: str | None = None, face: int | None = None) -> Person:
         """Invert a photograph: a path, a PIL image, an array uint8 [H,W,3], or a tensor [3,R,R] in [-1,1].
 
-        Raises InputError for what is not a readable picture. One that the domain cannot draw gets a warning.
+        face: which one, from left to right, from 1 up, where the domain's pictures are aligned by faces; None for the
+        largest. Raises InputError for what is not a readable picture, and for a face that is not there. A picture that
+        the domain cannot draw, or that is not aligned though it should be, gets a warning.
         """
-        image, known, notes = self._opened(picture)
-        name, image = name or known, image.to(self.device)
+        name = name or (Path(picture).name if isinstance(picture, str | Path) else "picture")
+        photo, warnings = self._opened(picture, name, face)
+        image, notes = photo.image.to(self.device), tuple(photo.notes)
         generator = self.backbones.generator
         guess = self.backbones.encoder(image)
         w_plus = refine(self.backbones.encoder, generator, image, guess, self.inverting.refine)
@@ -148,15 +152,13 @@ class Studio:
         inversion = generator.synthesis(s, w_plus).clamp(-1, 1)
         error = float(((inversion - image) / 2).square().mean())
         source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
-        person = Person(name, source, inversion[0].cpu(), error, notes)
         first = errors(generator, image, guess).item()
-        if first <= self.far_error:
-            return person
-        warning = (
-            f"{name} is far from what {self.domain.name} can draw (the encoder's error is {first:.3f}, up to "
-            f"{self.far_error:.3f} is usual): expect a different face"
-        )
-        return replace(person, warnings=(warning,))
+        if first > self.far_error:
+            warnings.append(
+                f"{name} is far from what {self.domain.name} can draw (the encoder's error is {first:.3f}, up to "
+                f"{self.far_error:.3f} is usual): expect a different face"
+            )
+        return Person(name, source, inversion[0].cpu(), error, notes, tuple(warnings))
 
     @torch.no_grad()
     def sample(self, row_id: int, seed: int | None = None) -> Person:
@@ -185,21 +187,31 @@ class Studio:
         person = self.photo(picture, name=f"portrait-{row_id}")
         return replace(person, source=replace(person.source, people=(drawn,)))
 
-    def _opened(self, picture: Any) -> tuple[Tensor, str, tuple[str, ...]]:
-        """image [1,3,R,R], name, notes"""
+    def _opened(self, picture: Any, name: str, face: int | None) -> tuple[Photo, list[str]]:
+        """The picture as R x R, and warnings."""
         from pipeline import images
 
-        size, name = self.domain.resolution, "picture"
+        size = self.domain.resolution
+        if face is not None and self.domain.aligned is None:
+            raise InputError(f"pictures of {self.domain.name} are not aligned by faces: leave --face out")
         if isinstance(picture, Tensor):
             if picture.shape not in ((3, size, size), (1, 3, size, size)):
                 raise InputError(f"a tensor [3,{size},{size}] in [-1,1] is expected, not {list(picture.shape)}")
-            return picture.float().reshape(1, 3, size, size), name, ()
-        if isinstance(picture, str | Path):
-            picture, name = Path(picture), Path(picture).name
-        else:
-            picture = _as_file(picture)
-        photo = images.open_photo(picture, size)
-        return photo.image, name, tuple(photo.notes)
+            return images.Photo(picture.float().reshape(1, 3, size, size)), []
+        rgb, notes = images.read_rgb(Path(picture) if isinstance(picture, str | Path) else _as_file(picture))
+        if self.domain.aligned is None:
+            return images.photo_of(images.squared(rgb, size, notes), notes), []
+        from pipeline import faces
+
+        find = faces.finder()
+        if find is None:
+            if face is not None:
+                raise InputError(f"--face needs a finder of faces: {faces.INSTALL}")
+            return images.photo_of(images.squared(rgb, size, notes), notes), [faces.not_aligned(self.domain.name)]
+        found = faces.look(rgb, find, face, name)
+        square = faces.cut_out(rgb, found.corners, size, notes)
+        chosen = face is not None or found.warning is None
+        return images.photo_of(square, notes), [] if chosen else [f"{name}: {found.warning}"]
 
     @cached_property
     def inverting(self) -> InvertParams:
@@ -295,14 +307,16 @@ class Studio:
         source: str | None = None,
         editor: str = DEFAULT_EDITOR,
         threshold: float | None = None,
+        face: int | None = None,
     ) -> Result:
         """Edit a picture (what `photo` takes, or a Person) towards `text`.
 
-        strength, threshold: the editor's own from params.yaml when None. Raises InputError for what cannot be used.
+        strength, threshold: the editor's own from params.yaml when None; face as in `photo`. Raises InputError for what
+        cannot be used.
         """
         tool, amount = self.tool(editor, threshold), None if strength is None else in_range(strength)
         prompt = self.prompt(text, source)
-        person = picture if isinstance(picture, Person) else self.photo(picture)
+        person = picture if isinstance(picture, Person) else self.photo(picture, face=face)
         return self.apply(person, prompt, tool, amount)
 
 

@@ -14,6 +14,10 @@ from pipeline.values import InputError
 EXAMPLE = 'deltaspace edit photo.png "face with red hair"'
 DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+FaceOption = Annotated[
+    int | None,
+    typer.Option("--face", min=1, metavar="N", help="Which face, counted from left to right; absent, the largest."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -78,6 +82,12 @@ def finite(value: float | None, option: str, example: float) -> float | None:
     if value is not None and not math.isfinite(value):
         raise InputError(f"{option} {value} is out of range: give a number such as {example:g}")
     return value
+
+
+def of_a_photograph(face: int | None, pictures: list[Path]) -> None:
+    """A face can only be chosen where there is a photograph."""
+    if face is not None and not pictures:
+        raise InputError("--face chooses among the faces of a photograph: give a picture, or leave it out")
 
 
 def known(domain: str, editor: str | None = None) -> None:

@@ -16,7 +16,7 @@ from stages import _fetch as fetching
 from stages import _import as imports
 from stages import _shell
 from stages import _training as training
-from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
+from stages._arguments import DebugOption, DeviceOption, DomainOption, FaceOption, JsonOption
 
 if TYPE_CHECKING:
     from pipeline.batch import Report
@@ -77,6 +77,7 @@ def edit(
     portrait: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A drawn person instead, if the domain can draw.")
     ] = None,
+    face: FaceOption = None,
     source: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the picture shows now; absent, the domain's neutral word.")
     ] = None,
@@ -111,6 +112,7 @@ def edit(
     strengths = arguments.strengths(strength)
     threshold = arguments.finite(threshold, "--threshold", 0.1)
     arguments.known(domain, editor)
+    arguments.of_a_photograph(face, paths)
     _shell.one_thread()
 
     from pipeline import batch
@@ -126,7 +128,7 @@ def edit(
     for prompt in prompts:
         _warn(prompt.warnings)
     report = batch.Report(domain, studio.device, editor)
-    results = batch.edit(studio, pictures, prompts, strengths, tool, target, report, seed)
+    results = batch.edit(studio, pictures, prompts, strengths, tool, target, report, seed, face)
     _watch(results, edits, "editing")
     report.seconds = time.perf_counter() - started
     if not as_json:
@@ -143,6 +145,7 @@ def edit(
 @app.command()
 def invert(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Pictures, or folders of them.")],
+    face: FaceOption = None,
     domain: DomainOption = "portraits",
     device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path("inverted"),
@@ -165,7 +168,7 @@ def invert(
     target = Gallery(out, pictures.paths)
     studio = Studio.load(domain, device)
     report = batch.Report(domain, studio.device)
-    _watch(batch.invert(studio, pictures, target, report), len(pictures), "inverting")
+    _watch(batch.invert(studio, pictures, target, report, face), len(pictures), "inverting")
     report.seconds = time.perf_counter() - started
     for fact in [] if as_json else report.pictures:
         typer.echo(f"{_inversion_line(fact)}, wrote {fact['inversion']} and {fact['codes']}")

@@ -1,39 +1,99 @@
-"""A domain's renderer, or a folder, zip or Parquet file of photographs -> data/<domain>/images/."""
+"""A domain's renderer, or a folder, zip or Parquet file of photographs -> data/<domain>/images/, prepared.json."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artefacts, collection, workers
+from pipeline import artefacts, collection, faces, files, sources, work, workers
+from pipeline.collection import Photographs, PrepareParams, Rendered, Seen
 from stages._run import Stage, run
+
+LOOKS = 64  # photographs that are looked at in one piece of work
+
+
+class Look(NamedTuple):
+    """Some photographs of a source, to be read and searched for faces."""
+
+    path: Path
+    members: tuple[sources.Member, ...]
+    aligned: bool
 
 
 class Job(NamedTuple):
     """One shard of pictures."""
 
-    read: collection.Rendered | collection.Photographs
-    positions: range
+    read: Rendered | Photographs
     meta: dict[str, Any]
 
 
+def look(job: Look, path: Path) -> None:
+    seen = [collection.examine(job.path, member, job.aligned) for member in job.members]
+    files.write_bytes(path, json.dumps(seen).encode())
+
+
 def write(job: Job, path: Path) -> None:
-    rows = [job.read(position)._asdict() for position in job.positions]
+    rows = [job.read(position)._asdict() for position in range(len(job.read.rows))]
     columns = {name: [row[name] for row in rows] for name in collection.Row._fields}
     artefacts.write_shard(path, "images", columns, job.meta)
 
 
 def main(stage: Stage) -> None:
-    params = stage.params(collection.PrepareParams)
-    rows = collection.row_ids(params)
-    domain = stage.domain
-    read = collection.reader(params.source, domain.renderer, stage.root, domain.resolution, rows)
-    meta = stage.meta(params)
-    starts = range(0, len(rows), params.shard)
-    jobs = [Job(read, range(start, min(start + params.shard, len(rows))), meta) for start in starts]
-    with stage.tracked(params), stage.work(params) as unit:
-        workers.fill(unit, "images", write, jobs, workers.count())
-        unit.publish({"images": stage.files.images})
+    params, domain = stage.params(PrepareParams), stage.domain
+    if params.source is None and domain.renderer is not None:
+        rows = collection.row_ids(params)
+        with stage.tracked(params), stage.work(params) as unit:
+            publish(stage, unit, params, Rendered(domain.resolution, tuple(rows)), {"pictures": len(rows)}, {})
+        return
+    listing = collection.photographs(params.source, stage.root, len(collection.row_ids(params)))
+    aligned = domain.aligned is not None and faces.finder() is not None
+    made_from = {**asdict(params), "aligned": aligned, "source": listing.fingerprint}
+    with stage.tracked(params) as tracked, stage.work(made_from) as unit:
+        seen = looked_at(unit, listing, len(collection.row_ids(params)), aligned)
+        read = collection.chosen(listing, seen, params, domain.resolution)
+        found = collection.account(listing, seen, read)
+        print(
+            f"prepare: {collection.told(found, str(stage.files.prepared.relative_to(stage.root)))}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if domain.aligned and not aligned:
+            print(f"prepare: {faces.not_aligned(domain.name)}", file=sys.stderr, flush=True)
+        stage.log(tracked, {name: count for name, count in found.items() if isinstance(count, int)})
+        extra = {"aligned": domain.aligned if aligned else None} if domain.aligned else {}
+        publish(stage, unit, params, read, found, extra)
+
+
+def looked_at(unit: work.Unit, listing: sources.Listing, wanted: int, aligned: bool) -> list[Seen]:
+    """Look at photographs in their order until `wanted` can be used, or there are no more."""
+    seen: list[Seen] = []
+    while len(seen) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in seen)) > 0:
+        members = listing.members[len(seen) : len(seen) + max(missing, LOOKS)]
+        parts = [members[start : start + LOOKS] for start in range(0, len(members), LOOKS)]
+        jobs = [Look(listing.path, part, aligned) for part in parts]
+        for name in workers.fill(unit, f"looks-{len(seen)}", look, jobs, workers.count(), ".json"):
+            seen += [Seen(*one) for one in json.loads(unit.path(name).read_bytes())]
+    return seen
+
+
+def publish(
+    stage: Stage,
+    unit: work.Unit,
+    params: PrepareParams,
+    read: Rendered | Photographs,
+    found: dict[str, Any],
+    extra: dict[str, Any],
+) -> None:
+    meta = {**stage.meta(params), **extra}
+    starts = range(0, len(read.rows), params.shard)
+    jobs = [Job(read.part(slice(start, start + params.shard)), meta) for start in starts]
+    workers.fill(unit, "images", write, jobs, workers.count())
+    content = json.dumps(found, ensure_ascii=False, indent=1)
+    files.write_bytes(unit.path("prepared"), content.encode())
+    unit.publish({"images": stage.files.images, "prepared": stage.files.prepared})
 
 
 if __name__ == "__main__":

@@ -1,41 +1,23 @@
-"""Where pictures come from: row ids and splits, the renderer, folders, zip and Parquet files, and what is refused."""
+"""Which pictures become which rows: the renderer's, photographs that can be used, and what becomes of the others."""
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import collection, images, portraits
+from pipeline import alignment, collection, faces, images, portraits, sources
 from pipeline.values import InputError
 
 
 def sizes(train: int = 6, val: int = 2, test: int = 3, start: int = 58_000) -> collection.PrepareParams:
     return collection.PrepareParams(None, train, val, test, start, 4)
-
-
-def encoded(shade: int) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(np.full((14, 11, 3), shade, np.uint8)).save(content, "PNG")
-    return content.getvalue()
-
-
-def shades(path: Path, root: Path) -> list[int]:
-    """The shade of every picture that is read from `path`, in order."""
-    rows = [(row, "train") for row in range(3)]
-    read = collection.reader(str(path), None, root, 8, rows)
-    read = pickle.loads(pickle.dumps(read))  # as it goes to worker processes
-    return [int(images.to_uint8(images.decode_png(read(position).image)).mean()) for position in range(3)]
 
 
 @given(st.integers(1, 50), st.integers(0, 49), st.integers(0, 30))
@@ -59,52 +41,95 @@ def test_train_and_test_ids_cannot_overlap() -> None:
         sizes(train=11, start=10)
 
 
-def test_a_rendered_row_is_the_portrait_of_its_id_and_knows_its_parameters(tmp_path: Path) -> None:
+def test_a_rendered_row_is_the_portrait_of_its_id_and_knows_its_parameters() -> None:
     rows = collection.row_ids(sizes())
-    row = collection.reader(None, "portraits", tmp_path, 16, rows)(7)
+    row = collection.Rendered(16, tuple(rows))(7)
     assert (row.id, row.split) == (58_001, "test")
     person = portraits.from_dict(json.loads(row.params or ""))
     assert person == portraits.sample(58_001)
     assert (images.to_uint8(images.decode_png(row.image)) == portraits.render(person, 16)).all()
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
-    for name, shade in (("b.png", 90), ("a/z.PNG", 50), ("c.png", 130), ("notes.txt", 0)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(encoded(shade))
-    assert shades(tmp_path, tmp_path) == [50, 90, 130]
+def photo(path: Path, shade: int) -> Path:
+    Image.fromarray(np.full((14, 11, 3), shade, np.uint8)).save(path)
+    return path
 
 
-def test_a_zip_file_is_read_like_a_folder(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
-        for name, shade in (("2.png", 80), ("1.png", 40), ("3.png", 120)):
-            archive.writestr(name, encoded(shade))
-    assert shades(Path("photos.zip"), tmp_path) == [40, 80, 120]
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_parquet_files_give_the_pictures_of_their_rows(tmp_path: Path, wrapped: bool) -> None:
-    pictures = [encoded(shade) for shade in (30, 60, 90)]
-    column = [{"bytes": picture, "path": None} for picture in pictures] if wrapped else pictures
-    for part in (slice(0, 2), slice(2, 3)):
-        pq.write_table(pa.table({"image": column[part]}), tmp_path / f"{part.start}.parquet", row_group_size=1)
-    assert shades(tmp_path, tmp_path) == [30, 60, 90]
-
-
-def test_bad_sources_are_refused_in_one_line_that_names_them(tmp_path: Path) -> None:
-    (tmp_path / "broken.zip").write_bytes(b"PK no")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    (tmp_path / "empty").mkdir()
-    rows = [(0, "train")]
-    for name in ("broken.zip", "broken.parquet", "empty", "missing", "broken.txt"):
-        with pytest.raises(InputError) as caught:
-            collection.reader(name, None, tmp_path, 8, rows)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+def looked_at(root: Path, params: collection.PrepareParams) -> tuple[sources.Listing, list[collection.Seen]]:
+    listing = collection.photographs(".", root, len(collection.row_ids(params)))
+    return listing, [collection.examine(root, member, False) for member in listing.members]
 
 
 def test_too_few_pictures_and_no_source_at_all_say_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "one.png").write_bytes(encoded(1))
-    with pytest.raises(InputError, match="holds 1 pictures, 2 are asked for"):
-        collection.reader(".", None, tmp_path, 8, [(0, "train"), (1, "train")])
+    photo(tmp_path / "one.png", 1)
+    with pytest.raises(InputError, match=r"holds 1 pictures, 2 are asked for: lower prepare\.train"):
+        collection.photographs(".", tmp_path, 2)
     with pytest.raises(InputError, match=r"prepare\.source"):
-        collection.reader(None, None, tmp_path, 8, [(0, "train")])
+        collection.photographs(None, tmp_path, 2)
+
+
+def test_another_picture_takes_the_place_of_one_that_cannot_be_used(tmp_path: Path) -> None:
+    for place in range(12):
+        photo(tmp_path / f"{place:02}.png", 20 * place)
+    (tmp_path / "03.png").write_bytes(b"\x89PNG broken")
+    listing, seen = looked_at(tmp_path, sizes())
+    used = pickle.loads(pickle.dumps(collection.chosen(listing, seen, sizes(), 8)))  # as it goes to worker processes
+    rows = [used(place) for place in range(len(used.rows))]
+    assert [(row.id, row.split) for row in rows] == collection.row_ids(sizes())
+    shades = [int(images.to_uint8(images.decode_png(row.image)).mean()) for row in rows]
+    assert shades == [0, 20, 40, 80, 100, 120, 140, 160, 180]
+    part = used.part(slice(2, 4))
+    assert [part(place).id for place in range(len(part.rows))] == [2, 3]
+    account = collection.account(listing, seen, used)
+    assert account["pictures"] == 9 and account["not_needed"] == 2
+    assert [row["name"] for row in account["skipped"]] == ["03.png"]
+    line = collection.told(account, "x.json")
+    assert line.startswith("9 pictures; skipped 1, such as 03.png (it ") and line.endswith("all in x.json")
+
+
+def test_where_no_other_can_take_its_place_there_is_one_training_picture_fewer(tmp_path: Path) -> None:
+    for place in range(9):
+        photo(tmp_path / f"{place}.png", 20 * place)
+    (tmp_path / "8.png").write_bytes(b"")
+    listing, seen = looked_at(tmp_path, sizes())
+    used = collection.chosen(listing, seen, sizes(), 8)
+    assert list(used.rows) == collection.row_ids(sizes(train=5))
+    for name in ("0.png", "1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    listing, seen = looked_at(tmp_path, sizes())
+    with pytest.raises(InputError, match=r"only 5 of the 9 pictures in .* can be used, too few .*; 0.png: it is not a"):
+        collection.chosen(listing, seen, sizes(), 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_pictures_of_every_mode_are_used(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.full((20, 30), 255, np.uint8))
+    pictures = {"I;16": Image.fromarray(np.full((20, 30), 65535, np.uint16)), "CMYK": grey.convert("RGB").convert(mode)}
+    picture = pictures.get(mode) or grey.convert(mode)
+    picture.save(tmp_path / ("a.tiff" if mode in ("CMYK", "F") else "a.png"))
+    (member,) = sources.listing(tmp_path).members
+    assert collection.examine(tmp_path, member, False) == collection.Seen()
+    used = collection.Photographs(tmp_path, 8, ((0, "train"),), (member,), (collection.Seen(),))
+    assert (images.to_uint8(images.decode_png(used(0).image)) == 255).all()
+
+
+def test_a_look_tells_why_a_picture_is_unusable_and_where_its_face_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landmarks = np.array([(4.0, 4.0), (8.0, 4.0), (4.5, 8.0), (7.5, 8.0)])
+    finders = {"one.png": [landmarks], "none.png": [], "two.png": [landmarks, landmarks + 1]}
+    for name in finders:
+        photo(tmp_path / name, 100)
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG")
+    seen = {}
+    for member in sources.listing(tmp_path).members:
+        monkeypatch.setattr(faces, "finder", lambda name=member.file: lambda picture: finders[name])
+        seen[member.file] = collection.examine(tmp_path, member, True)
+    assert {name: look.faces for name, look in seen.items()} == {
+        "one.png": 1,
+        "none.png": 0,
+        "two.png": 2,
+        "bad.png": None,
+    }
+    assert seen["one.png"].corners == alignment.quad(landmarks).tolist() and seen["none.png"].corners is None
+    assert str(seen["bad.png"].reason).startswith("it ") and str(tmp_path) not in str(seen["bad.png"].reason)

@@ -125,3 +125,13 @@ def test_the_shipped_weights_are_the_ones_the_domain_names() -> None:
     for network in NETWORKS:
         entry = domain.weights(network)
         assert entry.sha256 == files.digest(ROOT / entry.path), f"{network}: domains/portraits.yaml"
+
+
+def test_only_faces_of_photographs_are_aligned() -> None:
+    assert {name: domains.load(name, ROOT).aligned for name in ("portraits", "ffhq", "cat", "church", "horse")} == {
+        "portraits": None,
+        "ffhq": "ffhq",
+        "cat": None,
+        "church": None,
+        "horse": None,
+    }

@@ -274,3 +274,36 @@ def test_a_caption_among_some_attributes_names_no_other() -> None:
     }
     assert not any(phrase.removeprefix("with ") in text for text in captions for phrase in others)
     assert all(portraits.caption(portraits.sample(row), rng, "train", among=[]) for row in range(20))
+
+
+def changed(first: portraits.Portrait, second: portraits.Portrait, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y, in the unit square, of the pixels in which two portraits differ plainly."""
+    difference = np.abs(portraits.render(first, size).astype(int) - portraits.render(second, size)).max(2)
+    y, x = np.nonzero(difference > 40)
+    return (x + 0.5) / size, (y + 0.5) / size
+
+
+@pytest.mark.parametrize("row_id", [3, 17, 40, 58_011, 58_023])
+def test_landmarks_are_where_eyes_and_mouth_are_drawn(row_id: int) -> None:
+    person = portraits.counterfactual(portraits.sample(row_id), "glasses", "none")
+    person = portraits.counterfactual(portraits.counterfactual(person, "bangs", "no"), "expression", "neutral")
+    eye_left, eye_right, left, right = portraits.landmarks(person)
+    lids = [portraits.counterfactual(person, "eyes", value) for value in ("open", "closed")]
+    x, y = changed(*lids, 512)
+    middle = (eye_left[0] + eye_right[0]) / 2
+    for eye, side in ((eye_left, x < middle), (eye_right, x >= middle)):
+        assert abs(np.median(x[side]) - eye[0]) < 0.02 and abs(np.median(y[side]) - eye[1]) < 0.03
+    lips = [portraits.counterfactual(person, "lips", value) for value in ("natural", "red")]
+    x, _ = changed(*(portraits.counterfactual(one, "facial_hair", "none") for one in lips), 512)
+    assert abs(x.min() - left[0]) < 0.03 and abs(x.max() - right[0]) < 0.03
+    assert left[1] > max(eye_left[1], eye_right[1])
+
+
+@given(st.integers(0, 2**31), st.sampled_from(sorted(set(ATTRIBUTES) - {"pose", "expression", "face_shape"})))
+@settings(max_examples=20, deadline=None)
+def test_landmarks_belong_to_the_head_alone(row_id: int, attribute: str) -> None:
+    person = portraits.sample(row_id)
+    found = portraits.landmarks(person)
+    assert found.shape == (4, 2) and (found > 0.1).all() and (found < 0.9).all()
+    for value in ATTRIBUTES[attribute]:
+        assert np.array_equal(portraits.landmarks(portraits.counterfactual(person, attribute, value)), found)

@@ -256,6 +256,25 @@ def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: D
     assert "Costs" not in words and "Curves" not in words
 
 
+def test_what_prepare_skipped_is_told_and_cannot_write_html(project: Path, domain: Domain) -> None:
+    assert "Photographs" not in report.page(domain, project)
+    found = {
+        "pictures": 1234,
+        "not_needed": 5,
+        "searched_for_faces": 1234,
+        "without_a_face": 7,
+        "with_several_faces": 3,
+    }
+    skipped = [{"name": f"<b>{i}.png", "reason": "it is empty"} for i in range(report.SHOWN_SKIPPED + 1)]
+    path = artefacts.Layout(domain, project).prepared
+    path.write_text(json.dumps({**found, "skipped": skipped}))
+    html = report.page(domain, project)
+    assert "1,234 used, 201 skipped, 5 not needed" in html and "7 had none" in html
+    assert "&lt;b&gt;199.png" in html and "200.png" not in html and "<b>0.png" not in html
+    path.write_text(json.dumps({"pictures": 9}))  # as for drawn pictures
+    assert "Photographs" not in report.page(domain, project)
+
+
 def test_writing_gives_one_file_and_the_same_bytes_again(project: Path, domain: Domain) -> None:
     path = report.write(domain, project)
     assert path == project / "reports/portraits/index.html"

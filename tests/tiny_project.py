@@ -30,6 +30,7 @@ DOMAIN = {
     "resolution": R,
     "neutral": "face",
     "renderer": "portraits",
+    "aligned": None,
     "templates": ["a portrait of {}"],
     "prompts": [{"text": "face with red hair", "attribute": "hair_color", "value": "red"}],
     "level_split": [2, 4],

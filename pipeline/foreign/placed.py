@@ -24,6 +24,7 @@ DOMAIN = """# Made by `deltaspace import-generator` from {original} ({kind}). Fi
 
 resolution: {resolution}
 renderer: null
+aligned: null # ffhq: its pictures are faces, cut out as FFHQ's
 neutral: {neutral} # TODO the word for any picture of this domain, such as cat
 clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation
 level_split: [{split}] # how many style convolutions are coarse, and coarse or medium; the rest is fine

@@ -1,7 +1,7 @@
 """The portraits world: drawn people whose every trait is known, with captions and exact counterfactuals."""
 
 from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption, in_a_phrase
-from .drawing import render, svg
+from .drawing import landmarks, render, svg
 from .people import (
     ATTRIBUTES,
     Identity,
@@ -33,6 +33,7 @@ __all__ = [
     "counterfactual",
     "from_dict",
     "in_a_phrase",
+    "landmarks",
     "render",
     "sample",
     "svg",

@@ -7,7 +7,7 @@ import resvg_py
 from PIL import Image
 
 from . import features, hair, worn
-from .geometry import BACKGROUND, Face, darker, face_of, lighter, mix, span
+from .geometry import BACKGROUND, Face, darker, face_of, lighter, mix, placing_of, span
 from .people import Portrait
 from .strokes import ink
 
@@ -25,17 +25,15 @@ def render(params: Portrait, size: int) -> np.ndarray:
 
 def svg(params: Portrait) -> str:
     """The portrait as SVG text on a 128 x 128 canvas."""
-    face, look = face_of(params), params.look
-    x, y = 64 + span(look.shift_x, -4, 4), 67 + span(look.shift_y, -2, 2)
-    tilt, zoom = span(look.tilt, -7, 7), span(look.zoom, 1.05, 1.15)
-    head = f'<g transform="translate({x:.2f} {y:.2f}) rotate({tilt:.2f}) scale({zoom:.3f})">'
+    face, at = face_of(params), placing_of(params.look)
+    head = f'<g transform="translate({at.x:.2f} {at.y:.2f}) rotate({at.tilt:.2f}) scale({at.zoom:.3f})">'
     return "".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {CANVAS} {CANVAS}">',
             _gradients(params, face),
             f'<rect width="{CANVAS}" height="{CANVAS}" fill="url(#b)"/>',
             head + hair.back(params, face) + "</g>",
-            worn.body(params, face, x, y, zoom),
+            worn.body(params, face, at.x, at.y, at.zoom),
             head,
             features.skull(face),
             features.marks(params, face),
@@ -50,6 +48,14 @@ def svg(params: Portrait) -> str:
             "</g></svg>",
         )
     )
+
+
+def landmarks(params: Portrait) -> np.ndarray:
+    """Middles of the eyes, corners of the mouth, each the viewer's left first: [4,2], (x, y) in the unit square."""
+    face, at = face_of(params), placing_of(params.look)
+    x, half, y = face.mouth
+    points = (face.eye(-1), face.eye(1), (x - half, y), (x + half, y))
+    return np.array([at.on_canvas(*point) for point in points]) / CANVAS
 
 
 def _gradients(params: Portrait, face: Face) -> str:

@@ -101,8 +101,8 @@ def mouth(params: Portrait, face: Face) -> str:
     red, own = mix((206, 8, 44), (224, 22, 60), lips.u), span(lips.u, 0.36, 0.46)
     lip = red if lips.value == "red" else mix(darker(face.skin, 0.3), (190, 70, 72), own)
     upper, lower = (3.1, 4.2) if lips.value == "red" else (1.5, 2.3)
-    x, y, gape, w = face.x(0, 13), face.mouth_y, face.opening, face.mouth_w * (0.5 + 0.5 * face.cos)
-    corner, bend = y - face.smile * 0.8, face.smile * 1.5
+    x, w, corner = face.mouth
+    y, gape, bend = face.mouth_y, face.opening, face.smile * 1.5
     rise, drop = y + bend - gape * 0.35, y + bend + gape * 1.7
     bow, left, right = (corner + rise) / 2 - 1.6 * upper, x - w, x + w
     outer = arc(left - 0.8, corner, x - w * 0.55, bow, x, rise * 0.55 + corner * 0.45 - upper)
@@ -128,7 +128,8 @@ def eyes(params: Portrait, face: Face) -> str:
 def _eye(params: Portrait, face: Face, side: int) -> str:
     who, traits = params.identity, params.traits
     far = 1 - 0.22 * max(0.0, side * face.sin)
-    x, y, w, h = face.x(side * face.eye_x, 15), face.eye_y, face.eye_w * far, face.eye_h
+    x, y = face.eye(side)
+    w, h = face.eye_w * far, face.eye_h
     slant = span(who.eye_slant, -1.3, 1.6) * side
     lash = mix((26, 16, 14), face.hair, 0.1)
     if traits.eyes.value == "closed":

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .people import Portrait
+from .people import Look, Portrait
 
 Color = tuple[float, float, float]
 
@@ -72,6 +72,15 @@ class Face:
         """Where a point `across` the face and `depth` before its middle is seen after the head is turned."""
         return across * self.cos + depth * self.sin
 
+    def eye(self, side: int) -> tuple[float, float]:
+        """The middle of this side's eye (-1: the viewer's left, 1: right)."""
+        return self.x(side * self.eye_x, 15), self.eye_y
+
+    @property
+    def mouth(self) -> tuple[float, float, float]:
+        """The middle of the mouth across, half its width as seen, and how far down its corners are."""
+        return self.x(0, 13), self.mouth_w * (0.5 + 0.5 * self.cos), self.mouth_y - self.smile * 0.8
+
     @property
     def turned(self) -> bool:
         """Whether the head looks to a side, so that one ear is hidden."""
@@ -84,6 +93,21 @@ class Face:
     def ear_x(self, side: int, out: float) -> float:
         """Where this side's ear is seen, `out` beyond the edge of the face."""
         return self.x(side * (self.width + out), -2) - side * (3 if side * self.sin < -0.3 else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where the head is on the canvas: its middle, its tilt in degrees to the viewer's right, and its scale."""
+
+    x: float
+    y: float
+    tilt: float
+    zoom: float
+
+    def on_canvas(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the head's own frame is on the canvas."""
+        sin, cos = math.sin(math.radians(self.tilt)), math.cos(math.radians(self.tilt))
+        return self.x + self.zoom * (cos * x - sin * y), self.y + self.zoom * (sin * x + cos * y)
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
@@ -113,6 +137,16 @@ def span(u: float, low: float, high: float) -> float:
 def pick(u: float, choices: tuple[Color, ...]) -> Color:
     """One of the colours, by where `u` (0..1) falls."""
     return choices[min(int(u * len(choices)), len(choices) - 1)]
+
+
+def placing_of(look: Look) -> Placing:
+    """Where this picture has the head."""
+    return Placing(
+        64 + span(look.shift_x, -4, 4),
+        67 + span(look.shift_y, -2, 2),
+        span(look.tilt, -7, 7),
+        span(look.zoom, 1.05, 1.15),
+    )
 
 
 def face_of(params: Portrait) -> Face:
