@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.values import InputError
@@ -112,13 +111,6 @@ class Claim:
             return torch.empty(self.shape, dtype=self.storage.dtype)
         count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
         return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
-
-
-class Unfilled(TorchFunctionMode):
-    """Within it networks are built without drawing numbers: their memory is not touched until it is assigned."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
