@@ -45,7 +45,13 @@ class StyleEncoder(nn.Module):
     latent_avg: Tensor
 
     def __init__(
-        self, rows: int, style_dim: int, channels: int, sizes: Sequence[int], split: tuple[int, int], common: bool = True
+        self,
+        rows: int,
+        style_dim: int,
+        channels: int,
+        sizes: Sequence[int],
+        split: tuple[int, int],
+        common: bool = True,
     ) -> None:
         super().__init__()
         self.rows, self.split, self.common = rows, split, common

@@ -69,7 +69,7 @@ class IdentityNet(nn.Module):
 
 
 def build(numbers: Mapping[str, Any]) -> IdentityNet | irse.FaceNet:
-    """An identity network from the plain numbers of a weights file: `backbone` says whose; absent, it is one of ours."""
+    """An identity network from the numbers of a weights file: `backbone` says whose; absent, it is one of ours."""
     rest = {name: value for name, value in numbers.items() if name != "backbone"}
     if "backbone" not in numbers:
         return IdentityNet(**rest)
