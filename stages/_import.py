@@ -84,11 +84,11 @@ def import_encoder(
     model, notes, made = imported.model, list(imported.notes), None
     if (root / found.generator.path).exists():
         tensors, about = weights.load(root / found.generator.path, hint="import the generator again")
-        notes += encoders.doubts(imported, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
+        notes += encoders.doubts(imported, file, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
     elif imported.decoder:
         made = generators.load(file, found.level_split)
         placed.fits(made, file, found)
-        notes += made.notes + encoders.doubts(imported, made.model["style_dim"], made.generator.w_mean)
+        notes += made.notes + encoders.doubts(imported, file, made.model["style_dim"], made.generator.w_mean)
     else:
         notes.append(f"it holds no generator, and {domain} has none: import the one that it was trained for")
     original = {**_original(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}

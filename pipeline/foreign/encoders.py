@@ -126,15 +126,13 @@ def _average(found: Tensor | None, opts: Mapping[str, Any], shape: torch.Size, n
     return found.expand(shape).clone()
 
 
-def doubts(imported: Imported, style_dim: int | None, w_mean: Tensor | None) -> list[str]:
+def doubts(imported: Imported, source: Path, style_dim: int | None, w_mean: Tensor | None) -> list[str]:
     """What speaks against an encoder for a generator with codes of `style_dim` numbers and the mean w_mean [D].
 
     InputError when it cannot drive it at all.
     """
     if (own := imported.model["style_dim"]) != style_dim:
-        raise InputError(
-            f"the encoder's codes have {own} numbers, the generator's {style_dim}: it is another generator's"
-        )
+        raise InputError(f"{source} is another generator's: its codes have {own} numbers, the generator's {style_dim}")
     average = imported.tensors["latent_avg"].mean(dim=0)
     far = w_mean is not None and bool(average.any()) and bool((average - w_mean).norm() > FAR * average.norm())
     return ["its mean code is far from the generator's: was it trained for another generator?"] if far else []
