@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import encoder, foreign, irse, recognition
+from pipeline import encoder, foreign, irse, recognition, weights
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.foreign.tensors import listed
 from pipeline.values import InputError
@@ -103,7 +103,7 @@ def _style_encoder(content: foreign.Content, tree: dict[str, Any], resolution: i
         "size": 16 * 2 ** sum(bool(re.fullmatch(r"styles\.0\.convs\.\d+\.weight", key)) for key in named),
         "common": kind == "e4e",
     }
-    with torch.device("meta"):
+    with weights.Unfilled():
         expected = encoder.build(model).state_dict()
     average = _average(average, opts, expected.pop("latent_avg").shape, notes)
     tensors = {**_fitted(tensors, expected, f"{kind}'s encoder on an IR-SE50"), "latent_avg": average}
@@ -148,7 +148,7 @@ def _face_network(content: foreign.Content, tree: dict[str, Any]) -> Imported:
     tensors = content.take(named)
     dim = _shape(tensors, "output_layer.3.weight", 2)[0]
     model = {"backbone": irse.NAME, "widths": _widths(tensors), "dim": dim}
-    with torch.device("meta"):
+    with weights.Unfilled():
         expected = recognition.build(model).state_dict()
     return Imported("an IR-SE50 that knows faces", _fitted(tensors, expected, "an IR-SE50"), model, {}, [])
 
