@@ -116,18 +116,17 @@ def test_a_published_file_is_read_in_little_more_memory_than_it_takes(
     assert peak(project, published[name], "", READING[name]) <= MOST
 
 
-def test_importing_an_encoder_and_its_generator_takes_little_more_memory_than_their_file(
+def test_importing_takes_little_more_memory_than_the_file(
     imported: dict[str, float],
 ) -> None:
-    assert imported["encoder"] <= MOST
-    assert imported["identity"] <= 2 * MOST  # a small file; what the command itself imports counts as well
+    assert max(imported.values()) <= MOST
 
 
 @pytest.mark.parametrize("name", ["encoder", "generator", "identity"])
 def test_an_imported_network_is_loaded_in_little_more_memory_than_its_file_takes(
     project: Path, imported: dict[str, float], name: str
 ) -> None:
-    touched = f"assert all(bool(p.isfinite().all()) for p in nets.{name}.state_dict().values())"
+    touched = f"assert all(p.max() == p.max() for p in nets.{name}.state_dict().values())"
     path = project / f"data/pretrained/big/{name}.safetensors"
     assert peak(project, path, "from pipeline import encoder, generator, recognition", touched) <= MOST
 

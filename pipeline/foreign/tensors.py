@@ -179,7 +179,7 @@ def numbers(name: str, tensor: Tensor) -> Tensor:
     """`tensor` with floats as float32; InputError when they are not finite."""
     if tensor.is_floating_point():
         tensor = tensor.float()
-        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # needs no copy, unlike isfinite
+        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # without a copy
             raise InputError(f"'{name}' holds numbers that are not finite")
     return tensor
 
