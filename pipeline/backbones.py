@@ -57,7 +57,8 @@ class Backbones:
         """The command that makes the file."""
         if name in STAGES:
             return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
-        return f"run `deltaspace pretrain {self.domain.name} {name}`"
+        published = self.domain.weights(name).url is not None
+        return f"run `deltaspace {'fetch' if published else 'pretrain'} {self.domain.name} {name}`"
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return weights.load(self.path(name), device=self.device, hint=self._hint(name))

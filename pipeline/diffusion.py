@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline import files
+from pipeline import files, training
 from pipeline.sampler import TIMESTEPS, Eps, schedulers, standardise
 from pipeline.training import Curve, Ema, Metrics, batch_rows, fit, generator_for
 from pipeline.values import InputError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.generator import Generator
 
 PRETRAINED = "pretrained"
+OTHER_PROCESS = 7919  # seeds of processes that share a training lie so far apart
 Batches = Callable[[Tensor], tuple[Tensor, Tensor]]
 """rows [B] -> (images [B,3,R,R] in [-1,1], s [B,S] standardised)"""
 
@@ -128,13 +129,16 @@ def steps(
     ema = Ema(network)
     adam = torch.optim.AdamW(network.parameters(), lr=params.lr, weight_decay=params.weight_decay)
 
+    rank, share = training.share(params.batch)
+
     def step(number: int) -> Metrics:
-        generator = generator_for(params.seed, number)
-        x0, s = batches(batch_rows(count, params.batch, generator))
+        generator = generator_for(params.seed + rank * OTHER_PROCESS, number)
+        x0, s = batches(batch_rows(count, share, generator))
         torch.manual_seed(number)  # dropout
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             value = loss(network, x0.to(device), s.to(device), generator)
         value.backward()
+        training.average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.clip)
         adam.step()
         adam.zero_grad(set_to_none=True)

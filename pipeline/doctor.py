@@ -6,12 +6,16 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import domains, files, params
 from pipeline.domains import NETWORKS, Domain
+
+if TYPE_CHECKING:
+    from pipeline.originals import Original
 
 PACKAGES = ("deltaspace", "torch", "torchvision", "open_clip_torch", "diffusers", "safetensors", "numpy", "pillow")
 PACKAGES += ("pyarrow", "polars", "dvc", "mlflow", "resvg-py")
@@ -78,25 +82,35 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def weights(domain: Domain, root: Path) -> dict[str, dict[str, Any]]:
-    """Network -> state of its file, with what to do about it.
+    """Network -> state of its file, with what to do about it, and of the published original it is made of.
 
     "verified": as the domain's yaml says; "present": there, no digest known; "changed": another digest; "broken": not
-    readable; "missing".
+    readable; "missing"; of an original also "partial".
     """
-    return {network: _state(domain, network, root) for network in NETWORKS}
+    memory = params.main_root(root) / ".cache" / "digests.json"
+
+    def digest(path: Path) -> str:
+        return files.known_digest(path, memory)
+
+    return {network: _state(domain, network, root, digest) for network in NETWORKS}
 
 
-def _state(domain: Domain, network: str, root: Path) -> dict[str, Any]:
-    from pipeline import weights
+def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], str]) -> dict[str, Any]:
+    from pipeline import originals, weights
     from pipeline.values import InputError
 
     entry = domain.weights(network)
     path = root / entry.path
-    facts = {"path": entry.path, "licence": entry.licence}
+    facts: dict[str, Any] = {"path": entry.path, "licence": entry.licence}
+    original = originals.of(domain, network, root)
+    if original is not None:
+        facts["original"] = {"path": original.place, "state": original.state(digest), "url": entry.url}
     if not path.is_file():
-        source = f"`deltaspace pretrain {domain.name} {network}`" if entry.url is None else f"from {entry.url}"
-        return facts | {"state": "missing", "advice": f"made by {source}" if entry.url is None else source}
-    facts |= {"sha256": files.digest(path), "megabytes": round(path.stat().st_size / 1e6, 1)}
+        made = (
+            f"made by `deltaspace pretrain {domain.name} {network}`" if original is None else _to_get(original, facts)
+        )
+        return facts | {"state": "missing", "advice": made}
+    facts |= {"sha256": digest(path), "megabytes": round(path.stat().st_size / 1e6, 1)}
     try:
         weights.read_meta(path)
     except InputError as error:
@@ -106,6 +120,22 @@ def _state(domain: Domain, network: str, root: Path) -> dict[str, Any]:
     if entry.sha256 != facts["sha256"]:
         return facts | {"state": "changed", "advice": f"its sha256 is not the one in domains/{domain.name}.yaml"}
     return facts | {"state": "verified"}
+
+
+def _to_get(original: Original, facts: dict[str, Any]) -> str:
+    """What to do for a network that is to be made of an original."""
+    from pipeline.foreign.importers import IMPORTERS
+
+    state, command = facts["original"]["state"], original.command
+    if state == "changed":
+        return f"{original.place} is not the published file: remove it, then {command}"
+    if state == "partial":
+        return f"{original.fetched():,} MB are fetched: {command} goes on"
+    if state == "missing":
+        return command
+    if original.network not in IMPORTERS:
+        return f"its original is here, {state}; nothing converts it yet"
+    return f"its original is here, {state}: {command} converts it"
 
 
 def problems(found: dict[str, Any]) -> list[str]:
@@ -122,6 +152,12 @@ def problems(found: dict[str, Any]) -> list[str]:
     if not found["project"]["dvc"]["command"]:
         lines.append("the dvc command is not on PATH: use `make repro`, or put .venv/bin on PATH")
     return lines
+
+
+def _beside(entry: dict[str, Any]) -> str:
+    """The original of weights that are there; of those that are missing the advice tells."""
+    state = entry.get("original", {}).get("state", "missing")
+    return "" if entry["state"] == "missing" or state == "missing" else f"; original {state}"
 
 
 def _if_there(path: Path) -> str | None:
@@ -146,7 +182,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for domain, networks in found["domains"].items():
         for name, entry in networks.items():
             advice = f" ({entry['advice']})" if "advice" in entry else ""
-            text.append(f"weights   {domain} {name}: {entry['state']}{advice}")
+            text.append(f"weights   {domain} {name}: {entry['state']}{advice}{_beside(entry)}")
     text.append("versions  " + ", ".join(f"{name} {number or 'absent'}" for name, number in found["versions"].items()))
     text += [f"PROBLEM   {problem}" for problem in found["problems"]] or ["all is well"]
     return text

@@ -19,7 +19,7 @@ class Weights:
 
     path: the safetensors file the pipeline reads, relative to the project; sha256 its digest, None while unknown.
     url: where the published original comes from (https://..., or gdrive:ID), None when it is trained here; original
-    its file name there, original_sha256 its digest. The original is converted to `path` once.
+    its file name there, original_size its bytes, original_sha256 its digest. The original is converted to `path` once.
     """
 
     path: str
@@ -27,12 +27,16 @@ class Weights:
     licence: str = "made here, as the data it is trained on"
     url: str | None = None
     original: str | None = None
+    original_size: int | None = None
     original_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        path = PurePosixPath(self.path)
-        if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in self.path:
+        if not _inside(self.path):
             raise ValueError(f"the path '{self.path}' must lie inside the project: give it relative to the project")
+        if self.original is not None and not _inside(self.original):
+            raise ValueError(f"original '{self.original}' is no file name: give the published one, such as model.pt")
+        if self.original_size is not None and self.original_size <= 0:
+            raise ValueError(f"original_size is {self.original_size}: a number of bytes is expected")
         for name, value in (("sha256", self.sha256), ("original_sha256", self.original_sha256)):
             if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
                 raise ValueError(f"{name} '{value}' is not a sha256: 64 hexadecimal digits are expected")
@@ -132,6 +136,14 @@ def load(name: str, root: Path) -> Domain:
     if isinstance(rest.get("templates"), str):
         rest["templates"] = _lines(Path(root) / "domains" / PurePosixPath(rest["templates"]).name, where)
     return params.build(Domain, rest, where, given={"name": name, **networks})
+
+
+def _inside(name: str) -> bool:
+    """Whether a file of this name lies below the folder it is looked up in."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    )
 
 
 def default_path(domain: str, network: str) -> str:

@@ -81,6 +81,59 @@ def batch_rows(count: int, batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (batch,), generator=generator)
 
 
+def share(batch: int) -> tuple[int, int]:
+    """This process's number and its part of a batch, under torchrun; 0 and the whole batch otherwise."""
+    if not _shared():
+        return 0, batch
+    count = torch.distributed.get_world_size()
+    if batch % count:
+        raise InputError(f"a batch of {batch} cannot be shared by {count} processes: start a number that divides it")
+    return torch.distributed.get_rank(), batch // count
+
+
+def average_gradients(*modules: nn.Module) -> None:
+    """Under torchrun, give every process the mean of all processes' gradients; nothing otherwise."""
+    if not _shared():
+        return
+    gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def join(device: str) -> str:
+    """Meet the other processes that torchrun started, if any; the device that this one trains on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _shared():
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if _shared() and device == "cuda" else device
+
+
+def first_process() -> bool:
+    """Whether this is the one process that writes files."""
+    return not _shared() or torch.distributed.get_rank() == 0
+
+
+def wait_for_first() -> None:
+    """Let the other processes wait until the first one is here as well."""
+    if _shared():
+        torch.distributed.barrier()
+
+
+def _agreed(flag: bool) -> bool:
+    """Whether `flag` holds in any process, so that all stop at the same step."""
+    if not _shared():
+        return flag
+    votes: list[bool | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(votes, flag)
+    return any(votes)
+
+
+def _shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
     """Write the state of all parts and the number of finished steps, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +181,10 @@ def fit(
     stop = time.monotonic() + seconds if seconds is not None else float("inf")
     for number in range(start, until):
         metrics = step(number)
-        done, late = number + 1, time.monotonic() > stop
+        done, late = number + 1, seconds is not None and _agreed(time.monotonic() > stop)
         if curve:
             curve.add(done, metrics)
-        if checkpoint and (done % every == 0 or done == until or late):
+        if checkpoint and first_process() and (done % every == 0 or done == until or late):
             save_state(checkpoint, done, parts)
         yield done, metrics
         if late:

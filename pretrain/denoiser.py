@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import denoiser, diffusion
+from pipeline import denoiser, diffusion, training
 from pipeline.backbones import Backbones
 from pipeline.denoiser import Denoiser
 from pipeline.domains import Domain
@@ -100,7 +100,8 @@ def train(
         **plan.options,
     )
     session.follow(loop, plan.images, "denoiser")
-    promote(domain, root)
+    if training.first_process():
+        promote(domain, root)
 
 
 def promote(domain: Domain, root: Path) -> Path:

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import weights
+from pipeline import training, weights
 from pipeline.backbones import Backbones
 from pipeline.domains import Domain
 from pipeline.encoder import Encoder
 from pipeline.generator import EqualLinear, Generator
 from pipeline.training import Ema, Metrics, fit
-from pretrain import renders, session
+from pretrain import copying, renders, session
+from pretrain.copying import Copier
 from pretrain.generator import Discriminator
 from pretrain.renders import Renders
 
@@ -61,11 +62,13 @@ def steps(
     weights: dict[str, float] | None = None,
     seconds: float | None = None,
     device: str = "cpu",
+    copier: Copier | None = None,
 ) -> Iterator[tuple[int, Metrics, Encoder]]:
     """Yield (images seen, losses, averaged encoder).
 
     Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
-    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial.
+    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. copier: where
+    pictures are drawn, knows the code that the generator was taught for a render, so renders teach codes as well.
     """
     scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
     scale |= weights or {}
@@ -81,18 +84,24 @@ def steps(
     with torch.no_grad():
         spread = generator.mapping(torch.randn(4096, generator.style_dim, device=device)).var(dim=0).mean()
 
+    rank, share = training.share(batch)
+
     def step(number: int) -> Metrics:
-        torch.manual_seed(number)
+        torch.manual_seed(number * batch + rank)
         if number % 500 == 0:
             data.refresh()
-        seen, half = number * batch, batch // 2
+        seen, half = number * batch, share // 2
         rate = lr * max(0.02, 1 - seen / images)
         adam.param_groups[0]["lr"] = rate
         stage = max(0, (seen - progressive[0]) // progressive[1] + 1) if seen >= progressive[0] else 0
-        real = data.images(torch.randint(len(data), (half,))).to(device)
+        rows = torch.randint(len(data), (half,))
+        real = data.images(rows).to(device)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
             made = generator(generator.repeat(w)).float().clamp(-1, 1)
+            known = generator.repeat(w)
+            if copier is not None:
+                known = torch.cat([known, copier.codes(list(data.people(rows))).float()])
         target = torch.cat([made, real])
         with torch.autocast(device, torch.bfloat16):
             codes = encoder(target, stage).float()
@@ -107,12 +116,13 @@ def steps(
         terms = {
             "pixel": F.mse_loss(output.float(), target) + F.l1_loss(output.float(), target),
             "feature": torch.stack(near).sum(),
-            "latent": F.mse_loss(codes[:half], generator.repeat(w)) / spread,
+            "latent": F.mse_loss(codes[: len(known)], known) / spread,
             "identity": 1 - alike,
             "delta": differences.norm(dim=2).sum(dim=1).mean(),
             "adversarial": F.softplus(-critic(codes.flatten(0, 1))).mean(),
         }
         sum(scale[name] * value for name, value in terms.items()).backward()  # type: ignore[union-attr]
+        training.average_gradients(encoder)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 5.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
@@ -120,6 +130,7 @@ def steps(
         with torch.no_grad():
             natural = generator.mapping(torch.randn(codes[:, :, 0].numel(), generator.style_dim, device=device))
         (F.softplus(critic(codes.detach().flatten(0, 1))).mean() + F.softplus(-critic(natural)).mean()).backward()
+        training.average_gradients(critic)
         adam_critic.step()
         adam_critic.zero_grad(set_to_none=True)
         ema.update(encoder, min(0.5 ** (batch / 10_000), (1 + number) / (10 + number)))
@@ -153,10 +164,22 @@ def train(
         plan.images,
         seconds=session.seconds(minutes),
         device=device,
+        copier=copier(domain, root, networks),
         **plan.options,
     )
     session.follow(loop, plan.images, "encoder")
-    promote(domain, root)
+    if training.first_process():
+        promote(domain, root)
+
+
+def copier(domain: Domain, root: Path, networks: Backbones) -> Copier | None:
+    """The generator with the layer that enters drawn people, where it was taught with one."""
+    path = session.promoted(domain, root, "told")
+    if not path.exists():
+        return None
+    told = copying.linear(session.plan(domain, "generator").model)
+    told.load_state_dict(weights.load(path)[0])
+    return Copier(networks.generator, told.to(networks.device).requires_grad_(False))
 
 
 def judge(domain: Domain, root: Path) -> Discriminator:

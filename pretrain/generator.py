@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
+from pipeline import training
 from pipeline.domains import Domain
 from pipeline.generator import EqualLinear, Generator, build
 from pipeline.training import Ema, Metrics, fit
-from pretrain import session
+from pretrain import copying, session
+from pretrain.copying import Copier, difference
 from pretrain.renders import Renders
 
 R1_EVERY = 16
@@ -111,63 +113,88 @@ def steps(
     device: str = "cpu",
     smaller: Path | None = None,
     settle: int = 6_000,
+    told: nn.Linear | None = None,
+    copying: float = 20.0,
+    mapping_rate: float = 1.0,
 ) -> Iterator[tuple[int, Metrics, Generator]]:
     """Yield (images seen, losses, averaged generator); goes on from `state` when it exists.
 
     numbers: size, style_dim, widths, n_mlp, discriminator (widths); pictures of `data` are averaged down to size.
     r1: gamma of gamma/2 |grad D(real)|^2. ema_images: half life of the average, in images.
-    smaller: the state of the same networks at half the size, to grow from; the discriminator then learns alone for
-    `settle` images. Most of what is to be learnt is learnt there, at a quarter of the cost.
+    smaller: the state of the same networks at half the size, to grow from. settle: images that the discriminator
+    learns from alone where the generator knows more than it does. told: what a copier (`pretrain.copying`) entered
+    its people with; half of every batch are then copies of the real half, which also count by their `copying` times
+    difference. mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper.
     """
     torch.manual_seed(0)
     generator = build(numbers).to(device)
     widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
     discriminator = Discriminator(numbers["size"], widths).to(device)
-    alone = settle // batch if smaller is not None else 0
+    copier = None if told is None else Copier(generator, told.to(device))
+    alone = settle // batch if smaller is not None or copier is not None else 0
     if smaller is not None and not state.exists():
         grow(torch.load(smaller, weights_only=True, map_location="cpu"), generator, discriminator)
     ema = Ema(generator)
     lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
-    adam_g = torch.optim.Adam(generator.parameters(), lr=lr, betas=(0.0, 0.99), fused=True)
+    mapping = list(generator.style.parameters())
+    drawing = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
+    drawing += [] if told is None else list(told.parameters())
+    groups = [{"params": drawing}, {"params": mapping, "lr": lr * mapping_rate}]
+    adam_g = torch.optim.Adam(groups, lr=lr, betas=(0.0, 0.99), fused=True)
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
+    rank, share = training.share(batch)
+    copies = 0 if copier is None else share // 2
 
     def fake(count: int) -> Tensor:
         w = generator.mapping(torch.randn(2 * count, generator.style_dim, device=device)).view(2, count, -1)
         cut = torch.randint(1, generator.num_ws, (count, 1, 1), device=device)
         cut = torch.where(torch.rand(count, 1, 1, device=device) < mixing, cut, generator.num_ws)
         first = torch.arange(generator.num_ws, device=device)[None, :, None] < cut
-        w_plus = torch.where(first, w[0][:, None], w[1][:, None])
-        return generator(w_plus, generator.random_noises(count))
+        return torch.where(first, w[0][:, None], w[1][:, None])
 
     def step(number: int) -> Metrics:
-        torch.manual_seed(number)
+        torch.manual_seed(number * batch + rank)
         if number % 500 == 0:
             data.refresh()
-        real = F.adaptive_avg_pool2d(data.images(torch.randint(len(data), (batch,))).to(device), numbers["size"])
+        rows = torch.randint(len(data), (share,))
+        real = F.adaptive_avg_pool2d(data.images(rows).to(device), numbers["size"])
         discriminator.requires_grad_(True)
         with torch.autocast(device, torch.bfloat16):
-            fakes = fake(batch)  # one forward pass serves both steps
+            w_plus = fake(share - copies)
+            if copier is not None:
+                w_plus = torch.cat([copier.codes(list(data.people(rows[:copies]))), w_plus])
+            fakes = generator(w_plus, generator.random_noises(share))  # one forward pass serves both steps
             loss_d = F.softplus(discriminator(fakes.detach())).mean() + F.softplus(-discriminator(real)).mean()
         loss_d.backward()
         if number % R1_EVERY == 0:
-            real.requires_grad_(True)
+            watched = real.clone().requires_grad_(True)
             with torch.autocast(device, torch.bfloat16):
-                logits = discriminator(real)
-            (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+                logits = discriminator(watched)
+            (gradient,) = torch.autograd.grad(logits.sum(), watched, create_graph=True)
             (gradient.square().sum(dim=(1, 2, 3)).mean() * (r1 / 2 * R1_EVERY)).backward()
+        training.average_gradients(discriminator)
         adam_d.step()
         adam_d.zero_grad(set_to_none=True)
-        discriminator.requires_grad_(False)
-        with torch.autocast(device, torch.bfloat16):
-            loss_g = F.softplus(-discriminator(fakes)).mean()
-        loss_g.backward()
+        metrics = {"loss_d": loss_d.item()}
         if number >= alone:
+            discriminator.requires_grad_(False)
+            with torch.autocast(device, torch.bfloat16):
+                loss_g = F.softplus(-discriminator(fakes)).mean()
+            metrics["loss_g"] = loss_g.item()
+            if copier is not None:
+                wrong = difference(fakes[:copies].float(), real[:copies])
+                metrics["difference"] = wrong.item()
+                loss_g = loss_g + copying * wrong
+            loss_g.backward()
+            training.average_gradients(generator if copier is None else copier)
             adam_g.step()
-        adam_g.zero_grad(set_to_none=True)
+            adam_g.zero_grad(set_to_none=True)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        return {"loss_d": loss_d.item(), "loss_g": loss_g.item()}
+        return metrics
 
-    parts = {"g": generator, "d": discriminator, "ema": ema, "adam_g": adam_g, "adam_d": adam_d}
+    parts: dict[str, Any] = {"g": generator, "d": discriminator, "ema": ema, "adam_g": adam_g, "adam_d": adam_d}
+    if told is not None:
+        parts["told"] = told
     for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
@@ -187,29 +214,49 @@ def train(
     resume: bool = True,
     device: str = "cpu",
 ) -> None:
-    """Train at half the size first, then at full size, until `images` were seen or `minutes` are over; promote.
+    """Train until `images` were seen or `minutes` are over; promote.
 
-    A grid of samples is drawn beside the state every 32,000 images.
+    Half the size comes first, `images_half_size` of the plan. Where pictures are drawn, both sizes first copy the
+    renderer (`images_copied` at full size). A grid of samples is drawn beside the state every 32,000 images.
     """
     plan = session.plan(domain, "generator", images)
     data = session.pictures(domain, root, plan.renders)
-    first = plan.options.pop("images_half_size", 0)
-    parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
-    small, full = (
-        session.state(domain, root, "generator-half", resume),
-        session.state(domain, root, "generator", resume, parts),
-    )
-    limit, begun = session.seconds(minutes), time.monotonic()
-    if first and not full.exists():
-        loop = steps(halved(plan.model), data, small, first, seconds=limit, device=device, **plan.options)
-        session.follow(loop, first, "generator, half size", small.parent / "generator-half")
-        if session.progress_of(small) < first // plan.options["batch"]:
+    half, copied = plan.options.pop("images_half_size", 0), plan.options.pop("images_copied", 0)
+    begun, batch = time.monotonic(), plan.options.get("batch", 16)
+    parts = {"g": "generator", "ema": "generator", "d": "discriminator", **({"told": "told"} if copied else {})}
+    full = session.state(domain, root, "generator", resume, parts)
+    at_half = session.state(domain, root, "generator-half", resume)
+
+    def left() -> float | None:
+        return None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
+
+    if not full.exists() and half:
+        part, label = halved(plan.model), "generator, half size"
+        if copied:
+            loop = copying.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
+        else:
+            loop = steps(part, data, at_half, half, seconds=left(), device=device, **plan.options)
+        session.follow(loop, half, label, at_half)
+        if session.progress_of(at_half) < half // batch:
             return  # out of time; the next call goes on
-        limit = None if limit is None else limit - (time.monotonic() - begun)
-    start = small if first else None
-    loop = steps(plan.model, data, full, plan.images, seconds=limit, device=device, smaller=start, **plan.options)
-    session.follow(loop, plan.images, "generator", full.parent / "generator")
-    promote(domain, root)
+    if not full.exists() and copied:
+        state = session.state(domain, root, "generator-copy", resume)
+        smaller = at_half if half else None
+        loop = copying.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
+        session.follow(loop, copied, "generator, copying", state)
+        if session.progress_of(state) < copied // batch:
+            return
+        if training.first_process():
+            copying.hand_over(plan.model, state, full)
+        training.wait_for_first()
+    told = copying.linear(plan.model) if copied else None
+    smaller = at_half if half and not copied else None
+    loop = steps(
+        plan.model, data, full, plan.images, seconds=left(), device=device, smaller=smaller, told=told, **plan.options
+    )
+    session.follow(loop, plan.images, "generator", full)
+    if training.first_process():
+        promote(domain, root)
 
 
 def halved(model: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +270,8 @@ def halved(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged generator, with its mean w, to the domain's weights, and its discriminator beside it."""
+    """Write the averaged generator, with its mean w, to the domain's weights; beside it, what a training goes on with:
+    its discriminator, and what a copier entered its people with."""
     tensors, done = session.averaged(domain, root, "generator")
     plan = session.plan(domain, "generator")
     generator = build(plan.model)
@@ -232,4 +280,7 @@ def promote(domain: Domain, root: Path) -> Path:
     model = {key: value for key, value in plan.model.items() if key != "discriminator"}
     judge = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
     session.publish(domain, root, "discriminator", session.part(domain, root, "generator", "d"), judge, steps=done)
+    if plan.options.get("images_copied"):
+        told = session.part(domain, root, "generator", "told")
+        session.publish(domain, root, "told", told, {"style_dim": plan.model["style_dim"]}, steps=done)
     return session.publish(domain, root, "generator", tensors, model, steps=done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import files, images, progress, tracking, weights
-from pipeline.domains import Domain
+from pipeline import files, images, progress, tracking, training, weights
+from pipeline.domains import NETWORKS, Domain
 from pipeline.generator import Generator
 from pipeline.training import Metrics
 from pipeline.values import InputError
@@ -66,9 +67,10 @@ def state(
 
 
 def promoted(domain: Domain, root: Path, name: str) -> Path:
-    """The file of weights of a network; that of the discriminator lies beside the generator's."""
-    known = domain.generator if name == "discriminator" else domain.weights(name)
-    return Path(root) / (known.path if name != "discriminator" else Path(known.path).with_name(f"{name}.safetensors"))
+    """The file of weights of a network; those that only trainings read lie beside the generator's."""
+    if name in NETWORKS:
+        return Path(root) / domain.weights(name).path
+    return Path(root) / Path(domain.generator.path).with_name(f"{name}.safetensors")
 
 
 def adopt(domain: Domain, root: Path, name: str, networks: Mapping[str, str], path: Path) -> None:
@@ -100,12 +102,16 @@ def pictures(domain: Domain, root: Path, count: int, people: int | None = None) 
     """At least `count` training pictures of the domain, rendered now where they are missing; see `Renders`."""
     if domain.renderer is None:
         raise InputError(f"domain '{domain.name}' draws no pictures of its own: only such domains can be trained yet")
-    renders.make(Path(root), domain.resolution, count, os.cpu_count() or 1, people)
+    if training.first_process():
+        renders.make(Path(root), domain.resolution, count, os.cpu_count() or 1, people)
+    training.wait_for_first()
     return Renders(Path(root), domain.resolution, people)
 
 
 def follow(steps: Iterable[tuple[int, Metrics, nn.Module]], total: int, label: str, grids: Path | None = None) -> None:
     """Run a training with progress lines and MLflow curves; with `grids`, a generator's samples as PNG now and then."""
+    if not training.first_process():
+        return deque(steps, maxlen=0).clear()
     with tracking.stage(f"pretrain-{label}", "pretraining", {"images": total}) as run:
         reported = drawn = 0
         for seen, metrics, network in progress.track(steps, None, label):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -128,21 +128,7 @@ def import_mapper(
     debug: DebugOption = False,
 ) -> None:
     """Take in a Delta Mapper that was trained elsewhere for a domain's generator."""
-    found, root = _domain(domain)
-    target = _free(root / found.mapper.path, force)
-
-    from pipeline import mapper, weights
-    from pipeline.artefacts import Layout
-    from pipeline.foreign import released
-
-    layout = released.layout_of(found, root)
-    network, clip_dim = released.delta_mapper(file, layout)
-    meta = {"model": mapper.numbers(layout, clip_dim), "domain": domain, "original": _original(file)}
-    weights.save(target, network.state_dict(), meta, half=False)
-    typer.echo(f"wrote {found.mapper.path}: {layout.size} style channels, embeddings of {clip_dim} numbers")
-    _warn(_preceded(Layout(found, root).mapper, root))
-    if found.clip_normalise:
-        _warn([f"DeltaEdit trained on pictures without CLIP's mean and deviation; {domain} has clip_normalise: true"])
+    _take_in("mapper", file, domain, force)
 
 
 def import_relevance(
@@ -152,17 +138,7 @@ def import_relevance(
     debug: DebugOption = False,
 ) -> None:
     """Take in a relevance matrix: a row per style channel, in CLIP's words."""
-    found, root = _domain(domain)
-    target = _free(root / found.relevance.path, force)
-
-    from pipeline import weights
-    from pipeline.artefacts import Layout
-    from pipeline.foreign import released
-
-    matrix, notes = released.relevance(file, released.layout_of(found, root))
-    weights.save(target, {"relevance": matrix}, {"domain": domain, "original": _original(file)}, half=False)
-    typer.echo(f"wrote {found.relevance.path}: {matrix.shape[0]} style channels, {matrix.shape[1]} numbers each")
-    _warn([*notes, *_preceded(Layout(found, root).relevance, root)])
+    _take_in("relevance", file, domain, force)
 
 
 def import_codes(
@@ -183,14 +159,26 @@ def import_codes(
     found, root = _domain(domain)
 
     from pipeline.artefacts import Layout
-    from pipeline.foreign import released
+    from pipeline.foreign import placed, released
 
     where = Layout(found, root)
     _free(where.codes, force)
-    meta = {"domain": domain, "original": {source: [_original(file) for file in pairs[source]] for source in pairs}}
+    meta = {"domain": domain, "original": {source: [placed.of(file) for file in pairs[source]] for source in pairs}}
     rows = released.replace_codes(pairs, released.layout_of(found, root), where, meta)
     typer.echo(f"wrote {rows:,} rows to {where.codes.relative_to(root)}, their spread to {where.s_stats.name}")
     typer.echo(f"train on them with: dvc repro --single-item mapper@{domain}")
+
+
+def _take_in(network: str, file: Path, domain: str, force: bool) -> None:
+    """Import a file as one of a domain's networks."""
+    found, root = _domain(domain)
+    _free(root / found.weights(network).path, force)
+
+    from pipeline.foreign import importers
+
+    line, notes = importers.of(network)(file, found, root)
+    typer.echo(line)
+    _warn(notes)
 
 
 def _domain(name: str) -> tuple[Domain, Path]:
@@ -204,17 +192,6 @@ def _free(path: Path, force: bool) -> Path:
     if path.exists() and not force:
         raise InputError(f"{path} exists already: give --force to replace it")
     return path
-
-
-def _original(file: Path) -> dict[str, Any]:
-    from pipeline.files import digest
-
-    return {"file": file.name, "sha256": digest(file)}
-
-
-def _preceded(made: Path, root: Path) -> list[str]:
-    """What `dvc repro` made is used before what is imported."""
-    return [f"{made.relative_to(root)}, made by `dvc repro`, is used before it"] if made.exists() else []
 
 
 def _warn(notes: list[str]) -> None:

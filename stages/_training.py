@@ -48,12 +48,12 @@ def pretrain(
         raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
     from importlib import import_module
 
-    from pipeline import domains, params
+    from pipeline import domains, params, training
     from pipeline.service import device_named
 
     root = params.root()
     found = domains.load(domain, root)
-    place = device_named(device)
+    place = training.join(device_named(device))
     for name in [part] if part else TRAINED:
         module = import_module(f"pretrain.{name if name in TRAINED else 'artefacts'}")
         if promote_only or name in SHIPPED:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stages import _arguments as arguments
+from stages import _fetch as fetching
 from stages import _import as imports
 from stages import _shell
 from stages import _training as training
@@ -215,6 +216,7 @@ app.command()(training.tune)
 
 # ---------------------------------------------------------------- what others made
 
+app.command()(fetching.fetch)
 for command in imports.COMMANDS:
     app.command(command)(getattr(imports, command.replace("-", "_")))
 

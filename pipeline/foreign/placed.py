@@ -1,4 +1,4 @@
-"""Where an imported generator goes: its weights, a picture to check by eye, and a new domain to fill in."""
+"""Where what is imported goes: a domain's weights; with a generator a picture to check by eye, and a new domain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from pathlib import Path
 import yaml
 
 from pipeline import domains, files, weights
+from pipeline.artefacts import Layout
+from pipeline.domains import Domain
+from pipeline.foreign import released
 from pipeline.foreign.generators import Imported, pictures
+from pipeline.foreign.generators import load as load_generator
 from pipeline.gallery import save_grid
+from pipeline.mapper import numbers
 from pipeline.values import InputError
 
 LICENCE = "that of the file it was imported from: look it up (NVIDIA's own networks: non-commercial use only)"
@@ -96,8 +101,8 @@ def place(
     if stands:
         fits(imported, source, domains.load(name, root))
     rows = pictures(imported.generator, seed)
-    path = Path(domains.default_path(name, "generator"))
-    original = {"file": source.name, "sha256": files.digest(source), "kind": imported.kind, "notes": imported.notes}
+    path = Path(domains.load(name, root).generator.path if stands else domains.default_path(name, "generator"))
+    original = {**of(source), "kind": imported.kind, "notes": imported.notes}
     meta = {"model": imported.model, "domain": name, "original": original, "licence": licence}
     weights.save(root / path, imported.tensors(), meta, half=False)
     grid = path.with_suffix(".png")
@@ -121,6 +126,48 @@ def place(
     files.write_bytes(root / domain_file(name), text.encode())
     domains.load(name, root)
     return Placed(path, grid, Path(domain_file(name)))
+
+
+def generator(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import a generator into a domain that exists. (what was written, what a person must know), here and below."""
+    imported = load_generator(file, domain.level_split)
+    licence = domain.generator.licence
+    where = place(imported, file, domain.name, root, domain.neutral, licence, seed=0, force=True)
+    return f"wrote {where.weights} ({imported.kind}) and pictures of it, {where.grid.name}", imported.notes
+
+
+def mapper(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import a Delta Mapper that was trained for the domain's generator."""
+    layout = released.layout_of(domain, root)
+    network, clip_dim = released.delta_mapper(file, layout)
+    meta = {"model": numbers(layout, clip_dim), "domain": domain.name, "original": of(file)}
+    weights.save(root / domain.mapper.path, network.state_dict(), meta, half=False)
+    notes = _preceded(Layout(domain, root).mapper, root)
+    if domain.clip_normalise:
+        notes.append(
+            f"DeltaEdit trained on pictures without CLIP's mean and deviation; {domain.name} has clip_normalise: true"
+        )
+    return f"wrote {domain.mapper.path}: {layout.size} style channels, embeddings of {clip_dim} numbers", notes
+
+
+def relevance(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import a relevance matrix of the domain's generator."""
+    matrix, notes = released.relevance(file, released.layout_of(domain, root))
+    weights.save(
+        root / domain.relevance.path, {"relevance": matrix}, {"domain": domain.name, "original": of(file)}, half=False
+    )
+    line = f"wrote {domain.relevance.path}: {matrix.shape[0]} style channels, {matrix.shape[1]} numbers each"
+    return line, [*notes, *_preceded(Layout(domain, root).relevance, root)]
+
+
+def of(original: Path) -> dict[str, str]:
+    """Where weights come from, for the heading of their file."""
+    return {"file": original.name, "sha256": files.digest(original)}
+
+
+def _preceded(made: Path, root: Path) -> list[str]:
+    """What `dvc repro` made is used before what is imported."""
+    return [f"{made.relative_to(root)}, made by `dvc repro`, is used before it"] if made.exists() else []
 
 
 def _quoted(text: str) -> str:

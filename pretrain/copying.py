@@ -1,0 +1,203 @@
+"""Teaches a generator to copy a renderer, before it meets a discriminator.
+
+Where pictures are drawn from known numbers, pairs of numbers and picture teach in half an hour what a discriminator
+alone teaches in days on the same machine. The numbers enter where w does, through one linear layer; once the synthesis
+draws what it is told, the mapping network learns to turn normal noise into such w. What the copy leaves soft, and what
+mapped noise gets wrong, the adversarial training that follows mends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline import files, portraits, progress, training
+from pipeline.generator import Generator, build
+from pipeline.portraits.people import SHARES
+from pipeline.training import Ema, Metrics, fit
+from pipeline.values import InputError
+from pretrain.renders import Renders
+
+SCALES = 1, 2, 4  # the pictures are compared as they are, and averaged over so many pixels each way
+EDGES, SMALL = 0.5, 0.25  # weight of the differences between neighbouring pixels; an error that counts as small
+FADE = 0.3  # the last part of a training, in which its rate falls
+
+
+@cache
+def width() -> int:
+    """How many numbers describe a drawn person: a one-hot group per trait, and the places in between."""
+    return sum(map(len, SHARES.values())) + len(_places(portraits.sample(0)))
+
+
+def _places(person: portraits.Portrait) -> list[float]:
+    """All numbers in 0..1 that a portrait is drawn from, but for the values of its traits."""
+    traits = (getattr(person.traits, name).u for name in SHARES)
+    return [*astuple(person.identity), *astuple(person.look), *traits]
+
+
+def numbers(people: Sequence[portraits.Portrait]) -> Tensor:
+    """What `people` are drawn from, every column of mean 0 and variance 1 over all people: [B,width]."""
+    places = torch.tensor([_places(person) for person in people])
+    values = [[portraits.ATTRIBUTES[n].index(getattr(person.traits, n).value) for n in SHARES] for person in people]
+    return _standardised(places, torch.tensor(values))
+
+
+def of_noise(z: Tensor) -> Tensor:
+    """The people that normal noise z [B,D] stands for, in their true shares: [B,width], as `numbers` gives them.
+
+    A trait's value is the largest of as many normal numbers, after shifts that give every value its share.
+    """
+    shifts, start, values = _shifts(), len(_places(portraits.sample(0))), []
+    for shift in shifts:
+        values.append((z[:, start : start + len(shift)] + shift.to(z.device)).argmax(dim=1))
+        start += len(shift)
+    return _standardised(torch.special.ndtr(z[:, : start - sum(map(len, shifts))]), torch.stack(values, dim=1))
+
+
+def _standardised(places: Tensor, values: Tensor) -> Tensor:
+    parts = [(places - 0.5) * math.sqrt(12)]
+    for column, shares in zip(values.T, SHARES.values(), strict=True):
+        share = torch.tensor(list(shares.values()), device=places.device)
+        parts.append((F.one_hot(column, len(shares)) - share) / (share * (1 - share)).sqrt())
+    return torch.cat(parts, dim=1)
+
+
+@cache
+def _shifts(count: int = 100_000) -> list[Tensor]:
+    """Per trait, what is added to normal numbers so that the largest is each value's in its share of cases."""
+    generator, found = torch.Generator().manual_seed(5), []
+    for shares in SHARES.values():
+        noise, shift = torch.randn(count, len(shares), generator=generator), torch.zeros(len(shares))
+        for _ in range(60):
+            seen = (noise + shift).argmax(dim=1).bincount(minlength=len(shares)) / count
+            shift -= 2 * (seen - torch.tensor(list(shares.values())))
+        found.append(shift)
+    return found
+
+
+def linear(model: dict[str, Any]) -> nn.Linear:
+    """The layer that enters people as w; at first it only turns them."""
+    if width() > model["style_dim"]:  # noise of so few dimensions could not name every person
+        raise InputError(f"style_dim is {model['style_dim']}: drawn people need at least {width()}")
+    told = nn.Linear(width(), model["style_dim"])
+    nn.init.orthogonal_(told.weight)
+    nn.init.zeros_(told.bias)
+    return told
+
+
+class Copier(nn.Module):
+    """A generator that draws people from what they are drawn from, entered by the layer `told`."""
+
+    def __init__(self, generator: Generator, told: nn.Linear) -> None:
+        super().__init__()
+        self.generator, self.told = generator, told
+
+    def codes(self, people: Sequence[portraits.Portrait]) -> Tensor:
+        """w_plus [B,L,D] of people, with equal rows."""
+        return self.generator.repeat(self.told(numbers(people).to(self.told.weight.device)))
+
+    def forward(self, people: Sequence[portraits.Portrait]) -> Tensor:
+        return self.generator(self.codes(people), self.generator.random_noises(len(people)))
+
+
+def difference(made: Tensor, real: Tensor) -> Tensor:
+    """How far pictures [B,3,R,R] are apart, at several scales and in their edges.
+
+    Errors below `SMALL` count by their square: with absolute errors, ever smaller ones of wide areas outweigh the eyes.
+    """
+    levels = (F.smooth_l1_loss(F.avg_pool2d(made, k), F.avg_pool2d(real, k), beta=SMALL) for k in SCALES)
+    edges = (F.smooth_l1_loss(made.diff(dim=axis), real.diff(dim=axis), beta=SMALL) for axis in (2, 3))
+    return torch.stack([*levels]).mean() + EDGES * torch.stack([*edges]).sum()
+
+
+def steps(
+    model: dict[str, Any],
+    data: Renders,
+    state: Path,
+    images: int,
+    batch: int = 16,
+    lr: float = 0.004,
+    ema_images: float = 10_000,
+    fade: bool = True,
+    seconds: float | None = None,
+    device: str = "cpu",
+    smaller: Path | None = None,
+) -> Iterator[tuple[int, Metrics, Copier]]:
+    """Yield (images seen, {"difference"}, averaged copier); goes on from `state` when it exists.
+
+    model: the generator's numbers; pictures of `data` are averaged down to its size. smaller: the state of the same
+    training at half the size, to start from; the new resolution's colours start at zero. fade: let the rate fall at
+    the end.
+    """
+    torch.manual_seed(0)
+    copier = Copier(build(model), linear(model)).to(device)
+    if smaller is not None and not state.exists():
+        own, known = copier.state_dict(), torch.load(smaller, weights_only=True, map_location="cpu")["copier"]
+        copier.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
+        nn.init.zeros_(copier.generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
+    ema = Ema(copier)
+    drawing = [p for name, p in copier.generator.named_parameters() if not name.startswith("style.")]
+    groups = [{"params": drawing, "rate": lr}, {"params": copier.told.parameters(), "rate": lr / 4}]
+    adam = torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    rank, share = training.share(batch)
+
+    def step(number: int) -> Metrics:
+        torch.manual_seed(number * batch + rank)
+        rows = torch.randint(len(data), (share,))
+        real = F.adaptive_avg_pool2d(data.images(rows).to(device), model["size"])
+        left = 1 - number * batch / images
+        slow = min(1.0, (number + 1) / 100) * (min(1.0, left / FADE + 0.03) if fade else 1.0)
+        for group in adam.param_groups:
+            group["lr"] = group["rate"] * slow
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            made = copier(list(data.people(rows)))
+        wrong = difference(made.float(), real)
+        wrong.backward()
+        training.average_gradients(copier)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        ema.update(copier, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
+        return {"difference": wrong.item()}
+
+    parts = {"copier": copier, "ema": ema, "adam": adam}
+    for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
+        yield done * batch, metrics, ema.module  # type: ignore[misc]
+
+
+def learn_mapping(copier: Copier, steps: int = 6000, batch: int = 1024, lr: float = 0.3) -> Iterator[Metrics]:
+    """Teach the generator's mapping network, in place, the w of the people that noise stands for; yields the error as
+    a share of w's variance. lr is that of weights which `EqualLinear` keeps a hundred times too large."""
+    mapping, told = copier.generator.style.requires_grad_(True), copier.told
+    adam = torch.optim.Adam(mapping.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        z = torch.randn(batch, copier.generator.style_dim, generator=generator).to(told.weight.device)
+        with torch.no_grad():
+            w = told(of_noise(z))
+        wrong = (mapping(z) - w).square().mean() / w.var(dim=0).mean()
+        wrong.backward()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        yield {"error": wrong.item()}
+
+
+def hand_over(model: dict[str, Any], state: Path, to: Path) -> None:
+    """Teach the mapping network of a finished copy, and write the state that adversarial training starts from."""
+    copier = Copier(build(model), linear(model))
+    copier.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
+    for number, metrics in enumerate(progress.track(learn_mapping(copier), label="mapping")):
+        if number % 1000 == 999:
+            print(f"mapping: error {metrics['error']:.3f} of the variance of w", flush=True)
+    networks = {"g": copier.generator.state_dict(), "told": copier.told.state_dict()}
+    with files.replacing(to) as partial:
+        torch.save({**networks, "ema": networks["g"], "step": 0, "whole": False}, partial)

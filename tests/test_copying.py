@@ -1,0 +1,171 @@
+"""A generator that copies the renderer first: what people are told by, what noise stands for, and the hand-over."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.upfirdn2d import binomial_kernel, upfirdn2d
+from pipeline import generator, portraits
+from pipeline.portraits.people import SHARES
+from pipeline.values import InputError
+from pretrain import copying, renders
+from pretrain import generator as gan
+
+R, D, CHUNK, BATCH = 16, 128, 24, 8
+MODEL: dict[str, Any] = {
+    "size": R,
+    "style_dim": D,
+    "n_mlp": 2,
+    "widths": {4: 8, 8: 8, 16: 6},
+    "split": [2, 4],
+    "discriminator": {16: 4, 8: 6, 4: 9},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> renders.Renders:
+    root = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renders, "CHUNK", CHUNK)
+        renders.make(root, R, CHUNK)
+        return renders.Renders(root, R)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renders, "CHUNK", CHUNK)
+
+
+def test_people_are_told_by_numbers_of_mean_zero_and_variance_one() -> None:
+    people = [portraits.sample(row) for row in range(4000)]
+    told = copying.numbers(people)
+    assert told.shape == (4000, copying.width())
+    assert told.mean(dim=0).abs().max() < 0.1 and (told.var(dim=0) - 1).abs().max() < 0.15
+
+
+def test_two_people_are_told_alike_only_where_they_are_alike() -> None:
+    someone = portraits.sample(3)
+    values = portraits.ATTRIBUTES["hair_color"]
+    other = portraits.counterfactual(
+        someone, "hair_color", next(v for v in values if v != someone.traits.hair_color.value)
+    )
+    one, two = copying.numbers([someone, other])
+    assert (one != two).sum() == 2  # the value it had, and the value it has
+
+
+def test_noise_stands_for_people_in_the_shares_of_the_renderer() -> None:
+    z = torch.randn(40_000, D, generator=torch.Generator().manual_seed(1))
+    named = copying.of_noise(z)
+    assert named.shape == (40_000, copying.width())
+    start = copying.width() - sum(map(len, SHARES.values()))
+    places = named[:, :start]
+    assert places.mean(dim=0).abs().max() < 0.03 and (places.var(dim=0) - 1).abs().max() < 0.03
+    assert places.abs().max() <= 3**0.5 + 1e-5  # uniform, as the renderer draws them
+    for shares in SHARES.values():
+        group = named[:, start : start + len(shares)]
+        assert ((group > 0).sum(dim=1) == 1).all()  # exactly one value of every trait
+        seen = (group > 0).float().mean(dim=0)
+        torch.testing.assert_close(seen, torch.tensor(list(shares.values())), atol=0.012, rtol=0)
+        start += len(shares)
+
+
+def test_a_code_too_short_to_name_every_person_is_refused() -> None:
+    with pytest.raises(InputError, match=rf"style_dim is 64: drawn people need at least {copying.width()}"):
+        copying.linear({**MODEL, "style_dim": 64})
+
+
+def test_pictures_differ_by_large_errors_more_than_by_many_small_ones() -> None:
+    picture = torch.zeros(1, 3, R, R)
+    spread, dense = picture + 0.02, picture.clone()
+    dense[:, :, 4:8, 4:8] = 0.02 * R * R / 16  # the same mean absolute error, in one place
+    assert copying.difference(picture, picture) == 0
+    assert copying.difference(dense, picture) > 3 * copying.difference(spread, picture)
+
+
+def test_copying_comes_nearer_to_the_renderer(data: renders.Renders, tmp_path: Path) -> None:
+    loop = copying.steps(MODEL, data, tmp_path / "copy.pt", 60 * BATCH, BATCH, lr=0.01, ema_images=20)
+    found = [metrics["difference"] for _, metrics, _ in loop]
+    assert sum(found[-10:]) < 0.6 * sum(found[:10])
+
+
+def test_a_copy_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(data: renders.Renders, tmp_path: Path) -> None:
+    whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
+    list(copying.steps(MODEL, data, whole, 3 * BATCH, BATCH))
+    for _ in range(3):
+        torch.manual_seed(99)
+        list(copying.steps(MODEL, data, pieces, 3 * BATCH, BATCH, seconds=0))
+    one, other = (torch.load(path, weights_only=True) for path in (whole, pieces))
+    assert one["step"] == other["step"] == 3
+    for key, value in one["copier"].items():
+        assert torch.equal(value, other["copier"][key]), key
+
+
+def test_the_larger_copy_begins_with_the_smaller_pictures(data: renders.Renders, tmp_path: Path) -> None:
+    half = tmp_path / "half.pt"
+    *_, (_, _, small) = copying.steps(gan.halved(MODEL), data, half, 2 * BATCH, BATCH, ema_images=1e-9)
+    *_, (_, _, large) = copying.steps(MODEL, data, tmp_path / "copy.pt", BATCH, BATCH, lr=1e-12, smaller=half)
+    people = list(data.people(torch.arange(3)))
+    with torch.no_grad():
+        enlarged = upfirdn2d(small.generator(small.codes(people)), binomial_kernel(2), up=2, pad=(2, 1))
+        torch.testing.assert_close(large.generator(large.codes(people)), enlarged, atol=1e-3, rtol=1e-3)
+
+
+def test_the_mapping_network_learns_who_noise_stands_for() -> None:
+    torch.manual_seed(0)
+    copier = copying.Copier(generator.build(MODEL), copying.linear(MODEL))
+    drawing = copier.generator.conv1.conv.weight.clone()
+    errors = [metrics["error"] for metrics in copying.learn_mapping(copier, 200, 256)]
+    assert errors[-1] < 0.8 * errors[0]
+    assert torch.equal(copier.generator.conv1.conv.weight, drawing)
+
+
+def test_what_was_copied_is_handed_to_the_adversarial_training(
+    data: renders.Renders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "learn_mapping", functools.partial(copying.learn_mapping, steps=3, batch=16))
+    copy, state = tmp_path / "copy.pt", tmp_path / "generator.pt"
+    *_, (_, _, copier) = copying.steps(MODEL, data, copy, BATCH, BATCH)
+    copying.hand_over(MODEL, copy, state)
+    handed = torch.load(state, weights_only=True)
+    assert handed["step"] == 0
+    for key, value in copier.generator.state_dict().items():
+        if not key.startswith("style."):
+            assert torch.equal(handed["g"][key], value), key
+    told = copying.linear(MODEL)
+    loop = gan.steps(MODEL, data, state, 3 * BATCH, BATCH, told=told, settle=BATCH)
+    seen = [(metrics, {k: v.clone() for k, v in told.state_dict().items()}) for _, metrics, _ in loop]
+    assert "loss_g" not in seen[0][0] and "difference" in seen[1][0]  # the discriminator learns alone at first
+    torch.testing.assert_close(seen[0][1]["weight"], copier.told.weight)
+    assert not torch.equal(seen[1][1]["weight"], seen[2][1]["weight"])
+
+
+def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiny_project
+    import yaml
+
+    from pipeline import domains
+
+    monkeypatch.setattr(copying, "learn_mapping", functools.partial(copying.learn_mapping, steps=2, batch=16))
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tmp_path))
+    model = {key: value for key, value in MODEL.items() if key != "split"}
+    plan = {"model": model, "images": BATCH, "images_half_size": BATCH, "images_copied": BATCH, "batch": BATCH}
+    content = {**tiny_project.DOMAIN, "defaults": {"pretrain": {"generator": {**plan, "renders": CHUNK}}}}
+    (tmp_path / "domains").mkdir()
+    (tmp_path / "domains/tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    domain, states = domains.load("tiny", tmp_path), tmp_path / "data/pretraining/tiny"
+    gan.train(domain, tmp_path)
+    assert {path.stem for path in states.glob("*.pt")} == {"generator", "generator-copy", "generator-half"}
+    weights = tmp_path / "data/pretrained/tiny"
+    assert {path.stem for path in weights.glob("*.safetensors")} == {"generator", "discriminator", "told"}
+    for path in states.glob("*.pt"):
+        path.unlink()
+    gan.train(domain, tmp_path, images=2 * BATCH)
+    assert {path.stem for path in states.glob("*.pt")} == {"generator"}
+    assert torch.load(states / "generator.pt", weights_only=True)["step"] == 2
