@@ -74,32 +74,7 @@ def import_encoder(
     debug: DebugOption = False,
 ) -> None:
     """Take in an e4e or pSp encoder; and the generator that lies beside it, where the domain has none."""
-    found, root = _domain(domain)
-    target = _free(root / found.encoder.path, force)
-
-    from pipeline import weights
-    from pipeline.foreign import encoders, generators, placed
-
-    imported = encoders.style_encoder(file, found.resolution)
-    model, notes, made = imported.model, list(imported.notes), None
-    if (root / found.generator.path).exists():
-        tensors, about = weights.load(root / found.generator.path, hint="import the generator again")
-        notes += encoders.doubts(imported, file, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
-    elif imported.decoder:
-        made = generators.load(file, found.level_split)
-        placed.fits(made, file, found)
-        notes += made.notes + encoders.doubts(imported, file, made.model["style_dim"], made.generator.w_mean)
-    else:
-        notes.append(f"it holds no generator, and {domain} has none: import the one that it was trained for")
-    original = {**_original(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}
-    meta = {"model": model, "domain": domain, "original": original, "licence": found.encoder.licence}
-    weights.save(target, imported.tensors, meta, half=False)
-    del imported  # a gigabyte, not needed for the generator's pictures
-    typer.echo(f"wrote {found.encoder.path}: {original['kind']}, {model['rows']} rows of {model['style_dim']} numbers")
-    if made is not None:
-        where = placed.place(made, file, domain, root, found.neutral, found.generator.licence, seed=0, force=True)
-        typer.echo(f"wrote {where.weights}: {made.kind}\nwrote {where.grid}: look at it")
-    _warn(notes)
+    _take_in("encoder", file, domain, force)
 
 
 def import_identity(
@@ -109,16 +84,7 @@ def import_identity(
     debug: DebugOption = False,
 ) -> None:
     """Take in the network that tells faces apart (ArcFace, IR-SE50), by which `identity` is measured."""
-    found, root = _domain(domain)
-    target = _free(root / found.identity.path, force)
-
-    from pipeline import weights
-    from pipeline.foreign import encoders
-
-    imported = encoders.face_network(file)
-    meta = {"model": imported.model, "domain": domain, "original": _original(file), "licence": found.identity.licence}
-    weights.save(target, imported.tensors, meta, half=False)
-    typer.echo(f"wrote {found.identity.path}: {imported.kind}, embeddings of {imported.model['dim']} numbers")
+    _take_in("identity", file, domain, force)
 
 
 def import_mapper(

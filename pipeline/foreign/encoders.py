@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from pipeline import encoder, foreign, irse, recognition, weights
+from pipeline.domains import Domain
+from pipeline.foreign import generators, placed
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.foreign.tensors import listed
 from pipeline.values import InputError
@@ -40,6 +42,42 @@ class Imported:
     opts: dict[str, Any]
     notes: list[str]
     decoder: bool = False
+
+
+def place_encoder(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import an encoder, and the generator beside it where the domain has none.
+
+    (what was written, what a person must know), here and below.
+    """
+    imported = style_encoder(file, domain.resolution)
+    model, notes, made = imported.model, list(imported.notes), None
+    if (root / domain.generator.path).exists():
+        tensors, about = weights.load(root / domain.generator.path, hint="import the generator again")
+        notes += doubts(imported, file, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
+    elif imported.decoder:
+        made = generators.load(file, domain.level_split)
+        placed.fits(made, file, domain)
+        notes += made.notes + doubts(imported, file, made.model["style_dim"], made.generator.w_mean)
+    else:
+        notes.append(f"it holds no generator, and {domain.name} has none: import the one that it was trained for")
+    original = {**placed.of(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}
+    meta = {"model": model, "domain": domain.name, "original": original, "licence": domain.encoder.licence}
+    weights.save(root / domain.encoder.path, imported.tensors, meta, half=False)
+    line = f"wrote {domain.encoder.path}: {imported.kind}, {model['rows']} rows of {model['style_dim']} numbers"
+    del imported  # a gigabyte, not needed for the generator's pictures
+    if made is not None:
+        licence = domain.generator.licence
+        where = placed.place(made, file, domain.name, root, domain.neutral, licence, seed=0, force=True)
+        line += f"; {where.weights} ({made.kind}) and pictures of it, {where.grid.name}"
+    return line, notes
+
+
+def place_identity(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import the network by which faces are told apart."""
+    imported = face_network(file)
+    meta = {"model": imported.model, "domain": domain.name, "original": placed.of(file)}
+    weights.save(root / domain.identity.path, imported.tensors, meta, half=False)
+    return f"wrote {domain.identity.path}: {imported.kind}, embeddings of {imported.model['dim']} numbers", []
 
 
 def style_encoder(path: Path, resolution: int) -> Imported:
