@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.denoiser import Denoiser
     from pipeline.domains import Domain
-    from pipeline.encoder import Encoder
+    from pipeline.encoder import StyleEncoder
     from pipeline.generator import Generator
+    from pipeline.irse import FaceNet
     from pipeline.mapper import DeltaMapper
     from pipeline.recognition import IdentityNet, Oracle
 
@@ -66,10 +67,11 @@ class Backbones:
         """The network that `build` makes from the file's heading, with the file's weights."""
         tensors, meta = self._read(name)
         try:
-            network = build(meta)
+            with weights.Unfilled():
+                network = build(meta)
             if name == "generator":  # its mean w is no key of the published files
                 network.w_mean = tensors.pop("w_mean")
-            network.load_state_dict(tensors)
+            network.load_state_dict(tensors, assign=True)  # no second copy of what is read
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -84,10 +86,10 @@ class Backbones:
         return self._network("generator", lambda meta: generator.build(meta["model"]))
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> StyleEncoder:
         from pipeline import encoder
 
-        return self._network("encoder", lambda meta: encoder.Encoder(**meta["model"]))
+        return self._network("encoder", lambda meta: encoder.build(meta["model"]))
 
     @cached_property
     def clip(self) -> Clip:
@@ -100,10 +102,10 @@ class Backbones:
         return self._network("clip", build)
 
     @cached_property
-    def identity(self) -> IdentityNet:
+    def identity(self) -> IdentityNet | FaceNet:
         from pipeline import recognition
 
-        return self._network("identity", lambda meta: recognition.IdentityNet(**meta["model"]))
+        return self._network("identity", lambda meta: recognition.build(meta["model"]))
 
     @cached_property
     def oracle(self) -> Oracle:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pipeline import files
 from pipeline.files import digest
 from pipeline.values import InputError
 
-__all__ = ["digest", "load", "read_meta", "save"]
+__all__ = ["Unfilled", "digest", "load", "read_meta", "save"]
 KEY = "deltaspace"  # the one entry of the safetensors header's metadata
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it networks are built without drawing numbers: their memory is not touched until it is assigned."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], half: bool = True) -> None:
@@ -24,11 +37,23 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], hal
     With `half`, floating tensors are stored as float16, except those it cannot hold (beyond 65,504), which stay as
     they are. Integers and booleans always stay.
     """
-    from safetensors.torch import save as serialise
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    stored = {name: _stored(tensors[name], half) for name in sorted(tensors)}
+    stored, owned = {}, set()
+    for name in sorted(tensors):
+        stored[name] = _stored(tensors[name], half)
+        memory = stored[name].untyped_storage()
+        if memory.data_ptr() in owned:  # tied tensors are saved each
+            stored[name] = stored[name].clone()
+        owned.add(memory.data_ptr())
     header = {KEY: json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)}
-    files.write_bytes(Path(path), serialise(stored, metadata=header))
+    with files.replacing(Path(path)) as partial:
+        try:
+            save_file(stored, partial, metadata=header)
+        except SafetensorError as error:  # what the disk refuses comes as words
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else error from error
 
 
 def load(path: Path, device: str = "cpu", hint: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +101,7 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
         small = tensor.to(torch.float16)
         if torch.equal(torch.isinf(small), torch.isinf(tensor)):
             tensor = small
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
 
 
 def _loaded(tensor: Tensor) -> Tensor:

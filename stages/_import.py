@@ -15,7 +15,14 @@ from stages._arguments import DebugOption, DomainOption, JsonOption
 if TYPE_CHECKING:
     from pipeline.domains import Domain
 
-COMMANDS = ("import-generator", "import-mapper", "import-relevance", "import-codes")
+COMMANDS = (
+    "import-generator",
+    "import-encoder",
+    "import-identity",
+    "import-mapper",
+    "import-relevance",
+    "import-codes",
+)
 
 
 def import_generator(
@@ -58,6 +65,26 @@ def import_generator(
 
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def import_encoder(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, such as e4e_ffhq_encode.pt.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in an e4e or pSp encoder; and the generator that lies beside it, where the domain has none."""
+    _take_in("encoder", file, domain, force)
+
+
+def import_identity(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict, such as the released model_ir_se50.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the network that tells faces apart (ArcFace, IR-SE50), by which `identity` is measured."""
+    _take_in("identity", file, domain, force)
 
 
 def import_mapper(

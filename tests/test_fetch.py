@@ -22,7 +22,6 @@ from published_server import File, Server, serving
 from pipeline import doctor, domains, download, files, originals, weights
 from pipeline.backbones import Backbones
 from pipeline.foreign import importers
-from pipeline.foreign.tensors import Unfilled
 from pipeline.generator import Generator
 from pipeline.mapper import DeltaMapper
 from pipeline.values import InputError
@@ -143,7 +142,7 @@ def test_weights_of_another_origin_stay_unless_forced(project: Project) -> None:
 
 def test_mapper_and_relevance_follow_their_generator(project: Project) -> None:
     layout = project.generator.layout
-    with Unfilled():
+    with weights.Unfilled():
         mapper = DeltaMapper(layout, E)
     torch.save({key: torch.randn(value.shape) for key, value in mapper.state_dict().items()}, project.root / "net.pth")
     rows = torch.nn.functional.normalize(torch.randn(layout.size, E), dim=1)

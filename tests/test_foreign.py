@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import io
 import json
@@ -22,10 +23,16 @@ import tiny_project
 import torch
 
 from pipeline import foreign, params
-from pipeline.foreign import generators
+from pipeline.foreign import encoders, generators
 from pipeline.values import InputError
 from stages import app
 
+LOOKED_FOR = (
+    "conv1.conv.weight",
+    *(f"encoder.styles.{row}.linear.weight" for row in range(6)),  # of the tiny domain
+    "input_layer.0.weight",
+    "output_layer.3.weight",
+)
 MOST_MEMORY = 40_000_000  # bytes; a refusal needs none of what the file claims
 
 
@@ -45,6 +52,12 @@ def storage_blob(content: object) -> bytes:
     return stream.getvalue()
 
 
+def zip_blob(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def zipped(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **records: bytes) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -54,7 +67,7 @@ def zipped(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **
 
 
 def claimed(shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4) -> bytes:
-    """data.pkl of a state dict whose one tensor claims a shape."""
+    """data.pkl of a state dict whose one tensor, under the names that each command looks for, claims a shape."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: object) -> object:
@@ -65,7 +78,7 @@ def claimed(shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4) -> 
             return torch._utils._rebuild_tensor_v2, (marker, 0, shape, stride, False, collections.OrderedDict())
 
     marker, stream = object(), io.BytesIO()
-    Pickler(stream, 2).dump({"conv1.conv.weight": Tensor()})
+    Pickler(stream, 2).dump({key: Tensor() for key in LOOKED_FOR})
     return stream.getvalue()
 
 
@@ -116,6 +129,9 @@ def corpus(folder: Path, canary: Path) -> dict[str, Path]:
     put("underflow.pkl", b"\x80\x02R.")
     put("empty.pkl", b"")
     put("text.pkl", b"<html>quota exceeded</html>")
+    put("opts.pt", storage_blob({"state_dict": {}, "opts": argparse.Namespace(device=system)}))
+    put("opts-zip.pt", zip_blob({"state_dict": {}, "opts": argparse.Namespace(device=system)}))
+    put("opts-build.pt", b"\x80\x02cargparse\nNamespace\n)\x81(cposix\nsystem\nX\x04\x00\x00\x00true\x85Rdb.")
     put("array.pkl", pickle.dumps({"conv1.conv.weight": np.array([system], dtype=object)}))
     found["source.pkl"] = files.pickled(folder / "source.pkl", {"G_ema": files.Module("Generator", {}, {}, {})})
     found["zip-system.pt"] = zipped(folder / "zip-system.pt", pickle.dumps(system))
@@ -161,7 +177,17 @@ def test_the_canary_sings_when_such_a_file_is_read_the_ordinary_way(tmp_path: Pa
     assert canary.exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import-generator", "--name", "mine"),
+        ("import-encoder", "--domain", "tiny", "--force"),
+        ("import-identity", "--domain", "tiny"),
+    ],
+    ids=lambda command: command[0],
+)
 def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
+    command: tuple[str, ...],
     hostile: dict[str, Path],
     canary: Path,
     tmp_path: Path,
@@ -170,12 +196,14 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.make(tmp_path / "project")))
     with pytest.raises(InputError):
-        generators.load(hostile["absurd.pt"])  # what is imported once is not counted below
+        encoders.style_encoder(hostile["absurd.pt"], 16)  # what is imported once is not counted below
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     wrong: dict[str, object] = {}
-    for name, path in hostile.items():
+    kinds = (".pkl", ".pt", ".safetensors") if command[0] == "import-generator" else (".pt", ".safetensors")
+    for name, path in ((name, path) for name, path in hostile.items() if path.suffix in kinds):
         capsys.readouterr()
         tracemalloc.start()
-        code = app.run(["import-generator", str(path), "--name", "mine"])
+        code = app.run([command[0], str(path), *command[1:]])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         told = capsys.readouterr()
@@ -185,7 +213,7 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
             wrong[name] = f"{peak / 1e6:.0f} MB"
     assert wrong == {}
     assert not canary.exists()
-    assert not (tmp_path / "project/domains/mine.yaml").exists()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

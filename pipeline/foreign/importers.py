@@ -17,6 +17,8 @@ in its heading: that is how a later `fetch` knows that there is nothing to do. N
 
 IMPORTERS = {  # "module:function", imported when it is called for
     "generator": "pipeline.foreign.placed:generator",
+    "encoder": "pipeline.foreign.encoders:place_encoder",
+    "identity": "pipeline.foreign.encoders:place_identity",
     "mapper": "pipeline.foreign.placed:mapper",
     "relevance": "pipeline.foreign.placed:relevance",
 }

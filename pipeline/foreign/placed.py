@@ -80,6 +80,13 @@ def check(name: str, root: Path, force: bool) -> None:
         raise InputError(f"{' and '.join(there)} exist already: choose another --name, or give --force")
 
 
+def fits(imported: Imported, source: Path, domain: domains.Domain) -> None:
+    """InputError unless a generator makes pictures of the size that its domain says."""
+    if (size := imported.model["size"]) != domain.resolution:
+        where = domain_file(domain.name)
+        raise InputError(f"{source} makes pictures of {size} pixels, {where} says {domain.resolution}: mend it")
+
+
 def domain_file(name: str) -> str:
     """The file of a domain, relative to the project."""
     return f"domains/{name}.yaml"
@@ -92,8 +99,8 @@ def place(
     check(name, root, force)
     stands = (root / domain_file(name)).exists()
     size = imported.model["size"]
-    if stands and (resolution := domains.load(name, root).resolution) != size:
-        raise InputError(f"{source} makes pictures of {size} pixels, {domain_file(name)} says {resolution}: mend it")
+    if stands:
+        fits(imported, source, domains.load(name, root))
     rows = pictures(imported.generator, seed)
     path = Path(domains.load(name, root).generator.path if stands else domains.default_path(name, "generator"))
     original = {**of(source), "kind": imported.kind, "notes": imported.notes}

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.values import InputError
@@ -114,13 +113,6 @@ class Claim:
         return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
 
 
-class Unfilled(TorchFunctionMode):
-    """Within it networks are built without drawing numbers: their memory is not touched until it is assigned."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
-
-
 def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
     """What stands for torch's function that puts a tensor together; the rest (gradients, hooks) is not needed."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
@@ -187,7 +179,7 @@ def numbers(name: str, tensor: Tensor) -> Tensor:
     """`tensor` with floats as float32; InputError when they are not finite."""
     if tensor.is_floating_point():
         tensor = tensor.float()
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # without a copy
             raise InputError(f"'{name}' holds numbers that are not finite")
     return tensor
 
