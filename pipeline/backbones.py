@@ -65,10 +65,11 @@ class Backbones:
         """The network that `build` makes from the file's heading, with the file's weights."""
         tensors, meta = self._read(name)
         try:
-            network = build(meta)
+            with weights.Unfilled():
+                network = build(meta)
             if name == "generator":  # its mean w is no key of the published files
                 network.w_mean = tensors.pop("w_mean")
-            network.load_state_dict(tensors)
+            network.load_state_dict(tensors, assign=True)  # float32 files are mapped, not read: memory is the file's
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(

@@ -13,9 +13,10 @@ from pipeline.values import InputError
 from stages._arguments import DebugOption, DomainOption, JsonOption
 
 if TYPE_CHECKING:
-    from pipeline.domains import Domain
+    from pipeline.domains import Domain, Weights
 
 COMMANDS = ("import-generator", "import-mapper", "import-relevance", "import-codes")
+COMMANDS += ("import-clip",)
 
 
 def import_generator(
@@ -130,6 +131,41 @@ def import_codes(
     rows = released.replace_codes(pairs, released.layout_of(found, root), where, meta)
     typer.echo(f"wrote {rows:,} rows to {where.codes.relative_to(root)}, their spread to {where.s_stats.name}")
     typer.echo(f"train on them with: dvc repro --single-item mapper@{domain}")
+
+
+def import_clip(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of OpenAI (ViT-B-32.pt), Hugging Face or open_clip.")],
+    domain: DomainOption,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of open_clip, such as ViT-B-32, where the file does not tell.")
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in a CLIP for a domain: OpenAI's own archives, Hugging Face's CLIPModel, open_clip's state dicts."""
+    found, root = _domain(domain)
+    target = _free(root / found.clip.path, force)
+
+    from pipeline import weights
+    from pipeline.foreign import clips
+
+    imported, original = clips.load(file, model), _original(file)
+    meta = {"model": imported.numbers, "domain": domain, "original": original | {"kind": imported.kind, "model": model}}
+    weights.save_each(target, imported.like, imported.tensor, meta)
+    size, numbers = imported.numbers["vision"]["image_size"], imported.numbers["embed_dim"]
+    typer.echo(f"{file}: {imported.kind}; pictures of {size} pixels, embeddings of {numbers} numbers")
+    typer.echo(f"wrote {found.clip.path}; pictures get its mean and deviation: {_yes(found.clip_normalise)}")
+    _warn(_other(found.clip, original))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _other(entry: Weights, original: dict[str, Any]) -> list[str]:
+    """Whether the file is another than the domain names."""
+    known = entry.original_sha256
+    return [] if known in (None, original["sha256"]) else ["its sha256 is not the one that the domain's file names"]
 
 
 def _domain(name: str) -> tuple[Domain, Path]:
