@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from pipeline.encoder import Encoder
     from pipeline.generator import Generator
     from pipeline.mapper import DeltaMapper
+    from pipeline.perception import Inception, Lpips
     from pipeline.recognition import IdentityNet, Oracle
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
+IMPORTED = ("inception", "lpips", "clip")  # from public originals; only a CLIP may be trained here instead
 STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
 
 
@@ -52,8 +54,17 @@ class Backbones:
             return self.root / Path(self.domain.mapper.path).with_name("s_stats.safetensors")
         return self.root / self.domain.weights(name).path
 
+    def absent(self, name: str) -> str | None:
+        """What to say in place of a number that `name` would have given; None when its file is there."""
+        if self.path(name).exists():
+            return None
+        return f"not computed: weights missing at {self.domain.weights(name).path}"
+
     def _hint(self, name: str) -> str:
         """The command that makes the file."""
+        original = self.domain.weights(name).original
+        if name in IMPORTED and (original or name != "clip"):
+            return f"run `deltaspace import-{name} {original or 'FILE'} --domain {self.domain.name}`"
         if name in STAGES:
             return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
         return f"run `deltaspace pretrain {self.domain.name} {name}`"
@@ -110,6 +121,18 @@ class Backbones:
         from pipeline import recognition
 
         return self._network("oracle", lambda meta: recognition.Oracle(**meta["model"]))
+
+    @cached_property
+    def inception(self) -> Inception:
+        from pipeline import perception
+
+        return self._network("inception", lambda meta: perception.Inception())
+
+    @cached_property
+    def lpips(self) -> Lpips:
+        from pipeline import perception
+
+        return self._network("lpips", lambda meta: perception.Lpips())
 
     @cached_property
     def denoiser(self) -> Denoiser:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import domains, files, params
-from pipeline.domains import NETWORKS, Domain
+from pipeline.domains import Domain
 
 PACKAGES = ("deltaspace", "torch", "torchvision", "open_clip_torch", "diffusers", "safetensors", "numpy", "pillow")
 PACKAGES += ("pyarrow", "polars", "dvc", "mlflow", "resvg-py")
@@ -83,7 +83,7 @@ def weights(domain: Domain, root: Path) -> dict[str, dict[str, Any]]:
     "verified": as the domain's yaml says; "present": there, no digest known; "changed": another digest; "broken": not
     readable; "missing".
     """
-    return {network: _state(domain, network, root) for network in NETWORKS}
+    return {network: _state(domain, network, root) for network in domain.networks}
 
 
 def _state(domain: Domain, network: str, root: Path) -> dict[str, Any]:

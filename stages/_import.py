@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.domains import Domain, Weights
 
 COMMANDS = ("import-generator", "import-mapper", "import-relevance", "import-codes")
-COMMANDS += ("import-clip",)
+COMMANDS += ("import-clip", "import-inception", "import-lpips")
 
 
 def import_generator(
@@ -156,6 +156,40 @@ def import_clip(
     typer.echo(f"{file}: {imported.kind}; pictures of {size} pixels, embeddings of {numbers} numbers")
     typer.echo(f"wrote {found.clip.path}; pictures get its mean and deviation: {_yes(found.clip_normalise)}")
     _warn(_other(found.clip, original))
+
+
+def import_inception(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as pt_inception-2015-12-05-6726825d.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the Inception network that FID is measured with."""
+    _judge("inception", file, domain, force)
+
+
+def import_lpips(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="AlexNet, such as alexnet-owt-7be5be79.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the AlexNet beneath LPIPS, the perceptual distance; its heads are in this installation."""
+    _judge("lpips", file, domain, force)
+
+
+def _judge(name: str, file: Path, domain: str, force: bool) -> None:
+    found, root = _domain(domain)
+    entry = found.weights(name)
+    target = _free(root / entry.path, force)
+
+    from pipeline import weights
+    from pipeline.foreign import judges
+
+    network, original = judges.load(name, file), _original(file)
+    weights.save(target, network.state_dict(), {"domain": domain, "original": original}, half=False)
+    typer.echo(f"wrote {entry.path}: `evaluate` measures with it")
+    _warn(_other(entry, original))
 
 
 def _yes(value: bool) -> str:
