@@ -62,11 +62,11 @@ class Backbones:
 
     def _hint(self, name: str) -> str:
         """The command that makes the file."""
+        if name in STAGES:
+            return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
         original = self.domain.weights(name).original
         if name in IMPORTED and (original or name != "clip"):
             return f"run `deltaspace import-{name} {original or 'FILE'} --domain {self.domain.name}`"
-        if name in STAGES:
-            return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
         return f"run `deltaspace pretrain {self.domain.name} {name}`"
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
