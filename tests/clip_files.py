@@ -126,7 +126,7 @@ class Node(nn.Module):
 
 def archive(path: Path, state: dict[str, Tensor]) -> Path:
     """OpenAI's own form: a TorchScript archive, most of its numbers float16, and three numbers beside the weights."""
-    extra = {"input_resolution": GRID * PATCH, "context_length": CONTEXT, "vocab_size": WORDS}
+    extra = {"input_resolution": 224, "context_length": CONTEXT, "vocab_size": WORDS}
     whole = {**half(state), **{name: torch.tensor(value) for name, value in extra.items()}}
     torch.jit.trace(Node(whole).eval(), torch.ones(1)).save(str(path))
     return path

@@ -25,7 +25,7 @@ from pipeline.weights import Unfilled
 
 VOCABULARY = 49_408  # of open_clip's own tokenizer, which all of these were trained with
 HEAD = 64  # numbers per attention head, where nothing says otherwise
-MOST = {"width": 8192, "layers": 128, "context": 1024, "grid": 128}  # what published models stay far below
+MOST = {"width": 8192, "stem": 512, "layers": 128, "context": 1024, "grid": 128}  # published models stay far below
 MOST_OBJECTS = 20_000
 NOT_WEIGHTS = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?(position_ids|attn_mask)")
 OPENAI, HF, OPEN_CLIP = "OpenAI's archive", "Hugging Face's CLIPModel", "a state dict of open_clip's layout"
@@ -238,13 +238,13 @@ def _numbers(shapes: _Shapes, told: dict[str, Any]) -> dict[str, Any]:
     vocabulary, width = _sizes(shapes, "token_embedding.weight", 2)
     context, _ = _sizes(shapes, "positional_embedding", 2)
     _, embed_dim = _sizes(shapes, "text_projection", 2)
-    layers = shapes.count("transformer.resblocks.{}.ln_1.weight")
     if vocabulary != VOCABULARY:
         raise InputError(f"its vocabulary has {vocabulary} words: open_clip's tokenizer has {VOCABULARY}")
     heads = told.get("heads", {})
     text_heads = heads.get("text", max(1, width // HEAD))
-    for what, size in (("width", width), ("layers", layers), ("context", context), ("width", embed_dim)):
+    for what, size in (("width", width), ("context", context), ("width", embed_dim)):
         _plausible(what, size)
+    layers = _blocks(shapes, "transformer", width)
     if not 0 < text_heads <= width or width % text_heads:
         raise InputError(f"its text tower is {width} wide, which {text_heads} attention heads do not divide")
     text = {"context_length": context, "width": width, "layers": layers, "heads": text_heads}
@@ -256,14 +256,25 @@ def _numbers(shapes: _Shapes, told: dict[str, Any]) -> dict[str, Any]:
 def _vit(shapes: _Shapes, heads: int | None) -> dict[str, Any]:
     width, _, patch, _ = _sizes(shapes, "visual.conv1.weight", 4)
     grid = round((_sizes(shapes, "visual.positional_embedding", 2)[0] - 1) ** 0.5)
-    layers = shapes.count("visual.transformer.resblocks.{}.ln_1.weight")
-    for what, size in (("width", width), ("layers", layers), ("grid", grid), ("width", patch)):
+    for what, size in (("width", width), ("grid", grid), ("width", patch)):
         _plausible(what, size)
+    layers = _blocks(shapes, "visual.transformer", width)
     head_width = min(HEAD, width) if heads is None else width // max(1, heads)
     if not head_width or width % head_width:
         raise InputError(f"its picture tower is {width} wide, which its attention heads do not divide")
     sizes = {"image_size": patch * grid, "patch_size": patch, "layers": layers, "width": width}
     return sizes | {"head_width": head_width} | _mlp(shapes, "visual.transformer", width)
+
+
+def _blocks(shapes: _Shapes, tower: str, width: int) -> int:
+    """How many layers a tower has; each must be as wide as the tower, so that no file claims more than it holds."""
+    layers = shapes.count(f"{tower}.resblocks.{{}}.ln_1.weight")
+    _plausible("layers", layers)
+    for i in range(layers):
+        key = f"{tower}.resblocks.{i}.attn.in_proj_weight"
+        if shapes[key] != (3 * width, width):
+            raise InputError(f"{key} has the shape {list(shapes[key])}, {[3 * width, width]} is expected")
+    return layers
 
 
 def _mlp(shapes: _Shapes, tower: str, width: int) -> dict[str, float]:
@@ -276,7 +287,7 @@ def _resnet(shapes: _Shapes) -> dict[str, Any]:
     width = _sizes(shapes, "visual.layer1.0.conv1.weight", 4)[0]
     grid = round((_sizes(shapes, "visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
     layers = [shapes.count(f"visual.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4)]
-    for what, size in (("width", width), ("layers", sum(layers)), ("grid", grid)):
+    for what, size in (("stem", width), ("layers", sum(layers)), ("grid", grid)):
         _plausible(what, size)
     return {"image_size": 32 * grid, "patch_size": None, "layers": layers, "width": width}
 
