@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def page(domain: Domain, root: Path) -> str:
     return environment.get_template("report.html.j2").render(
         domain=domain,
         editors=[_editor(name, found["editors"][name], i) for i, name in enumerate(editors)],
-        columns=[column for column in EDITOR_COLUMNS if any(map(_measured(column.key), found["editors"].values()))],
+        columns=[c for c in EDITOR_COLUMNS if any(_measured(c.key, row) for row in found["editors"].values())],
         notes=_notes(found["editors"]),
         tradeoff=_tradeoff(found["editors"], editors),
         prompts=_prompts(found["editors"], editors, domain),
@@ -167,9 +167,9 @@ def _editor(name: str, found: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {"name": name, "label": label(name), "frame": name in FRAMES, "color": index, "found": found}
 
 
-def _measured(key: str) -> Callable[[Mapping[str, Any]], bool]:
+def _measured(key: str, row: Mapping[str, Any]) -> bool:
     """Whether an editor's numbers have `key`, or it was at least tried."""
-    return lambda row: key in row and "note" not in row[key]
+    return key in row and "note" not in row[key]
 
 
 def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -186,7 +186,7 @@ def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _prompts(found: Mapping[str, Any], editors: Sequence[str], domain: Domain) -> dict[str, Any]:
     """One row per prompt; reached and kept of every editor proper."""
     proper = [name for name in editors if name not in FRAMES]
-    measure = "reached" if any(map(_measured("reached"), map(found.get, proper))) else "clip_direction"
+    measure = "reached" if any(_measured("reached", found[name]) for name in proper) else "clip_direction"
     rows = [
         {
             "text": prompt.text,

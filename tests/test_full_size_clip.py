@@ -38,9 +38,14 @@ from stages import app
 file, *options = sys.argv[1:]
 numbers = clips.named("ViT-B-32-quickgelu")
 torch.nn.functional.conv2d(torch.ones(1, 3, 64, 64), torch.ones(4, 3, 3, 3))
-Clip(dict(embed_dim=8, vision=dict(image_size=32, layers=1, width=64, patch_size=32), text=dict(width=64, heads=1, layers=1)))
+vision, text = dict(image_size=32, layers=1, width=64, patch_size=32), dict(width=64, heads=1, layers=1)
+Clip(dict(embed_dim=8, vision=vision, text=text))
 root = Path.cwd()
-imported = costs(lambda: sys.exit("failed") if app.run(["import-clip", file, "--domain", "tiny", *options]) else None, file)
+
+def take_in():
+    assert app.run(["import-clip", file, "--domain", "tiny", *options]) == 0
+
+imported = costs(take_in, file)
 
 def use():
     clip = Backbones(domains.load("tiny", root), root).clip
