@@ -147,13 +147,11 @@ def corpus(folder: Path, canary: Path) -> dict[str, Path]:
     return found | clips(folder, system)
 
 
-def script(path: Path, pickled: bytes, **records: bytes) -> Path:
+def script(path: Path, pickled: bytes, code: int = 1000) -> Path:
     """A TorchScript archive: a zip whose code is compressed, and a pickle that names classes of that code."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/code/__torch__.py", bytes(60_000_000), zipfile.ZIP_DEFLATED)
-        for name, content in records.items():
-            archive.writestr(name.replace("__", "/"), content)
+        archive.writestr("archive/code/__torch__.py", bytes(code), zipfile.ZIP_DEFLATED)
     return path
 
 
@@ -169,6 +167,7 @@ def clips(folder: Path, system: Caller) -> dict[str, Path]:
         "script-empty.pt": made + b"}b.",
     }
     paths = {name: script(folder / name, content) for name, content in found.items()}
+    paths["script-bomb.pt"] = script(folder / "script-bomb.pt", made + b"}b.", code=60_000_000)
     for name, sizes in (
         ("vocabulary", {"token_embedding.weight": [49_408, 1]}),
         ("context", {"token_embedding.weight": [49_408, 1], "positional_embedding": [60_000, 1]}),
