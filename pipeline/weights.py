@@ -69,7 +69,7 @@ def save_each(path: Path, like: Mapping[str, Tensor], tensor: Callable[[str], Te
             found = tensor(name)
             if found.shape != like[name].shape:
                 raise ValueError(f"{name} has the shape {list(found.shape)}, not {list(like[name].shape)}")
-            file.write(memoryview(found.to(like[name].dtype).contiguous().flatten().numpy()))
+            file.write(found.to(like[name].dtype).contiguous().flatten().numpy().data)
 
 
 def load(path: Path, device: str = "cpu", hint: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
