@@ -15,14 +15,8 @@ from stages._arguments import DebugOption, DomainOption, JsonOption
 if TYPE_CHECKING:
     from pipeline.domains import Domain
 
-COMMANDS = (
-    "import-generator",
-    "import-encoder",
-    "import-identity",
-    "import-mapper",
-    "import-relevance",
-    "import-codes",
-)
+NETWORKS = ("clip", "encoder", "generator", "identity", "inception", "lpips", "mapper", "relevance")
+COMMANDS = (*(f"import-{network}" for network in NETWORKS), "import-codes")
 
 
 def import_generator(
@@ -135,14 +129,47 @@ def import_codes(
     typer.echo(f"train on them with: dvc repro --single-item mapper@{domain}")
 
 
-def _take_in(network: str, file: Path, domain: str, force: bool) -> None:
-    """Import a file as one of a domain's networks."""
+def import_clip(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of OpenAI (ViT-B-32.pt), Hugging Face or open_clip.")],
+    domain: DomainOption,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of open_clip, such as ViT-B-32, where the file does not tell.")
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in a CLIP for a domain: OpenAI's own archives, Hugging Face's CLIPModel, open_clip's state dicts."""
+    _take_in("clip", file, domain, force, **({} if model is None else {"model": model}))
+
+
+def import_inception(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as pt_inception-2015-12-05-6726825d.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the Inception network that FID is measured with."""
+    _take_in("inception", file, domain, force)
+
+
+def import_lpips(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="AlexNet, such as alexnet-owt-7be5be79.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the AlexNet beneath LPIPS, the perceptual distance; its heads are in this installation."""
+    _take_in("lpips", file, domain, force)
+
+
+def _take_in(network: str, file: Path, domain: str, force: bool, **told: str) -> None:
+    """Import a file as one of a domain's networks. told: what else its importer takes."""
     found, root = _domain(domain)
     _free(root / found.weights(network).path, force)
 
     from pipeline.foreign import importers
 
-    line, notes = importers.of(network)(file, found, root)
+    line, notes = importers.of(network)(file, found, root, **told)
     typer.echo(line)
     _warn(notes)
 

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline import domains, files, weights
 from pipeline.artefacts import Layout
-from pipeline.domains import Domain
+from pipeline.domains import Domain, Weights
 from pipeline.foreign import released
 from pipeline.foreign.generators import Imported, pictures
 from pipeline.foreign.generators import load as load_generator
@@ -164,6 +164,12 @@ def relevance(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
 def of(original: Path) -> dict[str, str]:
     """Where weights come from, for the heading of their file."""
     return {"file": original.name, "sha256": files.digest(original)}
+
+
+def other(entry: Weights, original: dict[str, str]) -> list[str]:
+    """What to say where an original is another than its domain names."""
+    known = entry.original_sha256
+    return [] if known in (None, original["sha256"]) else ["its sha256 is not the one that the domain's file names"]
 
 
 def _preceded(made: Path, root: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.values import InputError
+from pipeline.weights import Unfilled as Unfilled  # its place of old
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -150,13 +151,12 @@ def numpy_dtype(thing: Any) -> torch.dtype:
     return NUMPY[code]
 
 
-def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of a file of `size` bytes; floats as float32. Raises InputError naming the tensor that is wrong.
+def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
+    """The claims of a file of `size` bytes, each within its storage. Raises InputError naming the one that is wrong.
 
     Together they may claim no more bytes than the file has, so that a small file never fills the memory.
     """
-    total, result = 0, {}
-    checked: dict[str, Claim] = {}
+    total, checked = 0, {}
     for name, value in claims.items():
         check_name(name)
         try:
@@ -170,9 +170,12 @@ def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
         if total > size:
             raise InputError(f"its tensors claim more than its {size:,} bytes")
         checked[name] = claim
-    for name, claim in checked.items():
-        result[name] = numbers(name, claim.tensor())
-    return result
+    return checked
+
+
+def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+    """The tensors of `check`ed claims; floats as float32."""
+    return {name: numbers(name, claim.tensor()) for name, claim in check(claims, size).items()}
 
 
 def numbers(name: str, tensor: Tensor) -> Tensor:
