@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.denoiser import Denoiser
     from pipeline.domains import Domain
-    from pipeline.encoder import Encoder
+    from pipeline.encoder import StyleEncoder
     from pipeline.generator import Generator
+    from pipeline.irse import FaceNet
     from pipeline.mapper import DeltaMapper
+    from pipeline.perception import Inception, Lpips
     from pipeline.recognition import IdentityNet, Oracle
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
+IMPORTED = ("inception", "lpips", "clip")  # from public originals; only a CLIP may be trained here instead
 STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
 
 
@@ -52,12 +55,22 @@ class Backbones:
             return self.root / Path(self.domain.mapper.path).with_name("s_stats.safetensors")
         return self.root / self.domain.weights(name).path
 
+    def absent(self, name: str) -> str | None:
+        """What to say in place of a number that `name` would have given; None when its file is there."""
+        if self.path(name).exists():
+            return None
+        return f"not computed: weights missing at {self.domain.weights(name).path}"
+
     def _hint(self, name: str) -> str:
         """The command that makes the file."""
         if name in STAGES:
             return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
-        published = self.domain.weights(name).url is not None
-        return f"run `deltaspace {'fetch' if published else 'pretrain'} {self.domain.name} {name}`"
+        published = self.domain.weights(name)
+        if published.url is not None:
+            return f"run `deltaspace fetch {self.domain.name} {name}`"
+        if name in IMPORTED and (published.original or name != "clip"):
+            return f"run `deltaspace import-{name} {published.original or 'FILE'} --domain {self.domain.name}`"
+        return f"run `deltaspace pretrain {self.domain.name} {name}`"
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return weights.load(self.path(name), device=self.device, hint=self._hint(name))
@@ -66,10 +79,11 @@ class Backbones:
         """The network that `build` makes from the file's heading, with the file's weights."""
         tensors, meta = self._read(name)
         try:
-            network = build(meta)
+            with weights.Unfilled():
+                network = build(meta)
             if name == "generator":  # its mean w is no key of the published files
                 network.w_mean = tensors.pop("w_mean")
-            network.load_state_dict(tensors)
+            network.load_state_dict(tensors, assign=True)  # float32 files are mapped, not read: memory is the file's
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -84,10 +98,10 @@ class Backbones:
         return self._network("generator", lambda meta: generator.build(meta["model"]))
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> StyleEncoder:
         from pipeline import encoder
 
-        return self._network("encoder", lambda meta: encoder.Encoder(**meta["model"]))
+        return self._network("encoder", lambda meta: encoder.build(meta["model"]))
 
     @cached_property
     def clip(self) -> Clip:
@@ -100,16 +114,28 @@ class Backbones:
         return self._network("clip", build)
 
     @cached_property
-    def identity(self) -> IdentityNet:
+    def identity(self) -> IdentityNet | FaceNet:
         from pipeline import recognition
 
-        return self._network("identity", lambda meta: recognition.IdentityNet(**meta["model"]))
+        return self._network("identity", lambda meta: recognition.build(meta["model"]))
 
     @cached_property
     def oracle(self) -> Oracle:
         from pipeline import recognition
 
         return self._network("oracle", lambda meta: recognition.Oracle(**meta["model"]))
+
+    @cached_property
+    def inception(self) -> Inception:
+        from pipeline import perception
+
+        return self._network("inception", lambda meta: perception.Inception())
+
+    @cached_property
+    def lpips(self) -> Lpips:
+        from pipeline import perception
+
+        return self._network("lpips", lambda meta: perception.Lpips())
 
     @cached_property
     def denoiser(self) -> Denoiser:

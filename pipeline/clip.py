@@ -40,7 +40,8 @@ def _tokenizer(context_length: int, merges: int | None) -> Any:
 class Clip(nn.Module):
     """A CLIP and the choices of its inputs.
 
-    numbers: embed_dim, vision (fields of CLIPVisionCfg), text (fields of CLIPTextCfg), merges (int or None).
+    numbers: embed_dim, vision (fields of CLIPVisionCfg), text (fields of CLIPTextCfg, but for its vocabulary's size),
+    and where they are not open_clip's defaults merges (int) and quick_gelu (OpenAI's own networks: True).
     normalise: subtract OpenAI's mean and divide by its deviation; the published mappers were made without it.
     vocabulary: the words of the captions it was trained with; None when unknown (a public model).
     """
@@ -53,7 +54,7 @@ class Clip(nn.Module):
         self.tokenizer = _tokenizer(numbers["text"].get("context_length", 77), numbers.get("merges"))
         text = CLIPTextCfg(**numbers["text"], vocab_size=self.tokenizer.vocab_size)
         vision = CLIPVisionCfg(**numbers["vision"])
-        self.model = CLIP(numbers["embed_dim"], vision, text)
+        self.model = CLIP(numbers["embed_dim"], vision, text, quick_gelu=numbers.get("quick_gelu", False))
         self.dim, self.image_size = int(numbers["embed_dim"]), int(numbers["vision"]["image_size"])
         self.normalise, self.vocabulary = normalise, vocabulary
 

@@ -184,7 +184,7 @@ def account(listing: Listing, seen: Sequence[Seen], used: Photographs) -> dict[s
     counts = [look.faces for look in used.seen if look.faces is not None]
     return {
         "pictures": len(used.rows),
-        "not_needed": len(listing.members) - len(seen),
+        "not_needed": len(listing.members) - len(used.rows) - sum(look.reason is not None for look in seen),
         "searched_for_faces": len(counts),
         "without_a_face": counts.count(0),
         "with_several_faces": sum(count > 1 for count in counts),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import domains, files, params
-from pipeline.domains import NETWORKS, Domain
+from pipeline.domains import Domain
 
 if TYPE_CHECKING:
     from pipeline.originals import Original
@@ -92,7 +92,7 @@ def weights(domain: Domain, root: Path) -> dict[str, dict[str, Any]]:
     def digest(path: Path) -> str:
         return files.known_digest(path, memory)
 
-    return {network: _state(domain, network, root, digest) for network in NETWORKS}
+    return {network: _state(domain, network, root, digest) for network in domain.networks}
 
 
 def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], str]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pipeline import params
 from pipeline.values import InputError, nearest
 
 NETWORKS = ("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance")
+NETWORKS += ("inception", "lpips")
+OF_TRUTH, OF_PHOTOGRAPHS = ("oracle",), ("inception", "lpips")  # what judges edits where truth is known, and where not
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Domain:
     denoiser: Weights
     mapper: Weights
     relevance: Weights
+    inception: Weights
+    lpips: Weights
     renderer: Literal["portraits"] | None = None
     aligned: Literal["ffhq"] | None = None
     clip_normalise: bool = True
@@ -105,6 +109,11 @@ class Domain:
         for text in texts:
             if texts.count(text) > 1:
                 raise ValueError(f"the prompt '{text}' stands twice")
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those of NETWORKS that mean something here."""
+        return tuple(name for name in NETWORKS if name not in (OF_PHOTOGRAPHS if self.renderer else OF_TRUTH))
 
     def weights(self, network: str) -> Weights:
         """The weights of one of NETWORKS by name."""

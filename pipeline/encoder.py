@@ -2,16 +2,20 @@
 
 A feature pyramid; one style block per row of w+ reads it at the scale of its level (coarse rows the smallest map). The
 rows beyond the `stage`-th get no difference of their own, which is how training lets them in one after the other.
+`Encoder` is small and trained here; `PublishedEncoder` holds the files of e4e and pSp (Richardson et al. 2021).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import irse
 from pipeline.generator import EqualLinear
 from pipeline.recognition import Block
 
@@ -41,27 +45,28 @@ class Stem(nn.Sequential):
         return super().forward(images if images.shape[-1] <= self.size else F.adaptive_avg_pool2d(images, self.size))
 
 
-class Encoder(nn.Module):
-    """images [B,3,R,R] in [-1,1] -> w_plus [B,L,D]. resolution: pixels that it looks at, R or less.
+class StyleEncoder(nn.Module):
+    """images [B,3,R,R] in [-1,1] -> w_plus [B,L,D], whatever network looks at the pictures (`pyramid`, `features`).
 
-    widths: channels at R/2, R/4, R/8 and R/16. rows: L. split: rows before a are coarse, before b medium. latent_avg
-    [L,D]: the code that all differences are added to.
+    rows: L. sizes: pixels of the three maps of the pyramid, largest first, of `channels` channels each. split: rows
+    before a are coarse, before b medium. common: rows are differences from the first one. latent_avg [L,D]: the code
+    that all of it is added to.
     """
 
     latent_avg: Tensor
 
     def __init__(
-        self, resolution: int, widths: tuple[int, ...], rows: int, style_dim: int, split: tuple[int, int] = (3, 7)
+        self,
+        rows: int,
+        style_dim: int,
+        channels: int,
+        sizes: Sequence[int],
+        split: tuple[int, int],
+        common: bool = True,
     ) -> None:
         super().__init__()
-        self.rows, self.split = rows, split
-        self.stem = Stem(resolution, widths[0])
-        self.stages = nn.ModuleList(
-            nn.Sequential(Block(a, b, 2), Block(b, b, 1)) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.lateral = nn.ModuleList(nn.Conv2d(width, widths[-1], 1) for width in widths[1:-1])
-        sizes = [resolution // 2**k for k in range(2, len(widths) + 1)]  # of the outputs of `stages`
-        self.styles = nn.ModuleList(StyleBlock(widths[-1], style_dim, sizes[self._scale(row)]) for row in range(rows))
+        self.rows, self.split, self.common = rows, split, common
+        self.styles = nn.ModuleList(StyleBlock(channels, style_dim, sizes[self._scale(row)]) for row in range(rows))
         self.register_buffer("latent_avg", torch.zeros(rows, style_dim))
 
     def _scale(self, row: int) -> int:
@@ -69,28 +74,94 @@ class Encoder(nn.Module):
         coarse, medium = self.split
         return 2 if row < coarse else 1 if row < medium else 0
 
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Three maps of the pictures, largest first, each with what the smaller ones see."""
+        raise NotImplementedError
+
     def features(self, images: Tensor) -> list[Tensor]:
-        """What it sees of a picture down to R/8, unit length per pixel: to compare two pictures by."""
+        """What it sees of a picture at a half, a quarter and an eighth of its size, unit length per pixel.
+
+        To compare two pictures by.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
+        """`stage`: rows 1 .. stage get a difference of their own; all of them when None."""
+        maps = self.pyramid(images)
+        first = self.styles[0](maps[self._scale(0)])
+        active = self.rows - 1 if stage is None else min(stage, self.rows - 1)
+        rows = [first]
+        for row in range(1, self.rows):
+            own = self.styles[row](maps[self._scale(row)]) if row <= active else 0
+            rows.append(first + own if self.common else own)
+        return torch.stack(rows, dim=1) + self.latent_avg
+
+
+class Encoder(StyleEncoder):
+    """The encoder that is trained here. resolution: pixels it looks at; widths: channels at 1/2 .. 1/16 of them."""
+
+    def __init__(
+        self, resolution: int, widths: tuple[int, ...], rows: int, style_dim: int, split: tuple[int, int] = (3, 7)
+    ) -> None:
+        sizes = [resolution // 2**k for k in range(2, len(widths) + 1)]  # of the outputs of `stages`
+        super().__init__(rows, style_dim, widths[-1], sizes, split)
+        self.stem = Stem(resolution, widths[0])
+        self.stages = nn.ModuleList(
+            nn.Sequential(Block(a, b, 2), Block(b, b, 1)) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.lateral = nn.ModuleList(nn.Conv2d(width, widths[-1], 1) for width in widths[1:-1])
+
+    def features(self, images: Tensor) -> list[Tensor]:
         x, maps = self.stem(images.contiguous(memory_format=torch.channels_last)), []
         for block in (nn.Identity(), *self.stages[:2]):
             x = block(x)
             maps.append(F.normalize(x.float(), dim=1))
         return maps
 
-    def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
-        """`stage`: rows 1 .. stage get a difference of their own; all of them when None."""
+    def pyramid(self, images: Tensor) -> list[Tensor]:
         x, maps = self.stem(images.contiguous(memory_format=torch.channels_last)), []
         for block in self.stages:
             x = block(x)
             maps.append(x)
-        for k in range(len(maps) - 2, -1, -1):
-            above = F.interpolate(maps[k + 1], size=maps[k].shape[-2:], mode="bilinear", align_corners=True)
-            maps[k] = above + self.lateral[k](maps[k])
-        maps = maps[-3:]
-        first = self.styles[0](maps[self._scale(0)])
-        active = self.rows - 1 if stage is None else min(stage, self.rows - 1)
-        rows = [first]
-        for row in range(1, self.rows):
-            own = self.styles[row](maps[self._scale(row)]) if row <= active else 0
-            rows.append(first + own)
-        return torch.stack(rows, dim=1) + self.latent_avg
+        return _summed(maps, self.lateral)[-3:]
+
+
+class PublishedEncoder(StyleEncoder):
+    """e4e's network on an IR-SE50, with the published keys. Pictures of other sizes are brought to `size` pixels.
+
+    widths: channels of the four groups of its body. common False: pSp, whose rows are independent of the first.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...], rows: int, style_dim: int, size: int = irse.INPUT, common: bool = True
+    ) -> None:
+        super().__init__(rows, style_dim, widths[-1], [size // 4, size // 8, size // 16], (3, 7), common)
+        self.size = size
+        self.input_layer, self.body = irse.stem(widths[0]), irse.body(widths)
+        self.latlayer1, self.latlayer2 = nn.Conv2d(widths[2], widths[-1], 1), nn.Conv2d(widths[1], widths[-1], 1)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        x = self.input_layer(irse.pictures(images, self.size))
+        return [F.normalize(found.float(), dim=1) for found in irse.maps(x, self.body, 3)]
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        x = self.input_layer(irse.pictures(images, self.size))
+        return _summed(irse.maps(x, self.body)[1:], [self.latlayer2, self.latlayer1])
+
+
+def _summed(maps: list[Tensor], lateral: Sequence[nn.Module] | nn.ModuleList) -> list[Tensor]:
+    """Every map but the smallest, through its own convolution, plus the one below it enlarged to its size."""
+    for k in range(len(maps) - 2, -1, -1):
+        above = F.interpolate(maps[k + 1], size=maps[k].shape[-2:], mode="bilinear", align_corners=True)
+        maps[k] = above + lateral[k](maps[k])
+    return maps
+
+
+def build(numbers: Mapping[str, Any]) -> StyleEncoder:
+    """An encoder from the plain numbers of a weights file: `backbone` says whose; absent, it is one of ours."""
+    rest = {name: value for name, value in numbers.items() if name != "backbone"}
+    if "backbone" not in numbers:
+        return Encoder(**rest)
+    if numbers["backbone"] != irse.NAME:
+        raise ValueError(f"an encoder on '{numbers['backbone']}'")
+    return PublishedEncoder(**rest)

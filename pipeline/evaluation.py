@@ -1,7 +1,8 @@
 """From edits to numbers: every editor against the counterfactual truth (definitions: design.md section 9).
 
 Only cases are scored (`pipeline.truth`): people whom a prompt concerns. Where a domain knows no truth (real photos),
-edits are compared with their input and with the CLIP direction of their text instead.
+edits are compared with their input and with the CLIP direction of their text instead, and all of them with all test
+pictures. What needs a network that is not here says so in place of a number.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, files, foundations, images, metrics
+from pipeline import artefacts, files, foundations, images, metrics, scoring
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
-from pipeline.metrics import Draws
+from pipeline.metrics import Cloud, Draws, Leaf
+from pipeline.scoring import Scored
 from pipeline.truth import TestSet, Truth
 from pipeline.values import InputError, nearest
 
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
 FRAMES = ("identity_editor", "counterfactual")  # the two rows between which every editor lies
 AGAINST_TRUTH = ("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input")
-AGAINST_INPUT = ("psnr_input", "identity_input", "clip_direction")
+AGAINST_INPUT = ("psnr_input", "identity_input", "lpips_input", "clip_direction")
+NEEDS_TRUTH = {"reached": "oracle", "kept": "oracle", "fid_oracle": "oracle", "identity": "identity"}  # which network
+NEEDS = {"identity_input": "identity"}
+NEEDS_PHOTOGRAPHS = {"lpips_input": "lpips", "fid": "inception"}
 PER_PROMPT = ("reached", "kept", "identity", "psnr", "counterfactual_gain", "clip_direction")
 MAPPER = ("val_cos", "val_mse", "explained")
 SCORES = "scores.parquet"
@@ -99,14 +104,15 @@ def evaluate(
             backbones, test, truth, backbones.domain.prompts, batch, draws
         )
     frames = []
-    before = _identities(backbones, test, {row_id for row_id, _ in asked}, batch)
+    real = None if truth is not None or backbones.absent("inception") else scoring.photographs(backbones, test, batch)
+    before = scoring.identities(backbones, test, {row_id for row_id, _ in asked}, batch)
     for name, path in edits.items():
         unedited = _unedited(path, batch)
         if name == reconstructor:
             found["diffusion"]["reconstruction"] = _reconstruction(test, unedited, draws)
-        scored = _score(backbones, test, truth, before, name, path, unedited, batch)
+        scored = scoring.score(backbones, test, truth, before, name, path, unedited, batch)
         if scored.frame.height:
-            found["editors"][name] = _editor_metrics(scored, truth, prompts, draws)
+            found["editors"][name] = _editor_metrics(scored, truth, prompts, real, draws) | _missing(backbones, truth)
             frames.append(scored.frame)
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
     return Evaluation(found, summarise(found), scores, {"prompts": _prompt_rows(found["editors"])})
@@ -152,18 +158,11 @@ def save(evaluation: Evaluation, layout: artefacts.Layout) -> None:
 # ---------------------------------------------------------------- reading edits
 
 
-def _rows(
-    path: Path, columns: Sequence[str], batch: int, where: artefacts.Where | None = None
-) -> Iterator[dict[str, list[Any]]]:
-    for part in artefacts.iterate(path, "edits", columns, batch, where):
-        yield {key: part[key].tolist() if isinstance(part[key], Tensor) else list(part[key]) for key in columns}
-
-
 def _asked(editor: str, path: Path, prompts: Mapping[str, Prompt]) -> set[tuple[int, str]]:
     """The (id, prompt) of every edit, refused unless its prompt is the domain's and all have one strength."""
     pairs: set[tuple[int, str]] = set()
     strengths: set[float] = set()
-    for part in _rows(path, ("id", "prompt", "strength"), 4096):
+    for part in scoring.rows(path, ("id", "prompt", "strength"), 4096):
         for row_id, prompt, strength in zip(part["id"], part["prompt"], part["strength"], strict=True):
             if prompt == UNEDITED:
                 continue
@@ -184,122 +183,24 @@ def _asked(editor: str, path: Path, prompts: Mapping[str, Prompt]) -> set[tuple[
 def _unedited(path: Path, batch: int) -> dict[int, np.ndarray]:
     """What the editor makes of people before editing: id -> uint8 [R,R,3]."""
     found = {}
-    for part in _rows(path, ("id", "image"), batch, where={"prompt": UNEDITED}):
+    for part in scoring.rows(path, ("id", "image"), batch, where={"prompt": UNEDITED}):
         for row_id, image in zip(part["id"], part["image"], strict=True):
             found[row_id] = images.to_uint8(images.decode_png(image))
-    return found
-
-
-def _identities(backbones: Backbones, test: TestSet, ids: set[int], batch: int) -> dict[int, Tensor]:
-    """Identity embeddings [K] of the people before editing, by id."""
-    rows = [row for row, row_id in enumerate(test.ids) if row_id in ids]
-    found = {}
-    for part in foundations.batches(len(rows), batch):
-        embedded = backbones.identity(test.images[rows[part]].to(backbones.device)).cpu()
-        found |= {test.ids[row]: vector for row, vector in zip(rows[part], embedded, strict=True)}
     return found
 
 
 # ---------------------------------------------------------------- one editor
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """frame: one row per case. features [N,F] the oracle's, and cases [N] the numbers in the truth, of its rows."""
-
-    frame: pl.DataFrame
-    features: np.ndarray
-    cases: list[int]
-
-
-def _score(
-    backbones: Backbones,
-    test: TestSet,
-    truth: Truth | None,
-    before: Mapping[int, Tensor],
-    editor: str,
-    path: Path,
-    unedited: Mapping[int, np.ndarray],
-    batch: int,
-) -> _Scored:
-    import polars as pl
-
-    rows = test.rows()
-    prompts = {prompt.text: prompt for prompt in backbones.domain.prompts}
-    frames: list[pl.DataFrame] = []
-    features: list[np.ndarray] = []
-    numbers: list[int] = []
-    for part in _rows(path, ("id", "prompt", "strength", "image", "evaluations"), batch):
-        chosen = [
-            i
-            for i, pair in enumerate(zip(part["id"], part["prompt"], strict=True))
-            if pair[1] != UNEDITED and (pair[0] in rows if truth is None else pair in truth.index)
-        ]
-        if not chosen:
-            continue
-        ids, texts = [part["id"][i] for i in chosen], [part["prompt"][i] for i in chosen]
-        edited = torch.stack([images.decode_png(part["image"][i]) for i in chosen])
-        source = test.images[[rows[row_id] for row_id in ids]]
-        identity = backbones.identity(edited.to(backbones.device)).cpu()
-        columns: dict[str, Any] = {
-            "editor": [editor] * len(ids),
-            "id": ids,
-            "prompt": texts,
-            "attribute": [prompts[text].attribute for text in texts],
-            "value": [prompts[text].value for text in texts],
-            "strength": [part["strength"][i] for i in chosen],
-            "evaluations": [part["evaluations"][i] for i in chosen],
-            "psnr_input": metrics.psnr(edited, source),
-            "identity_input": metrics.cosine(identity, torch.stack([before[row_id] for row_id in ids])),
-        }
-        if truth is None:
-            columns["clip_direction"] = _clip_direction(backbones, edited, source, texts, batch)
-        else:
-            cases = [truth.index[pair] for pair in zip(ids, texts, strict=True)]
-            goal = truth.images(cases)
-            seen = backbones.oracle.features(edited.to(backbones.device))
-            logits = backbones.oracle.logits(seen)
-            read = torch.stack([logits[name].argmax(1) for name in backbones.oracle.attributes], dim=1).cpu()
-            psnr = metrics.psnr(edited, goal)
-            columns |= {
-                "reached": metrics.reached(read.gather(1, truth.column[cases, None])[:, 0], truth.wanted[cases]),
-                "kept": metrics.kept(read, truth.answers[cases], truth.counted[cases]),
-                "identity": metrics.cosine(identity, truth.identity[cases]),
-                "psnr": psnr,
-                "counterfactual_gain": psnr - _psnr_unedited(ids, unedited, goal),
-                "gain_over_input": psnr - metrics.psnr(source, goal),
-            }
-            features.append(seen.float().cpu().numpy())
-            numbers += cases
-        frames.append(
-            pl.DataFrame({key: v.double().numpy() if isinstance(v, Tensor) else v for key, v in columns.items()})
-        )
-    return _Scored(
-        pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame(),
-        np.concatenate(features) if features else np.zeros((0, 1)),
-        numbers,
-    )
-
-
-def _psnr_unedited(ids: Sequence[int], unedited: Mapping[int, np.ndarray], goal: Tensor) -> Tensor:
-    """PSNR of what the editor makes at strength 0 against each goal [n,3,R,R]; NaN for whom it was not made."""
-    found = torch.full((len(ids),), math.nan)
-    have = [i for i, row_id in enumerate(ids) if row_id in unedited]
-    if have:
-        found[have] = metrics.psnr(images.from_uint8(np.stack([unedited[ids[i]] for i in have])), goal[have])
-    return found
-
-
-def _clip_direction(backbones: Backbones, edited: Tensor, source: Tensor, texts: Sequence[str], batch: int) -> Tensor:
-    """Cosine of each edit's step in CLIP space with its prompt's text delta -> [n]."""
-    domain = backbones.domain
-    said = {text: backbones.clip.text_delta(domain.neutral, text, domain.templates).cpu() for text in set(texts)}
-    moved = foundations.clip_units(backbones, edited, batch) - foundations.clip_units(backbones, source, batch)
-    return metrics.cosine(moved, torch.stack([said[text] for text in texts]))
+def _missing(backbones: Backbones, truth: Truth | None) -> dict[str, Leaf]:
+    """The entries of what could not be computed, each with its reason."""
+    needs = NEEDS | (NEEDS_PHOTOGRAPHS if truth is None else NEEDS_TRUTH)
+    notes = {name: backbones.absent(network) for name, network in needs.items()}
+    return {name: metrics.absent(note) for name, note in notes.items() if note}
 
 
 def _editor_metrics(
-    scored: _Scored, truth: Truth | None, prompts: Mapping[str, Prompt], draws: Draws
+    scored: Scored, truth: Truth | None, prompts: Mapping[str, Prompt], real: Cloud | None, draws: Draws
 ) -> dict[str, Any]:
     """Averages over the prompts in words CLIP was taught, `heldout` over those it never saw, and every prompt."""
     frame = scored.frame
@@ -319,7 +220,9 @@ def _editor_metrics(
         found["heldout"] = {
             name: metrics.interval(tables[name][:, ~taught], draws=draws) for name in PER_PROMPT if name in tables
         }
-    if truth is not None:
+    if real is not None:  # without an interval: a distance of 2048 x 2048 covariances takes seconds
+        found["fid"] = metrics.leaf(metrics.frechet(scored.cloud.moments(), real.moments()))
+    if truth is not None and len(scored.features):
         rows = taught[column]
         edits, goals = scored.features[rows], truth.features[scored.cases].numpy()[rows]
 

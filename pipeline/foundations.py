@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import metrics
+from pipeline import truth as truths
 from pipeline.metrics import Draws, Leaf
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def clip_units(backbones: Backbones, images: Tensor, batch: int) -> Tensor:
 @torch.no_grad()
 def oracle_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
     """Class-balanced accuracy of each attribute where it can be seen; `mean` and `min` over attributes; `chance`."""
+    if note := backbones.absent("oracle"):
+        return {"mean": metrics.absent(note)}
     truth, seen = true_values(test, backbones.oracle.attributes)
     parts = [backbones.oracle.read(test.images[part].to(backbones.device)) for part in batches(len(test.ids), batch)]
     read = {name: torch.cat([part[name].cpu() for part in parts]).numpy() for name in truth}
@@ -52,9 +55,10 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
 
     assert test.people is not None
     units = clip_units(backbones, test.images, batch)
-    truth, seen = true_values(test, backbones.oracle.attributes)
+    attributes = truths.attributes(backbones)
+    truth, seen = true_values(test, attributes)
     right = {}
-    for name, values in backbones.oracle.attributes.items():
+    for name, values in attributes.items():
         texts = torch.stack([_value_feature(backbones, name, value) for value in values])
         right[name] = np.where(seen[name], metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
     zero_shot = _balanced(right, truth, draws)
@@ -132,6 +136,7 @@ def inversion_metrics(
     w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
     encoder_psnr is that of the encoder for the same people.
     """
+    note = backbones.absent("identity")
     count = len(test.ids) if w_plus is None else len(w_plus)
     scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": [], "encoder_psnr": []}
     for part in batches(count, batch):
@@ -141,8 +146,10 @@ def inversion_metrics(
         again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
         scores["psnr"].append(metrics.psnr(again, source))
         scores["ssim"].append(metrics.ssim(again, source))
-        scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
-    return {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items()}
+        if not note:
+            scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
+    found = {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items() if parts}
+    return found | ({"identity": metrics.absent(note)} if note else {})
 
 
 def true_values(

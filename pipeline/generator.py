@@ -37,7 +37,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias_init: float = 0.0, lr_mul: float = 1.0, activate: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(outputs, inputs), std=1 / lr_mul))
         self.bias = nn.Parameter(torch.full((outputs,), bias_init))
         self.scale, self.lr_mul, self.activate = lr_mul / math.sqrt(inputs), lr_mul, activate
 

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[np.float64]
-Leaf = dict[str, float | None]
+Leaf = dict[str, Any]  # value, low and high; and a note where nothing could be computed
 
 PSNR_CEILING = 60.0  # dB; equal images. 8 bit rounding alone, MSE 1 / (12 * 255^2), is 59 dB
 _SSIM_WINDOW, _SSIM_SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -120,7 +120,12 @@ def frechet_distance(a: Array, b: Array, weights: Array | None = None) -> float:
     |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^1/2), covariances with N - 1. `weights` [N] counts each row of both clouds,
     which are then paired (N = M), as a bootstrap needs it. NaN with fewer than two rows.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = _moments(a, weights), _moments(b, weights)
+    return frechet(_moments(a, weights), _moments(b, weights))
+
+
+def frechet(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
+    """`frechet_distance` of two Gaussians, each given by mean [F] and covariance [F,F]."""
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
     if not np.isfinite(cov_a).all() or not np.isfinite(cov_b).all():
         return math.nan
     values, vectors = np.linalg.eigh(cov_a)
@@ -138,6 +143,26 @@ def _moments(cloud: Array, weights: Array | None) -> tuple[Array, Array]:
     mean = weights @ cloud / total
     centred = cloud - mean
     return mean, (centred * weights[:, None]).T @ centred / (total - 1)
+
+
+class Cloud:
+    """Mean and covariance of features that pass by; its memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares = 0, np.zeros(1), np.zeros((1, 1))
+
+    def add(self, features: Tensor) -> None:
+        """features [B,F]"""
+        rows = features.double().cpu().numpy()
+        self.count += len(rows)
+        self.sum, self.squares = self.sum + rows.sum(0), self.squares + rows.T @ rows
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean [F] and covariance [F,F] with N - 1; NaN with fewer than two rows."""
+        if self.count < 2:
+            return np.full_like(self.sum, np.nan), np.full_like(self.squares, np.nan)
+        mean = self.sum / self.count
+        return mean, (self.squares - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
 # ---------------------------------------------------------------- is the space of differences aligned?
@@ -178,6 +203,11 @@ class Draws:
 def leaf(value: float, low: float | None = None, high: float | None = None) -> Leaf:
     """One entry of metrics.json. Six decimals; what is not finite becomes null."""
     return {"value": _number(value), "low": _number(low), "high": _number(high)}
+
+
+def absent(note: str) -> Leaf:
+    """The entry of what could not be computed, and why."""
+    return {**leaf(math.nan), "note": note}
 
 
 def _number(value: float | None) -> float | None:

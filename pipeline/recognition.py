@@ -1,13 +1,19 @@
 """The two judges of an edit: a network that knows who it is, and one that reads attributes.
 
-Both are small residual networks trained on renders only; neither sees an edited picture, nor guides an editor.
+Both are small residual networks trained on renders only; neither sees an edited picture, nor guides an editor. For
+photographs of faces the published identity network (`pipeline.irse.FaceNet`) can stand in for ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline import irse
 
 
 class Block(nn.Module):
@@ -60,6 +66,16 @@ class IdentityNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return F.normalize(self.head(self.trunk(images)), dim=1)
+
+
+def build(numbers: Mapping[str, Any]) -> IdentityNet | irse.FaceNet:
+    """An identity network from the numbers of a weights file: `backbone` says whose; absent, it is one of ours."""
+    rest = {name: value for name, value in numbers.items() if name != "backbone"}
+    if "backbone" not in numbers:
+        return IdentityNet(**rest)
+    if numbers["backbone"] != irse.NAME:
+        raise ValueError(f"an identity network on '{numbers['backbone']}'")
+    return irse.FaceNet(**rest)
 
 
 class Oracle(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline import artefacts, files, flowchart, params, showcase
 from pipeline import truth as truths
-from pipeline.domains import NETWORKS, Domain
+from pipeline.domains import Domain
 from pipeline.evaluation import FRAMES, SCORES
 from pipeline.showcase import label
 from pipeline.values import InputError
@@ -50,6 +50,14 @@ EDITOR_COLUMNS = (
     Column("gain_over_input", "gain over input, dB", 2, 1, "PSNR to the counterfactual, over the input's"),
     Column("psnr", "PSNR, dB", 1, 1, "to the counterfactual; equal pictures count as 60"),
     Column("fid_oracle", "FID-oracle", 2, -1, "Frechet distance to the counterfactuals in the oracle's features"),
+    Column(
+        "fid",
+        "FID",
+        2,
+        -1,
+        "Frechet distance of all edits to all test pictures in Inception's features; biased up by few",
+    ),
+    Column("lpips_input", "LPIPS to input", 3, 0, "perceptual distance to the input (AlexNet)"),
     Column("clip_direction", "CLIP direction", 2, 1, "cosine of the edit's step in CLIP space with the text's"),
     Column("psnr_input", "PSNR to input, dB", 1, 0, "how far the edit moved from its input; the paper's protocol"),
     Column("identity_input", "identity to input", 2, 0, "cosine with the input, identity network"),
@@ -122,7 +130,8 @@ def page(domain: Domain, root: Path) -> str:
     return environment.get_template("report.html.j2").render(
         domain=domain,
         editors=[_editor(name, found["editors"][name], i) for i, name in enumerate(editors)],
-        columns=[column for column in EDITOR_COLUMNS if any(column.key in found["editors"][name] for name in editors)],
+        columns=[c for c in EDITOR_COLUMNS if any(_measured(c.key, row) for row in found["editors"].values())],
+        notes=_notes(found["editors"]),
         tradeoff=_tradeoff(found["editors"], editors),
         prompts=_prompts(found["editors"], editors, domain),
         foundations=_foundations(found),
@@ -131,7 +140,7 @@ def page(domain: Domain, root: Path) -> str:
         curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in _curves(path)],
         chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,
         settings=_flat(settings),
-        networks=[_network(domain, name, root) for name in NETWORKS],
+        networks=[_network(domain, name, root) for name in domain.networks],
         photographs=_photographs(layout.prepared),
         costs=_costs(layout),
         speed=_speed(root),
@@ -159,10 +168,26 @@ def _editor(name: str, found: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {"name": name, "label": label(name), "frame": name in FRAMES, "color": index, "found": found}
 
 
+def _measured(key: str, row: Mapping[str, Any]) -> bool:
+    """Whether an editor's numbers have `key`, or it was at least tried."""
+    return key in row and "note" not in row[key]
+
+
+def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what is not in the table, why)"""
+    reasons: dict[str, list[str]] = {}
+    for column in EDITOR_COLUMNS:
+        for note in dict.fromkeys(
+            row[column.key]["note"] for row in found.values() if "note" in row.get(column.key, {})
+        ):
+            reasons.setdefault(note, []).append(column.title)
+    return [(", ".join(titles), note) for note, titles in reasons.items()]
+
+
 def _prompts(found: Mapping[str, Any], editors: Sequence[str], domain: Domain) -> dict[str, Any]:
     """One row per prompt; reached and kept of every editor proper."""
     proper = [name for name in editors if name not in FRAMES]
-    measure = "reached" if any("reached" in found[name] for name in proper) else "clip_direction"
+    measure = "reached" if any(_measured("reached", found[name]) for name in proper) else "clip_direction"
     rows = [
         {
             "text": prompt.text,
@@ -189,7 +214,7 @@ def _foundations(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         shown = [
             {"name": name, "leaf": node[key], "digits": digits}
             for key, name, digits in rows
-            if node.get(key, {}).get("value") is not None
+            if node.get(key, {}).get("value") is not None or "note" in node.get(key, {})
         ]
         if shown:
             tables.append({"title": title, "rows": shown})
@@ -199,7 +224,8 @@ def _foundations(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _attributes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per attribute: what the oracle and CLIP read of it."""
     oracle, clip = (found[network].get("attributes", {}) for network in ("oracle", "clip"))
-    return [{"name": name.replace("_", " "), "oracle": leaf, "clip": clip.get(name)} for name, leaf in oracle.items()]
+    names = dict.fromkeys([*oracle, *clip])
+    return [{"name": name.replace("_", " "), "oracle": oracle.get(name), "clip": clip.get(name)} for name in names]
 
 
 def _flat(node: Any, path: str = "") -> list[tuple[str, str]]:

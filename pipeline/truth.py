@@ -72,7 +72,7 @@ class Truth:
     index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
     Of the oracle's A attributes, in its order: answers [N,A] indices of the true values; counted [N,A] those that can
     be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N] its value.
-    identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's.
+    identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's. Of a network that is not here: [0,1].
     """
 
     index: dict[tuple[int, str], int]
@@ -113,14 +113,15 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
     """Render every case's counterfactual at `size` and pass it through oracle, identity network and CLIP."""
     from pipeline import portraits
 
-    names = {name: list(values) for name, values in backbones.oracle.attributes.items()}
+    names = {name: list(values) for name, values in attributes(backbones).items()}
+    identified, judged = not backbones.absent("identity"), not backbones.absent("oracle")
     renders = _render([case.other for case in found], size)
     identity, clip, features = [], [], []
     for start in range(0, len(found), batch):
         part = images.from_uint8(renders[start : start + batch]).to(backbones.device)
-        identity.append(backbones.identity(part).cpu())
+        identity += [backbones.identity(part).cpu()] if identified else []
         clip.append(F.normalize(backbones.clip.embed_images(part).float(), dim=1).cpu())
-        features.append(backbones.oracle.features(part).cpu())
+        features += [backbones.oracle.features(part).cpu()] if judged else []
     values = [portraits.attributes(case.other) for case in found]
     seen = [portraits.visible(case.other) for case in found]
     for case in found:
@@ -146,6 +147,13 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
         clip=_joined(clip),
         features=_joined(features),
     )
+
+
+def attributes(backbones: Backbones) -> Mapping[str, Sequence[str]]:
+    """What can be asked of a person, and its values: as the oracle reads them, or as the renderer draws them."""
+    from pipeline import portraits
+
+    return portraits.ATTRIBUTES if backbones.absent("oracle") else backbones.oracle.attributes
 
 
 def _check(prompt: Prompt, names: Mapping[str, Sequence[str]]) -> None:

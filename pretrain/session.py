@@ -82,9 +82,10 @@ def left_out(domain: Domain, root: Path, name: str) -> str | None:
         return None
     if path.exists() and "steps" not in weights.read_meta(path):
         return f"imported before, in {domain.weights(name).path}"
-    if name in TOLD:
-        return f"learnt from drawn pictures only; photographs need one that is imported to {domain.weights(name).path}"
-    return None
+    if name not in TOLD:
+        return None
+    instead = "" if name == "oracle" else f"; for photographs: deltaspace import-{name} FILE --domain {domain.name}"
+    return f"learnt from drawn pictures only{instead}"
 
 
 def promoted(domain: Domain, root: Path, name: str) -> Path:

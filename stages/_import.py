@@ -15,7 +15,8 @@ from stages._arguments import DebugOption, DomainOption, JsonOption
 if TYPE_CHECKING:
     from pipeline.domains import Domain
 
-COMMANDS = ("import-generator", "import-mapper", "import-relevance", "import-codes")
+NETWORKS = ("clip", "encoder", "generator", "identity", "inception", "lpips", "mapper", "relevance")
+COMMANDS = (*(f"import-{network}" for network in NETWORKS), "import-codes")
 
 
 def import_generator(
@@ -58,6 +59,26 @@ def import_generator(
 
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def import_encoder(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, such as e4e_ffhq_encode.pt.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in an e4e or pSp encoder; and the generator that lies beside it, where the domain has none."""
+    _take_in("encoder", file, domain, force)
+
+
+def import_identity(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict, such as the released model_ir_se50.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the network that tells faces apart (ArcFace, IR-SE50), by which `identity` is measured."""
+    _take_in("identity", file, domain, force)
 
 
 def import_mapper(
@@ -108,14 +129,47 @@ def import_codes(
     typer.echo(f"train on them with: dvc repro --single-item mapper@{domain}")
 
 
-def _take_in(network: str, file: Path, domain: str, force: bool) -> None:
-    """Import a file as one of a domain's networks."""
+def import_clip(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of OpenAI (ViT-B-32.pt), Hugging Face or open_clip.")],
+    domain: DomainOption,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of open_clip, such as ViT-B-32, where the file does not tell.")
+    ] = None,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in a CLIP for a domain: OpenAI's own archives, Hugging Face's CLIPModel, open_clip's state dicts."""
+    _take_in("clip", file, domain, force, **({} if model is None else {"model": model}))
+
+
+def import_inception(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as pt_inception-2015-12-05-6726825d.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the Inception network that FID is measured with."""
+    _take_in("inception", file, domain, force)
+
+
+def import_lpips(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="AlexNet, such as alexnet-owt-7be5be79.pth.")],
+    domain: DomainOption,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take in the AlexNet beneath LPIPS, the perceptual distance; its heads are in this installation."""
+    _take_in("lpips", file, domain, force)
+
+
+def _take_in(network: str, file: Path, domain: str, force: bool, **told: str) -> None:
+    """Import a file as one of a domain's networks. told: what else its importer takes."""
     found, root = _domain(domain)
     _free(root / found.weights(network).path, force)
 
     from pipeline.foreign import importers
 
-    line, notes = importers.of(network)(file, found, root)
+    line, notes = importers.of(network)(file, found, root, **told)
     typer.echo(line)
     _warn(notes)
 

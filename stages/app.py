@@ -237,8 +237,8 @@ def list_domains(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     rows = []
     for name in domains.names(root):
         found = domains.load(name, root)
-        there = [network for network in domains.NETWORKS if (root / found.weights(network).path).is_file()]
-        missing = [network for network in domains.NETWORKS if network not in there]
+        there = [network for network in found.networks if (root / found.weights(network).path).is_file()]
+        missing = [network for network in found.networks if network not in there]
         rows.append(
             {
                 "name": name,

@@ -34,7 +34,10 @@ NETWORKS = {  # a weights file as input means the module that runs it
     "identity": "pipeline/recognition.py",
     "oracle": "pipeline/recognition.py",
     "denoiser": "pipeline/denoiser.py",
+    "inception": "pipeline/perception.py",
+    "lpips": "pipeline/perception.py",
 }
+FOLDER = "data/pretrained/${item.domain}"  # as a dep: all that judge or make a picture, as far as they are there
 LONGEST = 400  # lines
 
 
@@ -154,7 +157,8 @@ def test_a_stage_depends_on_all_the_code_it_runs(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_reads_weights_depends_on_the_network_that_runs_them(stage: str) -> None:
     deps = pipeline_file()[stage]["deps"]
-    names = [Path(dep).stem for dep in deps if dep.startswith("data/pretrained/")]
+    names = [Path(dep).stem for dep in deps if dep.startswith(f"{FOLDER}/")]
+    names += [name for name in NETWORKS if name != "denoiser"] if FOLDER in deps else []
     assert set(names) <= set(NETWORKS)
     assert not names or "pipeline/backbones.py" in deps
     for name in names:

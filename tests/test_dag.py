@@ -229,6 +229,22 @@ def test_no_diffusion_steps_hand_the_shipped_file_on(ready: Path) -> None:
     assert (ready / "data/tiny/diffusion.safetensors").read_bytes() == shipped.read_bytes()
 
 
+def test_without_identity_and_oracle_the_rest_is_measured_and_the_page_says_what_is_missing(ready: Path) -> None:
+    pretrained = ready / "data/pretrained/tiny"
+    for name in ("identity", "oracle"):
+        (pretrained / f"{name}.safetensors").unlink()
+    shell(ready, "git", "rm", "--quiet", "--cached", str(pretrained / "generator.safetensors"))
+    shell(ready, "dvc", "add", str(pretrained / "generator.safetensors"))  # as owners of a generator do
+    assert ran(shell(ready, "dvc", "repro")) == {"evaluate@tiny", "report@tiny"}
+    row = json.loads((ready / "reports/tiny/metrics.json").read_text())["editors"]["deltaedit_g"]
+    note = "not computed: weights missing at data/pretrained/tiny/{}.safetensors"
+    assert row["identity"] == {"value": None, "low": None, "high": None, "note": note.format("identity")}
+    assert row["reached"]["note"] == note.format("oracle") and row["counterfactual_gain"]["value"] is not None
+    page = (ready / "reports/tiny/index.html").read_text()
+    assert note.format("identity") in page and note.format("oracle") in page
+    assert "Data and pipelines are up to date" in shell(ready, "dvc", "repro")
+
+
 def test_bad_input_is_one_line_and_exit_code_2(ready: Path) -> None:
     params = yaml.safe_load((ready / "params.yaml").read_text())
     params["mapper"]["lr"] = "fast"

@@ -122,7 +122,7 @@ def test_portraits_prompts_use_taught_phrases_when_seen_and_untaught_ones_when_h
 
 def test_the_shipped_weights_are_the_ones_the_domain_names() -> None:
     domain = domains.load("portraits", ROOT)
-    for network in NETWORKS:
+    for network in domain.networks:
         entry = domain.weights(network)
         assert entry.sha256 == files.digest(ROOT / entry.path), f"{network}: domains/portraits.yaml"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artefacts, evaluation, foundations, images, portraits, truth
+from pipeline import artefacts, evaluation, foundations, images, metrics, portraits, truth
 from pipeline.domains import Prompt
 from pipeline.metrics import Draws
 from pipeline.truth import TestSet
@@ -27,6 +27,7 @@ PROMPTS = (
     Prompt("face with bangs", "bangs", "yes"),
 )
 NAMES = tuple(portraits.ATTRIBUTES)
+MISSING = "not computed: weights missing at data/pretrained/portraits/{}.safetensors"
 Draw = Callable[[portraits.Portrait, Prompt], portraits.Portrait]
 
 
@@ -118,6 +119,7 @@ def world(tmp_path: Path) -> World:
         encoder=lambda batch: batch.flatten(1).unflatten(1, (2, -1)),
         generator=lambda w: w.flatten(1).unflatten(1, shape),
         device="cpu",
+        absent=lambda name: MISSING.format(name) if getattr(backbones, name, None) is None else None,
     )
     return World(backbones, TestSet(tuple(range(FIRST, FIRST + PEOPLE)), pictures, people), tmp_path)
 
@@ -431,6 +433,74 @@ def test_photographs_without_truth_are_compared_with_their_input(world: World) -
     assert row["psnr_input"]["value"] == 60 and row["people"]["value"] == PEOPLE
     assert row["clip_direction"]["value"] == 0 and "reached" not in row
     assert found["editors"]["deltaedit_g"]["psnr_input"]["value"] < 60
+
+
+def test_photographs_are_compared_with_test_pictures_by_the_networks_that_are_here(world: World) -> None:
+    from torchmetrics.image.fid import _compute_fid
+
+    paths = {"identity_editor": world.edits("i", nothing), "deltaedit_g": world.edits("g", change)}
+    world.test = replace(world.test, people=None)
+    world.backbones.oracle, seen = None, Reader().features
+    world.backbones.inception = seen
+    world.backbones.lpips = lambda a, b: (a - b).abs().flatten(1).mean(1)
+    found = world.evaluate(paths).metrics["editors"]
+    assert found["identity_editor"]["lpips_input"] == {"value": 0, "low": 0, "high": 0}
+    assert found["identity_editor"]["fid"]["value"] < 0.05  # the same pictures, each three times
+    edited = torch.stack(
+        [images.decode_png(png) for png, text in zip(*pngs(paths["deltaedit_g"]), strict=True) if text]
+    )
+    source = world.test.images.repeat_interleave(len(PROMPTS), 0)
+    assert found["deltaedit_g"]["lpips_input"]["value"] == pytest.approx(
+        (edited - source).abs().mean().item(), abs=1e-5
+    )
+    clouds = [seen(pictures).double() for pictures in (edited, world.test.images)]
+    moments = [part for cloud in clouds for part in (cloud.mean(0), cloud.T.cov())]
+    assert found["deltaedit_g"]["fid"]["value"] == pytest.approx(_compute_fid(*moments).item(), rel=1e-4)
+    assert found["deltaedit_g"]["fid"]["low"] is None
+
+
+def pngs(path: Path) -> tuple[list[bytes], list[str]]:
+    table = stored(path)
+    return list(table["image"]), list(table["prompt"])
+
+
+def test_what_needs_an_absent_network_says_so_and_the_rest_is_measured(world: World) -> None:
+    paths = {"identity_editor": world.edits("i", nothing), "deltaedit_g": world.edits("g", change)}
+    whole = world.evaluate(paths)
+    world.backbones.identity = None
+    found = world.evaluate(paths).metrics
+    for name in ("identity", "identity_input"):
+        gone = found["editors"]["deltaedit_g"][name]
+        assert gone == {"value": None, "low": None, "high": None, "note": MISSING.format("identity")}
+    assert found["inversion"]["identity"]["note"] == MISSING.format("identity")
+    same = [name for name in whole.metrics["editors"]["deltaedit_g"] if name not in ("prompts", "heldout")]
+    for name in set(same) - {"identity", "identity_input"}:
+        assert found["editors"]["deltaedit_g"][name] == whole.metrics["editors"]["deltaedit_g"][name], name
+
+    world.backbones.oracle = None
+    outcome = world.evaluate(paths)
+    row = outcome.metrics["editors"]["deltaedit_g"]
+    for name in ("reached", "kept", "fid_oracle"):
+        assert row[name]["note"] == MISSING.format("oracle") and row[name]["value"] is None
+    for name in ("psnr", "counterfactual_gain", "gain_over_input", "psnr_input", "people"):
+        assert row[name] == whole.metrics["editors"]["deltaedit_g"][name], name
+    assert outcome.metrics["oracle"] == {"mean": metrics.absent(MISSING.format("oracle"))}
+    assert outcome.metrics["clip"]["zero_shot"] == whole.metrics["clip"]["zero_shot"]
+    assert row["clip_direction"]["value"] is not None
+    assert outcome.summary["deltaedit_g_reached"] is None and outcome.summary["oracle"] is None
+    evaluation.save(outcome, artefacts.Layout("portraits", world.folder / "saved"))
+
+
+def test_photographs_say_which_of_their_networks_are_missing(world: World) -> None:
+    paths = {"deltaedit_g": world.edits("g", change)}
+    world.test = replace(world.test, people=None)
+    world.backbones.oracle = world.backbones.identity = None
+    row = world.evaluate(paths).metrics["editors"]["deltaedit_g"]
+    needs = {"fid": "inception", "lpips_input": "lpips", "identity_input": "identity"}
+    assert {name: leaf["note"] for name, leaf in row.items() if "note" in leaf} == {
+        name: MISSING.format(network) for name, network in needs.items()
+    }
+    assert row["psnr_input"]["value"] is not None and row["clip_direction"]["value"] is not None
 
 
 def test_a_test_set_with_an_image_too_few_is_refused(world: World) -> None:

@@ -22,7 +22,6 @@ from published_server import File, Server, serving
 from pipeline import doctor, domains, download, files, originals, weights
 from pipeline.backbones import Backbones
 from pipeline.foreign import importers
-from pipeline.foreign.tensors import Unfilled
 from pipeline.generator import Generator
 from pipeline.mapper import DeltaMapper
 from pipeline.values import InputError
@@ -143,7 +142,7 @@ def test_weights_of_another_origin_stay_unless_forced(project: Project) -> None:
 
 def test_mapper_and_relevance_follow_their_generator(project: Project) -> None:
     layout = project.generator.layout
-    with Unfilled():
+    with weights.Unfilled():
         mapper = DeltaMapper(layout, E)
     torch.save({key: torch.randn(value.shape) for key, value in mapper.state_dict().items()}, project.root / "net.pth")
     rows = torch.nn.functional.normalize(torch.randn(layout.size, E), dim=1)
@@ -338,7 +337,7 @@ def test_all_that_restricts_use_in_the_shipped_domains_is_asked_about() -> None:
     for name in ("cat", "church", "ffhq", "horse"):
         domain = domains.load(name, root)
         found = [original for network in domains.NETWORKS if (original := originals.of(domain, network, root))]
-        assert {original.network for original in found if not original.restricted} <= {"clip", "relevance"}
+        assert {original.network for original in found if not original.restricted} <= {"clip", "inception", "relevance"}
 
 
 # ---------------------------------------------------------------- the doctor
@@ -346,7 +345,7 @@ def test_all_that_restricts_use_in_the_shipped_domains_is_asked_about() -> None:
 
 def test_the_doctor_names_the_command_and_then_what_is_verified(project: Project) -> None:
     assert project.doctor("generator")["advice"] == "`deltaspace fetch theirs generator`"
-    assert project.doctor("oracle")["advice"] == "made by `deltaspace pretrain theirs oracle`"
+    assert project.doctor("denoiser")["advice"] == "made by `deltaspace pretrain theirs denoiser`"
     assert project.fetch()[0] == 0
     found = project.doctor("generator")
     assert found["state"] == "present" and found["original"]["state"] == "verified"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import io
 import json
@@ -15,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import clip_files
 import foreign_files as files
 import numpy as np
 import pytest
@@ -22,10 +24,17 @@ import tiny_project
 import torch
 
 from pipeline import foreign, params
+from pipeline.foreign import clips as clips_of_others
 from pipeline.foreign import generators
 from pipeline.values import InputError
 from stages import app
 
+LOOKED_FOR = (
+    "conv1.conv.weight",
+    *(f"encoder.styles.{row}.linear.weight" for row in range(6)),  # of the tiny domain
+    "input_layer.0.weight",
+    "output_layer.3.weight",
+)
 MOST_MEMORY = 40_000_000  # bytes; a refusal needs none of what the file claims
 
 
@@ -45,6 +54,12 @@ def storage_blob(content: object) -> bytes:
     return stream.getvalue()
 
 
+def zip_blob(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 def zipped(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **records: bytes) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -54,7 +69,7 @@ def zipped(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **
 
 
 def claimed(shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4) -> bytes:
-    """data.pkl of a state dict whose one tensor claims a shape."""
+    """data.pkl of a state dict whose one tensor, under the names that each command looks for, claims a shape."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: object) -> object:
@@ -65,7 +80,7 @@ def claimed(shape: tuple[int, ...], stride: tuple[int, ...], numel: int = 4) -> 
             return torch._utils._rebuild_tensor_v2, (marker, 0, shape, stride, False, collections.OrderedDict())
 
     marker, stream = object(), io.BytesIO()
-    Pickler(stream, 2).dump({"conv1.conv.weight": Tensor()})
+    Pickler(stream, 2).dump({key: Tensor() for key in LOOKED_FOR})
     return stream.getvalue()
 
 
@@ -116,6 +131,9 @@ def corpus(folder: Path, canary: Path) -> dict[str, Path]:
     put("underflow.pkl", b"\x80\x02R.")
     put("empty.pkl", b"")
     put("text.pkl", b"<html>quota exceeded</html>")
+    put("opts.pt", storage_blob({"state_dict": {}, "opts": argparse.Namespace(device=system)}))
+    put("opts-zip.pt", zip_blob({"state_dict": {}, "opts": argparse.Namespace(device=system)}))
+    put("opts-build.pt", b"\x80\x02cargparse\nNamespace\n)\x81(cposix\nsystem\nX\x04\x00\x00\x00true\x85Rdb.")
     put("array.pkl", pickle.dumps({"conv1.conv.weight": np.array([system], dtype=object)}))
     found["source.pkl"] = files.pickled(folder / "source.pkl", {"G_ema": files.Module("Generator", {}, {}, {})})
     found["zip-system.pt"] = zipped(folder / "zip-system.pt", pickle.dumps(system))
@@ -142,7 +160,49 @@ def corpus(folder: Path, canary: Path) -> dict[str, Path]:
         ("name", {"../../evil": entry([4], 0, 16), "conv1.conv.weight": entry([1], 16, 20)}, bytes(20), None),
     ):
         found[f"{name}.safetensors"] = safetensors(folder / f"{name}.safetensors", header, content, length)
-    return found
+    return found | clips(folder, system)
+
+
+def script(path: Path, pickled: bytes, code: int = 1000) -> Path:
+    """A TorchScript archive: a zip whose code is compressed, and a pickle that names classes of that code."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/code/__torch__.py", bytes(code), zipfile.ZIP_DEFLATED)
+    return path
+
+
+def clips(folder: Path, system: Caller) -> dict[str, Path]:
+    """CLIPs that are none, and archives with a program of their own."""
+    made = b"\x80\x02c__torch__.multimodal\nMultimodal\n)\x81"  # an object of the archive's own
+    found = {
+        "script-system.pt": pickle.dumps({"visual": system}, 2),
+        "script-code.pt": made + b"}X\x06\x00\x00\x00visualcos\nsystem\nX\x04\x00\x00\x00true\x85Rsb.",
+        "script-cycle.pt": made + b"q\x00}X\x01\x00\x00\x00ah\x00sb.",
+        "script-wide.pt": made + b"q\x00}(" + b"".join(b"X\x01\x00\x00\x00%ch\x00" % c for c in b"abcdefgh") + b"ub.",
+        "script-deep.pt": made + (b"}X\x01\x00\x00\x00a" + made[2:]) * 3000 + b"sb" * 3000 + b".",
+        "script-empty.pt": made + b"}b.",
+    }
+    paths = {name: script(folder / name, content) for name, content in found.items()}
+    paths["script-bomb.pt"] = script(folder / "script-bomb.pt", made + b"}b.", code=60_000_000)
+    for name, sizes in (
+        ("vocabulary", {"token_embedding.weight": [49_408, 1]}),
+        ("context", {"token_embedding.weight": [49_408, 1], "positional_embedding": [60_000, 1]}),
+        ("layers", {"token_embedding.weight": [49_408, 1]}),
+    ):
+        shapes = {"visual.conv1.weight": [8192, 3, 1, 1], "input_resolution": [1], "visual.proj": [1, 1]}
+        shapes |= {"positional_embedding": [77, 1], "text_projection": [1, 8000], "visual.positional_embedding": [2, 1]}
+        shapes |= sizes
+        if name == "vocabulary":
+            shapes["token_embedding.weight"] = [3, 1]
+        for tower in ("", "visual.") if name == "layers" else ():
+            shapes |= {f"{tower}transformer.resblocks.{i}.ln_1.weight": [0] for i in range(5000)}
+        header, end = {}, 0
+        for key, shape in shapes.items():
+            length = int(np.prod(shape))
+            header[key] = entry(shape, end, end + length, "U8")
+            end += length
+        paths[f"clip-{name}.safetensors"] = safetensors(folder / f"clip-{name}.safetensors", header, bytes(end))
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +221,19 @@ def test_the_canary_sings_when_such_a_file_is_read_the_ordinary_way(tmp_path: Pa
     assert canary.exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import-generator", "--name", "mine"),
+        ("import-encoder", "--domain", "tiny", "--force"),
+        ("import-identity", "--domain", "tiny"),
+        ("import-clip", "--domain", "tiny", "--force"),
+        ("import-lpips", "--domain", "tiny", "--force"),
+    ],
+    ids=lambda command: command[0],
+)
 def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
+    command: tuple[str, ...],
     hostile: dict[str, Path],
     canary: Path,
     tmp_path: Path,
@@ -169,13 +241,14 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.make(tmp_path / "project")))
-    with pytest.raises(InputError):
-        generators.load(hostile["absurd.pt"])  # what is imported once is not counted below
+    app.run([command[0], str(hostile["absurd.pt"]), *command[1:]])  # what is imported once is not counted below
+    before = {path: path.read_bytes() for path in (tmp_path / "project").rglob("*") if path.is_file()}
     wrong: dict[str, object] = {}
-    for name, path in hostile.items():
+    kinds = (".pkl", ".pt", ".safetensors") if command[0] == "import-generator" else (".pt", ".safetensors")
+    for name, path in ((name, path) for name, path in hostile.items() if path.suffix in kinds):
         capsys.readouterr()
         tracemalloc.start()
-        code = app.run(["import-generator", str(path), "--name", "mine"])
+        code = app.run([command[0], str(path), *command[1:]])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         told = capsys.readouterr()
@@ -185,7 +258,7 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
             wrong[name] = f"{peak / 1e6:.0f} MB"
     assert wrong == {}
     assert not canary.exists()
-    assert not (tmp_path / "project/domains/mine.yaml").exists()
+    assert {path: path.read_bytes() for path in (tmp_path / "project").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -210,6 +283,52 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
 def test_the_line_says_what_was_found(hostile: dict[str, Path], name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         generators.load(hostile[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("script-system.pt", "posix.system"),
+        ("script-code.pt", "os.system"),
+        ("script-cycle.pt", "too deep, or are too many"),
+        ("script-wide.pt", "too deep, or are too many"),
+        ("script-empty.pt", "holds no CLIP"),
+        ("clip-vocabulary.safetensors", "vocabulary has 3 words"),
+        ("clip-context.safetensors", "claims context 60000"),
+        ("clip-layers.safetensors", "claims layers 5000"),
+    ],
+)
+def test_the_line_about_a_clip_says_what_was_found(hostile: dict[str, Path], name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        clips_of_others.load(hostile[name])
+
+
+@pytest.mark.parametrize("kind", ["archive", "safetensors"])
+def test_a_clip_cut_or_with_a_flipped_bit_is_refused_or_reads_as_one(tmp_path: Path, kind: str) -> None:
+    from safetensors.torch import save_file
+
+    path, state = tmp_path / "clip", clip_files.openai()
+    if kind == "archive":
+        clip_files.archive(path, state)
+    else:
+        save_file(clip_files.hugging_face(state), path)
+        clip_files.config(tmp_path / "config.json")
+    whole, draw = path.read_bytes(), random.Random(0)
+    for length in (1, 100, len(whole) // 2, len(whole) - 9):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError) as caught:
+            clips_of_others.load(path)
+        assert "\n" not in str(caught.value)
+    for turn in range(12):
+        place = draw.randrange(4000) if turn % 2 else len(whole) - 1 - draw.randrange(4000)
+        broken = bytearray(whole)
+        broken[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(broken)
+        try:
+            found = clips_of_others.load(path)
+            assert all(bool(torch.isfinite(found.tensor(name)).all()) for name in found.like)
+        except InputError as error:
+            assert "\n" not in str(error)
 
 
 def test_what_a_file_says_never_reaches_the_terminal_as_it_is(hostile: dict[str, Path]) -> None:

@@ -15,7 +15,6 @@ import torch
 from pipeline import artefacts, domains, weights
 from pipeline.backbones import Backbones
 from pipeline.foreign import released
-from pipeline.foreign.tensors import Unfilled
 from pipeline.mapper import DeltaMapper
 from pipeline.stylespace import StyleLayout
 from stages import app
@@ -62,7 +61,7 @@ def array(path: Path, values: np.ndarray) -> Path:
 
 
 def test_the_published_mapper_has_the_keys_and_sizes_of_ours() -> None:
-    with Unfilled():
+    with weights.Unfilled():
         state = DeltaMapper(PUBLISHED, 512).state_dict()
     assert PUBLISHED.size == 6048 and len(state) == 72
     assert sum(value.numel() for value in state.values()) == 82_760_576

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pipeline import artefacts, evaluation, flowchart, images, metrics, portraits, report, showcase, truth
-from pipeline.domains import Domain, Prompt, Weights, default_path
+from pipeline.domains import NETWORKS, Domain, Prompt, Weights, default_path
 from pipeline.truth import TestSet
 from pipeline.values import InputError
 
@@ -60,8 +60,7 @@ test_people.__test__ = False  # type: ignore[attr-defined]
 
 @pytest.fixture
 def domain() -> Domain:
-    names = ("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance")
-    networks = {name: Weights(default_path("portraits", name)) for name in names}
+    networks = {name: Weights(default_path("portraits", name)) for name in NETWORKS}
     return Domain("portraits", SIZE, "face", prompts=PROMPTS, **networks)
 
 
@@ -303,6 +302,34 @@ def test_photographs_without_truth_have_a_page_too(project: Path, domain: Domain
     artefacts.write_table(layout.evaluation / evaluation.SCORES, pl.DataFrame(table))
     read = Reader(report.page(domain, project))
     assert read.open == [] and "0.31" in read.words and "counterfactual" not in " ".join(read.words)
+
+
+def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Domain) -> None:
+    layout, found = artefacts.Layout("portraits", project), numbers()
+    notes = {
+        name: f"not computed: weights missing at data/pretrained/x/{name}.safetensors"
+        for name in ("oracle", "identity")
+    }
+    found["oracle"] = {"mean": metrics.absent(notes["oracle"])}
+    found["inversion"]["identity"] = metrics.absent(notes["identity"])
+    for row in found["editors"].values():
+        row |= {name: metrics.absent(notes["oracle"]) for name in ("reached", "kept", "fid_oracle")}
+        row |= {"identity": metrics.absent(notes["identity"]), "clip_direction": metrics.leaf(0.21)}
+        row.pop("heldout")
+        row["prompts"] = {
+            text: {"clip_direction": metrics.leaf(0.22), "people": metrics.leaf(7)} for text in row["prompts"]
+        }
+    layout.metrics.write_text(json.dumps(found))
+    scores = artefacts.table(layout.evaluation / evaluation.SCORES).drop("reached", "kept", "identity")
+    artefacts.write_table(layout.evaluation / evaluation.SCORES, scores)
+    read = Reader(report.page(domain, project))
+    assert read.open == []
+    assert f"reached, kept, FID-oracle: {notes['oracle']}." in read.words
+    assert f"identity: {notes['identity']}." in read.words
+    assert notes["oracle"] in read.words and notes["identity"] in read.words  # beside the networks' own numbers
+    header = next(row for row in read.rows if "CLIP direction" in row)
+    assert "kept" not in header and "identity" not in header
+    assert "0.22" in read.words and "hair color" in read.words
 
 
 # ---------------------------------------------------------------- the grid

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kernels.upfirdn2d import binomial_kernel
-from pipeline import foreign
+from pipeline import foreign, weights
 from pipeline.foreign.pickles import Thing
-from pipeline.foreign.tensors import Unfilled, listed
+from pipeline.foreign.tensors import listed
 from pipeline.generator import Generator, build
 from pipeline.values import InputError
 
@@ -89,17 +89,16 @@ def _found(content: foreign.Content) -> Found:
 
 def _rosinality(content: foreign.Content, tree: dict[str, Any]) -> Found:
     mean, kind = tree.get("latent_avg", tree.get("w_mean")), "a bare state dict"
-    weights: dict[str, Any] = tree
+    named: dict[str, Any] = tree
     if isinstance(tree.get("g_ema"), dict):
-        weights, kind = tree["g_ema"], "the g_ema of a training file"
+        named, kind = tree["g_ema"], "the g_ema of a training file"
     elif isinstance(tree.get("state_dict"), dict):
-        weights = {k.removeprefix("decoder."): v for k, v in tree["state_dict"].items() if k.startswith("decoder.")}
+        named = {k.removeprefix("decoder."): v for k, v in tree["state_dict"].items() if k.startswith("decoder.")}
         kind = "the decoder of an e4e or pSp file"
-    if "conv1.conv.weight" not in weights:
-        first = listed(weights)
-        raise InputError(f"it holds no StyleGAN2 generator: conv1.conv.weight is not among its keys ({first})")
-    weights = {key: value for key, value in weights.items() if key not in ("latent_avg", "w_mean")}
-    state = content.take(weights if mean is None else {**weights, "w_mean": mean})
+    if "conv1.conv.weight" not in named:
+        raise InputError(f"it holds no StyleGAN2 generator: conv1.conv.weight is not among its keys ({listed(named)})")
+    named = {key: value for key, value in named.items() if key not in ("latent_avg", "w_mean")}
+    state = content.take(named if mean is None else {**named, "w_mean": mean})
     if "w_mean" in state:
         state["w_mean"] = state["w_mean"].reshape(-1, state["w_mean"].shape[-1]).mean(dim=0)  # e4e: one equal row per w
     return Found(kind, state)
@@ -287,7 +286,7 @@ def _shape(state: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
 
 def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
     model, notes, state = numbers(found.state, split), list(found.notes), dict(found.state)
-    with Unfilled():
+    with weights.Unfilled():
         generator = build(model)
     expected = {key: tensor.shape for key, tensor in generator.state_dict().items()}
     for key in [key for key in state if KERNELS.fullmatch(key)]:

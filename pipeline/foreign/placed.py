@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import blank, domains, files, weights
 from pipeline.artefacts import Layout
 from pipeline.blank import domain_file, quoted
-from pipeline.domains import Domain
+from pipeline.domains import Domain, Weights
 from pipeline.foreign import released
 from pipeline.foreign.generators import Imported, pictures
 from pipeline.foreign.generators import load as load_generator
@@ -44,6 +44,13 @@ def check(name: str, root: Path, force: bool) -> None:
         raise InputError(f"{' and '.join(there)} exist already: choose another --name, or give --force")
 
 
+def fits(imported: Imported, source: Path, domain: domains.Domain) -> None:
+    """InputError unless a generator makes pictures of the size that its domain says."""
+    if (size := imported.model["size"]) != domain.resolution:
+        where = domain_file(domain.name)
+        raise InputError(f"{source} makes pictures of {size} pixels, {where} says {domain.resolution}: mend it")
+
+
 def place(
     imported: Imported, source: Path, name: str, root: Path, neutral: str, licence: str, seed: int, force: bool
 ) -> Placed:
@@ -51,8 +58,8 @@ def place(
     check(name, root, force)
     stands = (root / domain_file(name)).exists()
     size = imported.model["size"]
-    if stands and (resolution := domains.load(name, root).resolution) != size:
-        raise InputError(f"{source} makes pictures of {size} pixels, {domain_file(name)} says {resolution}: mend it")
+    if stands:
+        fits(imported, source, domains.load(name, root))
     rows = pictures(imported.generator, seed)
     path = Path(domains.load(name, root).generator.path if stands else domains.default_path(name, "generator"))
     original = {**of(source), "kind": imported.kind, "notes": imported.notes}
@@ -112,6 +119,12 @@ def relevance(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
 def of(original: Path) -> dict[str, str]:
     """Where weights come from, for the heading of their file."""
     return {"file": original.name, "sha256": files.digest(original)}
+
+
+def other(entry: Weights, original: dict[str, str]) -> list[str]:
+    """What to say where an original is another than its domain names."""
+    known = entry.original_sha256
+    return [] if known in (None, original["sha256"]) else ["its sha256 is not the one that the domain's file names"]
 
 
 def _preceded(made: Path, root: Path) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import artefacts, files, foreign, generator, mapper, weights
-from pipeline.foreign.tensors import Unfilled, listed
+from pipeline.foreign.tensors import listed
 from pipeline.sampling import Moments
 from pipeline.values import InputError
 
@@ -31,7 +31,7 @@ def layout_of(domain: Domain, root: Path) -> StyleLayout:
     path = root / domain.generator.path
     meta = weights.read_meta(path, hint=f"import the generator of {domain.name} first")
     try:
-        with Unfilled():
+        with weights.Unfilled():
             return generator.build(meta["model"]).layout
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not say what generator it holds: import it again") from error
@@ -48,7 +48,7 @@ def delta_mapper(path: Path, layout: StyleLayout) -> tuple[mapper.DeltaMapper, i
     conditions = {int(value.shape[-1]) for value in first}
     if len(conditions) != 1 or (width := conditions.pop()) % 2 or not 0 < width <= 2 * MOST_CLIP:
         raise InputError(f"{path} cannot be imported: its cm_ stacks do not agree on the size of a condition")
-    with Unfilled():
+    with weights.Unfilled():
         made = mapper.DeltaMapper(layout, width // 2)
     expected = {key: value.shape for key, value in made.state_dict().items()}
     if set(state) != set(expected):

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pipeline.foreign.pickles import Thing, shown
 from pipeline.values import InputError
+from pipeline.weights import Unfilled as Unfilled  # its place of old
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -114,13 +114,6 @@ class Claim:
         return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
 
 
-class Unfilled(TorchFunctionMode):
-    """Within it networks are built without drawing numbers: their memory is not touched until it is assigned."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
-
-
 def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
     """What stands for torch's function that puts a tensor together; the rest (gradients, hooks) is not needed."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
@@ -158,13 +151,12 @@ def numpy_dtype(thing: Any) -> torch.dtype:
     return NUMPY[code]
 
 
-def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of a file of `size` bytes; floats as float32. Raises InputError naming the tensor that is wrong.
+def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
+    """The claims of a file of `size` bytes, each within its storage. Raises InputError naming the one that is wrong.
 
     Together they may claim no more bytes than the file has, so that a small file never fills the memory.
     """
-    total, result = 0, {}
-    checked: dict[str, Claim] = {}
+    total, checked = 0, {}
     for name, value in claims.items():
         check_name(name)
         try:
@@ -178,16 +170,19 @@ def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
         if total > size:
             raise InputError(f"its tensors claim more than its {size:,} bytes")
         checked[name] = claim
-    for name, claim in checked.items():
-        result[name] = numbers(name, claim.tensor())
-    return result
+    return checked
+
+
+def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+    """The tensors of `check`ed claims; floats as float32."""
+    return {name: numbers(name, claim.tensor()) for name, claim in check(claims, size).items()}
 
 
 def numbers(name: str, tensor: Tensor) -> Tensor:
     """`tensor` with floats as float32; InputError when they are not finite."""
     if tensor.is_floating_point():
         tensor = tensor.float()
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # without a copy
             raise InputError(f"'{name}' holds numbers that are not finite")
     return tensor
 
