@@ -24,7 +24,7 @@ from pipeline.generator import Generator, build
 from pipeline.portraits.people import SHARES
 from pipeline.training import Ema, Metrics, fit
 from pipeline.values import InputError
-from pretrain.renders import Renders
+from pretrain.pictures import Pictures
 
 SCALES = 1, 2, 4  # the pictures are compared as they are, and averaged over so many pixels each way
 EDGES, SMALL = 0.5, 0.25  # weight of the differences between neighbouring pixels; an error that counts as small
@@ -120,7 +120,7 @@ def difference(made: Tensor, real: Tensor) -> Tensor:
 
 def steps(
     model: dict[str, Any],
-    data: Renders,
+    data: Pictures,
     state: Path,
     images: int,
     batch: int = 16,

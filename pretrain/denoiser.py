@@ -13,7 +13,7 @@ from pipeline import denoiser, diffusion, training
 from pipeline.backbones import Backbones
 from pipeline.denoiser import Denoiser
 from pipeline.domains import Domain
-from pipeline.encoder import Encoder
+from pipeline.encoder import StyleEncoder
 from pipeline.generator import Generator
 from pipeline.sampler import standardise
 from pipeline.training import Metrics
@@ -22,7 +22,7 @@ from pretrain.pictures import Pictures
 
 
 def coded(
-    data: Pictures, encoder: Encoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
+    data: Pictures, encoder: StyleEncoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
 ) -> diffusion.Batches:
     """Batches of pictures and the standardised s of their inversions, as `invert` and `cache` make the dataset's.
 
@@ -41,7 +41,7 @@ def coded(
 def steps(
     numbers: dict[str, Any],
     data: Pictures,
-    encoder: Encoder,
+    encoder: StyleEncoder,
     generator: Generator,
     mean: Tensor,
     std: Tensor,
