@@ -103,14 +103,13 @@ class Photographs(Pictures):
 
     def __init__(self, domain: Domain, root: Path) -> None:
         self.paths = sorted(folder(domain, root).glob("*.npy"))
-        super().__init__()
+        super().refresh()
 
     def files(self) -> list[Path]:
         return self.paths
 
     def refresh(self) -> None:
-        if not hasattr(self, "chunks"):
-            super().refresh()
+        """Nothing: see above."""
 
 
 def unseen(domain: Domain, root: Path) -> Tensor:
