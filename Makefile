@@ -33,8 +33,7 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	touch $@
 
 repro: install ## run every stage whose inputs changed: pictures, metrics and pages in reports/
-	dvc repro
-	@python -c 'from pipeline import tracking; print(tracking.finish_repro())'
+	@python -m stages._repro
 
 test: install ## the whole test suite
 	python -m pytest -q

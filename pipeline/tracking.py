@@ -156,6 +156,13 @@ def finish_repro(root: Path | None = None) -> str:
     return f"tracked in {len(parents)} run{'s' if len(parents) > 1 else ''}" if parents else "nothing changed"
 
 
+def warm() -> None:
+    """Import MLflow and open its database ahead of `finish_repro`."""
+    if _wanted():
+        with suppress(Exception):  # `finish_repro` says what is wrong
+            _store(params.root())
+
+
 def store_uri(root: Path | None = None) -> str:
     """Where MLflow keeps its runs: $MLFLOW_TRACKING_URI, else mlflow.db in the main checkout."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{params.main_root(root) / 'mlflow.db'}"

@@ -59,6 +59,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], hal
     with files.replacing(Path(path)) as partial:
         try:
             save_file(stored, partial, metadata=header)
+            partial.chmod(0o644)  # theirs is for its owner alone
         except SafetensorError as error:  # what the disk refuses comes as words
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else error from error

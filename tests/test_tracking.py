@@ -161,3 +161,16 @@ def test_stages_below_one_dvc_command_share_their_parent_and_experiments_are_nam
     monkeypatch.delenv("DVC_EXP_NAME")
     monkeypatch.setattr(psutil, "Process", lambda: Process(42, ["python"], [shell]))
     assert tracking._pipeline_run() == ("by hand#42-1500", "by hand")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_repro_is_told_to_mlflow_once_dvc_is_through_with_it(code, project, tmp_path, monkeypatch, capfd):
+    from stages import _repro
+
+    stand_in = tmp_path / "bin" / "dvc"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\necho "dvc $*"\nexit {code}\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    assert _repro.main(["--dry"]) == code
+    assert capfd.readouterr().out.splitlines() == ["dvc repro --dry", *(["nothing changed"] if code == 0 else [])]
