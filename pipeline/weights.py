@@ -34,7 +34,7 @@ class Unfilled(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         target = args[0] if args else kwargs.get("tensor")
         in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if in_place and isinstance(target, nn.Parameter):
+        if getattr(func, "__module__", None) == "torch.nn.init" or (in_place and isinstance(target, nn.Parameter)):
             return target
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 

@@ -93,6 +93,15 @@ def linear(model: dict[str, Any]) -> nn.Linear:
     return told
 
 
+def colour_by_features(generator: Generator) -> None:
+    """Let the layers that turn features into colours be the same for everybody.
+
+    What they would learn of w no edit of s could change (a decoder gives them the unedited w_plus): hair stayed blond.
+    """
+    for layer in (generator.to_rgb1, *generator.to_rgbs):
+        nn.init.zeros_(layer.conv.modulation.weight.requires_grad_(False))  # type: ignore[union-attr]
+
+
 class Copier(nn.Module):
     """A generator that draws people from what they are drawn from, entered by the layer `told`."""
 
@@ -139,12 +148,13 @@ def steps(
     """
     torch.manual_seed(0)
     copier = Copier(build(model), linear(model)).to(device)
+    colour_by_features(copier.generator)
     if smaller is not None and not state.exists():
         own, known = copier.state_dict(), torch.load(smaller, weights_only=True, map_location="cpu")["copier"]
         copier.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
         nn.init.zeros_(copier.generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
     ema = Ema(copier)
-    drawing = [p for name, p in copier.generator.named_parameters() if not name.startswith("style.")]
+    drawing = [p for n, p in copier.generator.named_parameters() if p.requires_grad and not n.startswith("style.")]
     groups = [{"params": drawing, "rate": lr}, {"params": copier.told.parameters(), "rate": lr / 4}]
     adam = torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
     rank, share = training.share(batch)

@@ -20,7 +20,7 @@ from pipeline.training import Ema, Metrics, fit
 from pipeline.values import InputError
 from pretrain import copying, session
 from pretrain.ada import Augment, mirrored
-from pretrain.copying import Copier, difference
+from pretrain.copying import Copier, colour_by_features, difference
 from pretrain.pictures import Pictures
 
 R1_EVERY = 16
@@ -139,6 +139,8 @@ def steps(
     widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
     discriminator = Discriminator(numbers["size"], widths).to(device)
     copier = None if told is None else Copier(generator, told.to(device))
+    if copier is not None:
+        colour_by_features(generator)
     alone = settle // batch if smaller is not None or copier is not None else 0
     ada = Augment()  # which does nothing until it has watched
     if smaller is not None and not state.exists():

@@ -93,6 +93,16 @@ def test_copying_comes_nearer_to_the_renderer(data: renders.Renders, tmp_path: P
     assert sum(found[-10:]) < 0.6 * sum(found[:10])
 
 
+def test_colours_come_from_features_that_an_edit_of_s_can_reach(data: renders.Renders, tmp_path: Path) -> None:
+    *_, (_, _, copier) = copying.steps(MODEL, data, tmp_path / "copy.pt", 3 * BATCH, BATCH)
+    made = copier.generator
+    w_plus, other = made.repeat(torch.randn(2, D)), made.repeat(torch.randn(2, D))
+    with torch.no_grad():
+        s = made.styles(w_plus)
+        torch.testing.assert_close(made.synthesis(s, w_plus), made.synthesis(s, other))
+        assert (made.synthesis(made.styles(other), w_plus) - made.synthesis(s, w_plus)).abs().mean() > 1e-3
+
+
 def test_a_copy_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(data: renders.Renders, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     list(copying.steps(MODEL, data, whole, 3 * BATCH, BATCH))
