@@ -1,9 +1,8 @@
 """Teaches a generator to copy a renderer, before it meets a discriminator.
 
-Where pictures are drawn from known numbers, pairs of numbers and picture teach in half an hour what a discriminator
-alone teaches in days on the same machine. The numbers enter where w does, through one linear layer; once the synthesis
-draws what it is told, the mapping network learns to turn normal noise into such w. What the copy leaves soft, and what
-mapped noise gets wrong, the adversarial training that follows mends.
+Where pictures are drawn from known numbers, pairs of numbers and picture can teach what a discriminator must find out.
+The numbers enter where w does, through one linear layer; once the synthesis draws what it is told, the mapping network
+learns to turn normal noise into such w. An adversarial training can follow.
 """
 
 from __future__ import annotations
