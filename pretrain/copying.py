@@ -1,8 +1,8 @@
 """Teaches a generator to copy a renderer, before it meets a discriminator.
 
 Where pictures are drawn from known numbers, pairs of numbers and picture can teach what a discriminator must find out.
-The numbers enter where w does, through one linear layer; once the synthesis draws what it is told, the mapping network
-learns to turn normal noise into such w. An adversarial training can follow.
+The numbers enter where w does, turned by a fixed rotation; once the synthesis draws what it is told, the mapping
+network learns to turn normal noise into such w. An adversarial training can follow.
 """
 
 from __future__ import annotations
@@ -82,14 +82,12 @@ def _shifts(count: int = 100_000) -> list[Tensor]:
     return found
 
 
-def linear(model: dict[str, Any]) -> nn.Linear:
-    """The layer that enters people as w; at first it only turns them."""
-    if width() > model["style_dim"]:  # noise of so few dimensions could not name every person
-        raise InputError(f"style_dim is {model['style_dim']}: drawn people need at least {width()}")
-    told = nn.Linear(width(), model["style_dim"])
-    nn.init.orthogonal_(told.weight)
-    nn.init.zeros_(told.bias)
-    return told
+@cache
+def turn(dim: int) -> Tensor:
+    """What enters people as w: orthonormal columns [dim,width], always the same, so that nobody has to keep them."""
+    if width() > dim:  # noise of so few dimensions could not name every person
+        raise InputError(f"style_dim is {dim}: drawn people need at least {width()}")
+    return nn.init.orthogonal_(torch.empty(dim, width()), generator=torch.Generator().manual_seed(1))
 
 
 def colour_by_features(generator: Generator) -> None:
@@ -101,19 +99,10 @@ def colour_by_features(generator: Generator) -> None:
         nn.init.zeros_(layer.conv.modulation.weight.requires_grad_(False))  # type: ignore[union-attr]
 
 
-class Copier(nn.Module):
-    """A generator that draws people from what they are drawn from, entered by the layer `told`."""
-
-    def __init__(self, generator: Generator, told: nn.Linear) -> None:
-        super().__init__()
-        self.generator, self.told = generator, told
-
-    def codes(self, people: Sequence[portraits.Portrait]) -> Tensor:
-        """w_plus [B,L,D] of people, with equal rows."""
-        return self.generator.repeat(self.told(numbers(people).to(self.told.weight.device)))
-
-    def forward(self, people: Sequence[portraits.Portrait]) -> Tensor:
-        return self.generator(self.codes(people), self.generator.random_noises(len(people)))
+def codes(generator: Generator, people: Sequence[portraits.Portrait]) -> Tensor:
+    """w_plus [B,L,D] by which `people` are entered, with equal rows."""
+    w = numbers(people) @ turn(generator.style_dim).T
+    return generator.repeat(w.to(generator.w_mean.device))
 
 
 def difference(made: Tensor, real: Tensor) -> Tensor:
@@ -138,24 +127,23 @@ def steps(
     seconds: float | None = None,
     device: str = "cpu",
     smaller: Path | None = None,
-) -> Iterator[tuple[int, Metrics, Copier]]:
-    """Yield (images seen, {"difference"}, averaged copier); goes on from `state` when it exists.
+) -> Iterator[tuple[int, Metrics, Generator]]:
+    """Yield (images seen, {"difference"}, averaged generator); goes on from `state` when it exists.
 
     model: the generator's numbers; pictures of `data` are averaged down to its size. smaller: the state of the same
     training at half the size, to start from; the new resolution's colours start at zero. fade: let the rate fall at
     the end.
     """
     torch.manual_seed(0)
-    copier = Copier(build(model), linear(model)).to(device)
-    colour_by_features(copier.generator)
+    generator = build(model).to(device)
+    colour_by_features(generator)
     if smaller is not None and not state.exists():
-        own, known = copier.state_dict(), torch.load(smaller, weights_only=True, map_location="cpu")["copier"]
-        copier.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
-        nn.init.zeros_(copier.generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
-    ema = Ema(copier)
-    drawing = [p for n, p in copier.generator.named_parameters() if p.requires_grad and not n.startswith("style.")]
-    groups = [{"params": drawing, "rate": lr}, {"params": copier.told.parameters(), "rate": lr / 4}]
-    adam = torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        own, known = generator.state_dict(), torch.load(smaller, weights_only=True, map_location="cpu")["g"]
+        generator.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
+        nn.init.zeros_(generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
+    ema = Ema(generator)
+    drawing = [p for name, p in generator.named_parameters() if p.requires_grad and not name.startswith("style.")]
+    adam = torch.optim.Adam(drawing, lr=lr, betas=(0.9, 0.99), fused=True)
     rank, share = training.share(batch)
 
     def step(number: int) -> Metrics:
@@ -164,36 +152,33 @@ def steps(
         real = F.adaptive_avg_pool2d(data.images(rows).to(device), model["size"])
         left = 1 - number * batch / images
         slow = min(1.0, (number + 1) / 100) * (min(1.0, left / FADE + 0.03) if fade else 1.0)
-        for group in adam.param_groups:
-            group["lr"] = group["rate"] * slow
+        adam.param_groups[0]["lr"] = lr * slow
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            made = copier(list(data.people(rows)))
+            made = generator(codes(generator, list(data.people(rows))), generator.random_noises(share))
         wrong = difference(made.float(), real)
         wrong.backward()
-        training.average_gradients(copier)
+        training.average_gradients(generator)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        ema.update(copier, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
+        ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
         return {"difference": wrong.item()}
 
-    parts = {"copier": copier, "ema": ema, "adam": adam}
+    parts = {"g": generator, "ema": ema, "adam": adam}
     for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
-def learn_mapping(copier: Copier, steps: int = 6000, batch: int = 1024, lr: float = 0.3) -> Iterator[Metrics]:
-    """Teach the generator's mapping network, in place, the w of the people that noise stands for; yields the error as
-    a share of w's variance. lr is that of weights which `EqualLinear` keeps a hundred times too large."""
-    mapping, told = copier.generator.style.requires_grad_(True), copier.told
+def learn_mapping(generator: Generator, steps: int = 6000, batch: int = 1024, lr: float = 0.3) -> Iterator[Metrics]:
+    """Teach the mapping network, in place, the w of the people that noise stands for; yields the error as a share of
+    their variance. lr is that of weights which `EqualLinear` keeps a hundred times too large."""
+    mapping, turned = generator.style.requires_grad_(True), turn(generator.style_dim)
     adam = torch.optim.Adam(mapping.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
-    generator = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(0)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        z = torch.randn(batch, copier.generator.style_dim, generator=generator).to(told.weight.device)
-        with torch.no_grad():
-            w = told(of_noise(z))
-        wrong = (mapping(z) - w).square().mean() / w.var(dim=0).mean()
+        z = torch.randn(batch, generator.style_dim, generator=random)
+        wrong = F.mse_loss(mapping(z.to(generator.w_mean.device)), (of_noise(z) @ turned.T).to(generator.w_mean.device))
         wrong.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
@@ -202,11 +187,11 @@ def learn_mapping(copier: Copier, steps: int = 6000, batch: int = 1024, lr: floa
 
 def hand_over(model: dict[str, Any], state: Path, to: Path) -> None:
     """Teach the mapping network of a finished copy, and write the state that adversarial training starts from."""
-    copier = Copier(build(model), linear(model))
-    copier.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
-    for number, metrics in enumerate(progress.track(learn_mapping(copier), label="mapping")):
+    generator = build(model)
+    generator.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
+    for number, metrics in enumerate(progress.track(learn_mapping(generator), label="mapping")):
         if number % 1000 == 999:
             print(f"mapping: error {metrics['error']:.3f} of the variance of w", flush=True)
-    networks = {"g": copier.generator.state_dict(), "told": copier.told.state_dict()}
+    tensors = generator.state_dict()
     with files.replacing(to) as partial:
-        torch.save({**networks, "ema": networks["g"], "step": 0, "whole": False}, partial)
+        torch.save({"g": tensors, "ema": tensors, "step": 0, "whole": False}, partial)

@@ -21,7 +21,6 @@ from pipeline.encoder import Encoder
 from pipeline.generator import EqualLinear, Generator
 from pipeline.training import Ema, Metrics, fit
 from pretrain import copying, session
-from pretrain.copying import Copier
 from pretrain.generator import Discriminator
 from pretrain.pictures import Pictures
 
@@ -62,14 +61,14 @@ def steps(
     weights: dict[str, float] | None = None,
     seconds: float | None = None,
     device: str = "cpu",
-    copier: Copier | None = None,
+    copied: bool = False,
 ) -> Iterator[tuple[int, Metrics, Encoder]]:
     """Yield (images seen, losses, averaged encoder).
 
     Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
     own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. identity: None
-    where no network tells who is shown. copier: where
-    pictures are drawn, knows the code that the generator was taught for a render, so renders teach codes as well.
+    where no network tells who is shown. copied: the generator was taught a code for every drawn person
+    (`pretrain.copying`), so renders teach codes as well.
     """
     scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
     scale |= weights or {}
@@ -102,8 +101,8 @@ def steps(
             w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
             made = generator(generator.repeat(w)).float().clamp(-1, 1)
             known = generator.repeat(w)
-            if copier is not None:
-                known = torch.cat([known, copier.codes(list(data.people(rows))).float()])
+            if copied:
+                known = torch.cat([known, copying.codes(generator, list(data.people(rows)))])
         target = torch.cat([made, real])
         with torch.autocast(device, torch.bfloat16):
             codes = encoder(target, stage).float()
@@ -166,22 +165,12 @@ def train(
         plan.images,
         seconds=session.seconds(minutes),
         device=device,
-        copier=copier(domain, root, networks),
+        copied=weights.read_meta(networks.path("generator")).get("copied", False),
         **plan.options,
     )
     session.follow(loop, plan.images, "encoder")
     if training.first_process():
         promote(domain, root)
-
-
-def copier(domain: Domain, root: Path, networks: Backbones) -> Copier | None:
-    """The generator with the layer that enters drawn people, where it was taught with one."""
-    path = session.promoted(domain, root, "told")
-    if not path.exists():
-        return None
-    told = copying.linear(session.plan(domain, "generator").model)
-    told.load_state_dict(weights.load(path)[0])
-    return Copier(networks.generator, told.to(networks.device).requires_grad_(False))
 
 
 def judge(domain: Domain, root: Path) -> Discriminator:

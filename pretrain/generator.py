@@ -18,9 +18,9 @@ from pipeline.domains import Domain
 from pipeline.generator import EqualLinear, Generator, build
 from pipeline.training import Ema, Metrics, fit
 from pipeline.values import InputError
-from pretrain import copying, session
+from pretrain import copying as copies
+from pretrain import session
 from pretrain.ada import Augment, mirrored
-from pretrain.copying import Copier, colour_by_features, difference
 from pretrain.pictures import Pictures
 
 R1_EVERY = 16
@@ -116,7 +116,7 @@ def steps(
     device: str = "cpu",
     smaller: Path | None = None,
     settle: int = 6_000,
-    told: nn.Linear | None = None,
+    copied: bool = False,
     copying: float = 20.0,
     mapping_rate: float = 1.0,
     mirror: bool = False,
@@ -127,10 +127,10 @@ def steps(
     numbers: size, style_dim, widths, n_mlp, discriminator (widths); pictures of `data` are averaged down to size.
     r1: gamma of gamma/2 |grad D(real)|^2. ema_images: half life of the average, in images.
     smaller: the state of the same networks at half the size, to grow from. settle: images that the discriminator
-    learns from alone where the generator knows more than it does. told: what a copier (`pretrain.copying`) entered
-    its people with; half of every batch are then copies of the real half, which also count by their `copying` times
-    difference. mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper. mirror: show
-    half of the pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
+    learns from alone where the generator knows more than it does. copied: the generator comes from a copier; half of
+    every batch are then copies of the real half, which also count by their `copying` times difference.
+    mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper. mirror: show half of the
+    pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
     """
     if augment not in (None, "ada"):
         raise InputError(f"augment is {augment!r}: null or ada is expected")
@@ -138,10 +138,9 @@ def steps(
     generator = build(numbers).to(device)
     widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
     discriminator = Discriminator(numbers["size"], widths).to(device)
-    copier = None if told is None else Copier(generator, told.to(device))
-    if copier is not None:
-        colour_by_features(generator)
-    alone = settle // batch if smaller is not None or copier is not None else 0
+    if copied:
+        copies.colour_by_features(generator)
+    alone = settle // batch if smaller is not None or copied else 0
     ada = Augment()  # which does nothing until it has watched
     if smaller is not None and not state.exists():
         below = torch.load(smaller, weights_only=True, map_location="cpu")
@@ -150,13 +149,12 @@ def steps(
     ema = Ema(generator)
     lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
     mapping = list(generator.style.parameters())
-    drawing = [p for name, p in generator.named_parameters() if not name.startswith("style.")]
-    drawing += [] if told is None else list(told.parameters())
+    drawing = [p for name, p in generator.named_parameters() if p.requires_grad and not name.startswith("style.")]
     groups = [{"params": drawing}, {"params": mapping, "lr": lr * mapping_rate}]
     adam_g = torch.optim.Adam(groups, lr=lr, betas=(0.0, 0.99), fused=True)
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
     rank, share = training.share(batch)
-    copies = 0 if copier is None else share // 2
+    told = share // 2 if copied else 0
 
     def fake(count: int) -> Tensor:
         w = generator.mapping(torch.randn(2 * count, generator.style_dim, device=device)).view(2, count, -1)
@@ -176,9 +174,9 @@ def steps(
         seen = ada(real)
         discriminator.requires_grad_(True)
         with torch.autocast(device, torch.bfloat16):
-            w_plus = fake(share - copies)
-            if copier is not None:
-                w_plus = torch.cat([copier.codes(list(data.people(rows[:copies]))), w_plus])
+            w_plus = fake(share - told)
+            if copied:
+                w_plus = torch.cat([copies.codes(generator, list(data.people(rows[:told]))), w_plus])
             fakes = generator(w_plus, generator.random_noises(share))  # one forward pass serves both steps
             of_fakes, of_real = discriminator(ada(fakes.detach())), discriminator(seen)
             loss_d = F.softplus(of_fakes).mean() + F.softplus(-of_real).mean()
@@ -198,12 +196,12 @@ def steps(
             with torch.autocast(device, torch.bfloat16):
                 loss_g = F.softplus(-discriminator(ada(fakes))).mean()
             metrics["loss_g"] = loss_g.item()
-            if copier is not None:
-                wrong = difference(fakes[:copies].float(), real[:copies])
+            if copied:
+                wrong = copies.difference(fakes[:told].float(), real[:told])
                 metrics["difference"] = wrong.item()
                 loss_g = loss_g + copying * wrong
             loss_g.backward()
-            training.average_gradients(generator if copier is None else copier)
+            training.average_gradients(generator)
             adam_g.step()
             adam_g.zero_grad(set_to_none=True)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
@@ -213,8 +211,6 @@ def steps(
         return metrics
 
     parts: dict[str, Any] = {"g": generator, "d": discriminator, "ema": ema, "adam_g": adam_g, "adam_d": adam_d}
-    if told is not None:
-        parts["told"] = told
     if augment:
         parts["ada"] = ada
     for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
@@ -249,7 +245,7 @@ def train(
         plan.options.update({"mirror": True, "augment": few, **plan.options})
     half, copied = plan.options.pop("images_half_size", 0), plan.options.pop("images_copied", 0)
     begun, batch = time.monotonic(), plan.options.get("batch", 16)
-    parts = {"g": "generator", "ema": "generator", "d": "discriminator", **({"told": "told"} if copied else {})}
+    parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
     full = session.state(domain, root, "generator", resume, parts)
     at_half = session.state(domain, root, "generator-half", resume)
 
@@ -259,7 +255,7 @@ def train(
     if not full.exists() and half:
         part, label = halved(plan.model), "generator, half size"
         if copied:
-            loop = copying.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
+            loop = copies.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
         else:
             loop = steps(part, data, at_half, half, seconds=left(), device=device, **plan.options)
         session.follow(loop, half, label, at_half)
@@ -268,17 +264,23 @@ def train(
     if not full.exists() and copied:
         state = session.state(domain, root, "generator-copy", resume)
         smaller = at_half if half else None
-        loop = copying.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
+        loop = copies.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
         session.follow(loop, copied, "generator, copying", state)
         if session.progress_of(state) < copied // batch:
             return
         if training.first_process():
-            copying.hand_over(plan.model, state, full)
+            copies.hand_over(plan.model, state, full)
         training.wait_for_first()
-    told = copying.linear(plan.model) if copied else None
-    smaller = at_half if half and not copied else None
     loop = steps(
-        plan.model, data, full, plan.images, seconds=left(), device=device, smaller=smaller, told=told, **plan.options
+        plan.model,
+        data,
+        full,
+        plan.images,
+        seconds=left(),
+        device=device,
+        smaller=at_half if half and not copied else None,
+        copied=bool(copied),
+        **plan.options,
     )
     session.follow(loop, plan.images, "generator", full)
     if training.first_process():
@@ -296,8 +298,7 @@ def halved(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged generator, with its mean w, to the domain's weights; beside it, what a training goes on with:
-    its discriminator, and what a copier entered its people with."""
+    """Write the averaged generator, with its mean w, to the domain's weights, and its discriminator beside it."""
     tensors, done = session.averaged(domain, root, "generator")
     plan = session.plan(domain, "generator")
     generator = build(plan.model)
@@ -306,7 +307,5 @@ def promote(domain: Domain, root: Path) -> Path:
     model = {key: value for key, value in plan.model.items() if key != "discriminator"}
     judge = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
     session.publish(domain, root, "discriminator", session.part(domain, root, "generator", "d"), judge, steps=done)
-    if plan.options.get("images_copied"):
-        told = session.part(domain, root, "generator", "told")
-        session.publish(domain, root, "told", told, {"style_dim": plan.model["style_dim"]}, steps=done)
-    return session.publish(domain, root, "generator", tensors, model, steps=done)
+    copied = bool(plan.options.get("images_copied"))  # then people have known codes, which an encoder can learn
+    return session.publish(domain, root, "generator", tensors, model, steps=done, copied=copied)

@@ -74,9 +74,17 @@ def test_noise_stands_for_people_in_the_shares_of_the_renderer() -> None:
         start += len(shares)
 
 
+def test_people_enter_as_w_without_losing_what_tells_them_apart() -> None:
+    people = [portraits.sample(row) for row in range(5)]
+    made = generator.build(MODEL)
+    w_plus = copying.codes(made, people)
+    assert w_plus.shape == (5, made.num_ws, D) and (w_plus == w_plus[:, :1]).all()
+    torch.testing.assert_close(w_plus[:, 0] @ copying.turn(D), copying.numbers(people))
+
+
 def test_a_code_too_short_to_name_every_person_is_refused() -> None:
     with pytest.raises(InputError, match=rf"style_dim is 64: drawn people need at least {copying.width()}"):
-        copying.linear({**MODEL, "style_dim": 64})
+        copying.turn(64)
 
 
 def test_pictures_differ_by_large_errors_more_than_by_many_small_ones() -> None:
@@ -94,8 +102,7 @@ def test_copying_comes_nearer_to_the_renderer(data: renders.Renders, tmp_path: P
 
 
 def test_colours_come_from_features_that_an_edit_of_s_can_reach(data: renders.Renders, tmp_path: Path) -> None:
-    *_, (_, _, copier) = copying.steps(MODEL, data, tmp_path / "copy.pt", 3 * BATCH, BATCH)
-    made = copier.generator
+    *_, (_, _, made) = copying.steps(MODEL, data, tmp_path / "copy.pt", 3 * BATCH, BATCH)
     w_plus, other = made.repeat(torch.randn(2, D)), made.repeat(torch.randn(2, D))
     with torch.no_grad():
         s = made.styles(w_plus)
@@ -111,8 +118,8 @@ def test_a_copy_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(data: re
         list(copying.steps(MODEL, data, pieces, 3 * BATCH, BATCH, seconds=0))
     one, other = (torch.load(path, weights_only=True) for path in (whole, pieces))
     assert one["step"] == other["step"] == 3
-    for key, value in one["copier"].items():
-        assert torch.equal(value, other["copier"][key]), key
+    for key, value in one["g"].items():
+        assert torch.equal(value, other["g"][key]), key
 
 
 def test_the_larger_copy_begins_with_the_smaller_pictures(data: renders.Renders, tmp_path: Path) -> None:
@@ -121,17 +128,17 @@ def test_the_larger_copy_begins_with_the_smaller_pictures(data: renders.Renders,
     *_, (_, _, large) = copying.steps(MODEL, data, tmp_path / "copy.pt", BATCH, BATCH, lr=1e-12, smaller=half)
     people = list(data.people(torch.arange(3)))
     with torch.no_grad():
-        enlarged = upfirdn2d(small.generator(small.codes(people)), binomial_kernel(2), up=2, pad=(2, 1))
-        torch.testing.assert_close(large.generator(large.codes(people)), enlarged, atol=1e-3, rtol=1e-3)
+        enlarged = upfirdn2d(small(copying.codes(small, people)), binomial_kernel(2), up=2, pad=(2, 1))
+        torch.testing.assert_close(large(copying.codes(large, people)), enlarged, atol=1e-3, rtol=1e-3)
 
 
 def test_the_mapping_network_learns_who_noise_stands_for() -> None:
     torch.manual_seed(0)
-    copier = copying.Copier(generator.build(MODEL), copying.linear(MODEL))
-    drawing = copier.generator.conv1.conv.weight.clone()
-    errors = [metrics["error"] for metrics in copying.learn_mapping(copier, 200, 256)]
+    made = generator.build(MODEL)
+    drawing = made.conv1.conv.weight.clone()
+    errors = [metrics["error"] for metrics in copying.learn_mapping(made, 200, 256)]
     assert errors[-1] < 0.8 * errors[0]
-    assert torch.equal(copier.generator.conv1.conv.weight, drawing)
+    assert torch.equal(made.conv1.conv.weight, drawing)
 
 
 def test_what_was_copied_is_handed_to_the_adversarial_training(
@@ -139,19 +146,18 @@ def test_what_was_copied_is_handed_to_the_adversarial_training(
 ) -> None:
     monkeypatch.setattr(copying, "learn_mapping", functools.partial(copying.learn_mapping, steps=3, batch=16))
     copy, state = tmp_path / "copy.pt", tmp_path / "generator.pt"
-    *_, (_, _, copier) = copying.steps(MODEL, data, copy, BATCH, BATCH)
+    *_, (_, _, copied) = copying.steps(MODEL, data, copy, BATCH, BATCH)
     copying.hand_over(MODEL, copy, state)
     handed = torch.load(state, weights_only=True)
     assert handed["step"] == 0
-    for key, value in copier.generator.state_dict().items():
+    for key, value in copied.state_dict().items():
         if not key.startswith("style."):
             assert torch.equal(handed["g"][key], value), key
-    told = copying.linear(MODEL)
-    loop = gan.steps(MODEL, data, state, 3 * BATCH, BATCH, told=told, settle=BATCH)
-    seen = [(metrics, {k: v.clone() for k, v in told.state_dict().items()}) for _, metrics, _ in loop]
+    loop = gan.steps(MODEL, data, state, 3 * BATCH, BATCH, copied=True, settle=BATCH, ema_images=1e-9)
+    seen = [(metrics, made.to_rgb1.conv.weight.clone()) for _, metrics, made in loop]
     assert "loss_g" not in seen[0][0] and "difference" in seen[1][0]  # the discriminator learns alone at first
-    torch.testing.assert_close(seen[0][1]["weight"], copier.told.weight)
-    assert not torch.equal(seen[1][1]["weight"], seen[2][1]["weight"])
+    torch.testing.assert_close(seen[0][1], copied.to_rgb1.conv.weight)
+    assert not torch.equal(seen[1][1], seen[2][1])
 
 
 def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weights(
@@ -173,7 +179,7 @@ def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weight
     gan.train(domain, tmp_path)
     assert {path.stem for path in states.glob("*.pt")} == {"generator", "generator-copy", "generator-half"}
     weights = tmp_path / "data/pretrained/tiny"
-    assert {path.stem for path in weights.glob("*.safetensors")} == {"generator", "discriminator", "told"}
+    assert {path.stem for path in weights.glob("*.safetensors")} == {"generator", "discriminator"}
     for path in states.glob("*.pt"):
         path.unlink()
     gan.train(domain, tmp_path, images=2 * BATCH)
