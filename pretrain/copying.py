@@ -2,7 +2,7 @@
 
 Where pictures are drawn from known numbers, pairs of numbers and picture can teach what a discriminator must find out.
 The numbers enter where w does, turned by a fixed rotation; once the synthesis draws what it is told, the mapping
-network learns to turn normal noise into such w. An adversarial training can follow.
+network is set to turn normal noise into such w. An adversarial training can follow.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import files, portraits, progress, training
-from pipeline.generator import Generator, build
+from kernels.bias_act import GAIN
+from pipeline import files, portraits, training
+from pipeline.generator import EqualLinear, Generator, build, pixel_norm
 from pipeline.portraits.people import SHARES
 from pipeline.training import Ema, Metrics, fit
 from pipeline.values import InputError
@@ -27,6 +28,8 @@ from pretrain.pictures import Pictures
 
 SCALES = 1, 2, 4  # the pictures are compared as they are, and averaged over so many pixels each way
 EDGES, SMALL = 0.5, 0.25  # weight of the differences between neighbouring pixels; an error that counts as small
+SHIFT = 2.0  # of every w, so that the mapping network's last activation hardly bends them
+STEEP, LEFT, CARRY = 10.0, 1.3, 16.0  # of the mapping network's units, see `map_noise`
 FADE = 0.3  # the last part of a training, in which its rate falls
 
 
@@ -52,13 +55,18 @@ def numbers(people: Sequence[portraits.Portrait]) -> Tensor:
 def of_noise(z: Tensor) -> Tensor:
     """The people that normal noise z [B,D] stands for, in their true shares: [B,width], as `numbers` gives them.
 
-    A trait's value is the largest of as many normal numbers, after shifts that give every value its share.
+    One number of the noise gives one place, or cuts a trait's values apart where their shares end. Like a mapping
+    network, this looks only at the direction of z.
     """
-    shifts, start, values = _shifts(), len(_places(portraits.sample(0))), []
-    for shift in shifts:
-        values.append((z[:, start : start + len(shift)] + shift.to(z.device)).argmax(dim=1))
-        start += len(shift)
-    return _standardised(torch.special.ndtr(z[:, : start - sum(map(len, shifts))]), torch.stack(values, dim=1))
+    z, count, values = pixel_norm(z), len(_places(portraits.sample(0))), []
+    for column, ends in zip(z.T[count:], _ends(), strict=False):
+        values.append(torch.bucketize(column.contiguous(), ends.to(z.device)))
+    return _standardised(torch.special.ndtr(z[:, :count]), torch.stack(values, dim=1))
+
+
+def _ends() -> list[Tensor]:
+    """Per trait, the normal numbers at which the share of one value ends and the next begins."""
+    return [torch.special.ndtri(torch.tensor(list(shares.values())).cumsum(0)[:-1]) for shares in SHARES.values()]
 
 
 def _standardised(places: Tensor, values: Tensor) -> Tensor:
@@ -70,21 +78,8 @@ def _standardised(places: Tensor, values: Tensor) -> Tensor:
 
 
 @cache
-def _shifts(count: int = 100_000) -> list[Tensor]:
-    """Per trait, what is added to normal numbers so that the largest is each value's in its share of cases."""
-    generator, found = torch.Generator().manual_seed(5), []
-    for shares in SHARES.values():
-        noise, shift = torch.randn(count, len(shares), generator=generator), torch.zeros(len(shares))
-        for _ in range(60):
-            seen = (noise + shift).argmax(dim=1).bincount(minlength=len(shares)) / count
-            shift -= 2 * (seen - torch.tensor(list(shares.values())))
-        found.append(shift)
-    return found
-
-
-@cache
 def turn(dim: int) -> Tensor:
-    """What enters people as w: orthonormal columns [dim,width], always the same, so that nobody has to keep them."""
+    """What turns people into w: orthonormal columns [dim,width], always the same, so that nobody has to keep them."""
     if width() > dim:  # noise of so few dimensions could not name every person
         raise InputError(f"style_dim is {dim}: drawn people need at least {width()}")
     return nn.init.orthogonal_(torch.empty(dim, width()), generator=torch.Generator().manual_seed(1))
@@ -101,7 +96,7 @@ def colour_by_features(generator: Generator) -> None:
 
 def codes(generator: Generator, people: Sequence[portraits.Portrait]) -> Tensor:
     """w_plus [B,L,D] by which `people` are entered, with equal rows."""
-    w = numbers(people) @ turn(generator.style_dim).T
+    w = numbers(people) @ turn(generator.style_dim).T + SHIFT
     return generator.repeat(w.to(generator.w_mean.device))
 
 
@@ -168,30 +163,52 @@ def steps(
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
-def learn_mapping(generator: Generator, steps: int = 6000, batch: int = 1024, lr: float = 0.3) -> Iterator[Metrics]:
-    """Teach the mapping network, in place, the w of the people that noise stands for; yields the error as a share of
-    their variance. lr is that of weights which `EqualLinear` keeps a hundred times too large."""
-    mapping, turned = generator.style.requires_grad_(True), turn(generator.style_dim)
-    adam = torch.optim.Adam(mapping.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
-    random = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        for group in adam.param_groups:
-            group["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        z = torch.randn(batch, generator.style_dim, generator=random)
-        wrong = F.mse_loss(mapping(z.to(generator.w_mean.device)), (of_noise(z) @ turned.T).to(generator.w_mean.device))
-        wrong.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        yield {"error": wrong.item()}
+@torch.no_grad()
+def map_noise(generator: Generator, count: int = 50_000) -> float:
+    """Set the mapping network, which needs three layers or more, so that noise becomes the w of the people it stands
+    for; the error that is left, as a share of w's variance.
+
+    Its first two layers cut every number off at both ends, softly at the edges of a place, steeply where a trait's
+    values meet, and keep the traits' own numbers; the last puts w together by least squares.
+    """
+    layers: list[Any] = [*generator.style[1:]]
+    if len(layers) < 3:
+        raise InputError(f"n_mlp is {len(layers)}: a mapping network of drawn people needs three layers or more")
+    first, second, *others, last = layers
+    places, dim, device = len(_places(portraits.sample(0))), generator.style_dim, generator.w_mean.device
+    rows = [(column, 1.0, LEFT, True) for column in range(places)]  # of noise, factor, bias, and whether it is cut off
+    for column, ends in enumerate(_ends(), start=places):
+        rows += [(column, 1.0, CARRY, False), *((column, STEEP, 1 - STEEP * end, True) for end in ends.tolist())]
+    if len(rows) > dim:
+        raise InputError(f"style_dim is {dim}: a mapping network of drawn people needs at least {len(rows)}")
+    weights, biases = torch.zeros(2, dim, dim), torch.zeros(2, dim)
+    for unit, (column, factor, bias, cut) in enumerate(rows):
+        weights[0, unit, column], biases[0, unit] = factor, bias
+        upper = 2 * (LEFT if factor == 1 else 1.0)
+        weights[1, unit, unit], biases[1, unit] = (-1 / GAIN, upper) if cut else (1 / GAIN, 0.0)
+    _set(first, weights[0], biases[0])
+    _set(second, weights[1], biases[1])
+    for layer in others:
+        _set(layer, torch.eye(dim) / GAIN, torch.full((dim,), CARRY))
+    z = torch.randn(count, dim, generator=torch.Generator().manual_seed(0)).to(device)
+    hidden = generator.style[:-1](z)
+    hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+    w = of_noise(z) @ turn(dim).T.to(device) + SHIFT
+    solved = torch.linalg.lstsq(hidden.double(), w.double() / GAIN, driver="gelsd").solution.T.float()
+    _set(last, solved[:, :-1], solved[:, -1])
+    return ((generator.style(z) - w).square().mean() / w.var(dim=0).mean()).item()
+
+
+def _set(layer: EqualLinear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight.copy_(weight / layer.scale)
+    layer.bias.copy_(bias / layer.lr_mul)
 
 
 def hand_over(model: dict[str, Any], state: Path, to: Path) -> None:
-    """Teach the mapping network of a finished copy, and write the state that adversarial training starts from."""
+    """Set the mapping network of a finished copy, and write the state that adversarial training starts from."""
     generator = build(model)
     generator.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
-    for number, metrics in enumerate(progress.track(learn_mapping(generator), label="mapping")):
-        if number % 1000 == 999:
-            print(f"mapping: error {metrics['error']:.3f} of the variance of w", flush=True)
+    print(f"mapping: {map_noise(generator):.3f} of the variance of w is left", flush=True)
     tensors = generator.state_dict()
     with files.replacing(to) as partial:
         torch.save({"g": tensors, "ema": tensors, "step": 0, "whole": False}, partial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ R, D, CHUNK, BATCH = 16, 128, 24, 8
 MODEL: dict[str, Any] = {
     "size": R,
     "style_dim": D,
-    "n_mlp": 2,
+    "n_mlp": 3,
     "widths": {4: 8, 8: 8, 16: 6},
     "split": [2, 4],
     "discriminator": {16: 4, 8: 6, 4: 9},
@@ -74,12 +73,17 @@ def test_noise_stands_for_people_in_the_shares_of_the_renderer() -> None:
         start += len(shares)
 
 
+def test_who_noise_stands_for_depends_on_its_direction_alone() -> None:
+    z = torch.randn(100, D, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(copying.of_noise(z), copying.of_noise(3 * z))
+
+
 def test_people_enter_as_w_without_losing_what_tells_them_apart() -> None:
     people = [portraits.sample(row) for row in range(5)]
     made = generator.build(MODEL)
     w_plus = copying.codes(made, people)
     assert w_plus.shape == (5, made.num_ws, D) and (w_plus == w_plus[:, :1]).all()
-    torch.testing.assert_close(w_plus[:, 0] @ copying.turn(D), copying.numbers(people))
+    torch.testing.assert_close((w_plus[:, 0] - copying.SHIFT) @ copying.turn(D), copying.numbers(people))
 
 
 def test_a_code_too_short_to_name_every_person_is_refused() -> None:
@@ -132,19 +136,30 @@ def test_the_larger_copy_begins_with_the_smaller_pictures(data: renders.Renders,
         torch.testing.assert_close(large(copying.codes(large, people)), enlarged, atol=1e-3, rtol=1e-3)
 
 
-def test_the_mapping_network_learns_who_noise_stands_for() -> None:
-    torch.manual_seed(0)
-    made = generator.build(MODEL)
+@pytest.mark.parametrize("layers", [3, 6])
+def test_the_mapping_network_makes_noise_the_people_it_stands_for(layers: int) -> None:
+    made = generator.build({**MODEL, "n_mlp": layers})
     drawing = made.conv1.conv.weight.clone()
-    errors = [metrics["error"] for metrics in copying.learn_mapping(made, 200, 256)]
-    assert errors[-1] < 0.8 * errors[0]
-    assert torch.equal(made.conv1.conv.weight, drawing)
+    left = copying.map_noise(made)
+    assert left < 0.05 and torch.equal(made.conv1.conv.weight, drawing)
+    z = torch.randn(2000, D, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        found = (made.half().float().mapping(z) - copying.SHIFT) @ copying.turn(D)  # as the weights are kept
+    named = copying.of_noise(z)
+    assert ((found - named).square().mean() / named.var()).item() < 0.05
+    start = copying.width() - sum(map(len, SHARES.values()))
+    for shares in SHARES.values():
+        nearest, truth = (x[:, start : start + len(shares)].argmax(dim=1) for x in (found, named))
+        assert (nearest == truth).float().mean() > 0.93
+        start += len(shares)
 
 
-def test_what_was_copied_is_handed_to_the_adversarial_training(
-    data: renders.Renders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(copying, "learn_mapping", functools.partial(copying.learn_mapping, steps=3, batch=16))
+def test_a_mapping_network_of_two_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="n_mlp is 2: a mapping network of drawn people needs three layers or more"):
+        copying.map_noise(generator.build({**MODEL, "n_mlp": 2}))
+
+
+def test_what_was_copied_is_handed_to_the_adversarial_training(data: renders.Renders, tmp_path: Path) -> None:
     copy, state = tmp_path / "copy.pt", tmp_path / "generator.pt"
     *_, (_, _, copied) = copying.steps(MODEL, data, copy, BATCH, BATCH)
     copying.hand_over(MODEL, copy, state)
@@ -168,7 +183,6 @@ def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weight
 
     from pipeline import domains
 
-    monkeypatch.setattr(copying, "learn_mapping", functools.partial(copying.learn_mapping, steps=2, batch=16))
     monkeypatch.setenv("DELTASPACE_ROOT", str(tmp_path))
     model = {key: value for key, value in MODEL.items() if key != "split"}
     plan = {"model": model, "images": BATCH, "images_half_size": BATCH, "images_copied": BATCH, "batch": BATCH}
