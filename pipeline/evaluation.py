@@ -66,6 +66,7 @@ def evaluate(
     mapper: Mapping[str, Any] | None = None,
     *,
     w_plus: Tensor | None = None,
+    fakes: Tensor | None = None,
     reconstructor: str = "deltaedit_d",
     repeats: int = 1000,
     seed: int = 0,
@@ -76,7 +77,7 @@ def evaluate(
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
     before editing; those of `reconstructor` tell how well diffusion gives back its input. mapper: val_cos, val_mse and
     explained, as training left them. w_plus [n,L,D]: inversions of the first n test people, the encoder's when None.
-    repeats, seed: the bootstrap over people.
+    fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over people.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -92,7 +93,9 @@ def evaluate(
     found: dict[str, Any] = {
         "domain": backbones.domain.name,
         "oracle": {},
+        "generator": {},
         "clip": {},
+        "identity": {},
         "inversion": foundations.inversion_metrics(backbones, test, w_plus, batch, draws),
         "mapper": {key: metrics.leaf(mapper.get(key, math.nan)) for key in MAPPER},
         "diffusion": {"reconstruction": {}},
@@ -100,6 +103,9 @@ def evaluate(
     }
     if truth is not None:
         found["oracle"] = foundations.oracle_metrics(backbones, test, batch, draws)
+        found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
+        if fakes is not None:
+            found["generator"] = foundations.generator_metrics(backbones, test, fakes, batch, draws)
         found["clip"] = foundations.clip_metrics(backbones, test, batch, draws) | foundations.direction_metrics(
             backbones, test, truth, backbones.domain.prompts, batch, draws
         )

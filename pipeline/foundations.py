@@ -1,8 +1,10 @@
-"""How good the networks are that every editor stands on: oracle, CLIP and the inversion, on people none has seen."""
+"""How good the networks are that every editor stands on: oracle, generator, CLIP, inversion and identity network, on
+people none has seen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import metrics
+from pipeline import images, metrics
 from pipeline import truth as truths
 from pipeline.metrics import Draws, Leaf
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.truth import TestSet, Truth
 
 RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
+VERIFIED_PEOPLE = 500  # who are drawn once more, in other circumstances
+FRESH = 10_000_000  # row ids from here up are used for nothing else
+FEW_REPEATS = 50  # resamples of a distance of two distributions
 
 
 def batches(count: int, batch: int) -> Iterator[slice]:
@@ -44,12 +49,83 @@ def oracle_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws
 
 
 @torch.no_grad()
+def generator_metrics(backbones: Backbones, test: TestSet, w: Tensor, batch: int, draws: Draws) -> dict[str, Leaf]:
+    """Are samples, w [N,D], like the pictures that are drawn? Judged by the oracle: N are best as many as test people.
+
+    fid_oracle: Frechet distance of its features; fid_floor: of one half of the drawn pictures to the other. precision
+    and recall in the same features. attribute_share_error: the largest relative difference, over all values of all
+    attributes, between the share of samples and of drawn pictures in which it reads that value.
+    """
+    if note := backbones.absent("oracle"):
+        names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
+        return {name: metrics.absent(note) for name in names}
+    oracle, generator = backbones.oracle, backbones.generator
+
+    def sampled(part: slice) -> Tensor:
+        return generator(generator.repeat(w[part].to(backbones.device))).float().clamp(-1, 1)
+
+    def shares(features: Tensor) -> np.ndarray:
+        """Which values are read: [N,V] of 0 and 1."""
+        read = [F.one_hot(logits.argmax(dim=1), logits.shape[1]) for logits in oracle.logits(features).values()]
+        return torch.cat(read, dim=1).double().cpu().numpy()
+
+    made = torch.cat([oracle.features(sampled(part)) for part in batches(len(w), batch)])
+    real = torch.cat([oracle.features(test.images[part].to(made)) for part in batches(len(test.ids), batch)])
+    seen_made, seen_real = shares(made), shares(real)
+    count = min(len(made), len(real))
+    clouds = made.double().cpu().numpy()[:count], real.double().cpu().numpy()[:count]
+    shown = seen_real.any(axis=0)
+
+    def distances(weights: np.ndarray) -> np.ndarray:
+        return np.array([metrics.frechet_distance(*clouds, draw) for draw in weights])
+
+    def errors(weights: np.ndarray) -> np.ndarray:
+        theirs, own = weights @ seen_made[:count], weights @ seen_real[:count]
+        return np.abs(theirs / np.maximum(own, 1) - 1)[:, shown].max(axis=1)
+
+    few = replace(draws, repeats=min(draws.repeats, FEW_REPEATS))
+    precision, recall = metrics.precision_recall(made.float().cpu(), real.float().cpu())
+    return {
+        "fid_oracle": metrics.bootstrap(distances, count, few, centred=True),
+        "fid_floor": metrics.leaf(metrics.frechet_distance(clouds[1][: count // 2], clouds[1][count // 2 :])),
+        "precision": metrics.interval(precision, draws=draws),
+        "recall": metrics.interval(recall, draws=draws),
+        "attribute_share_error": metrics.bootstrap(errors, count, draws, centred=True),
+    }
+
+
+@torch.no_grad()
+def identity_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Leaf]:
+    """auc: how often a picture is nearer to the same person, drawn again with other hair, clothes, mood, light and
+    pose, than to somebody else drawn again: the area under each person's verification curve."""
+    from pipeline import portraits
+
+    if note := backbones.absent("identity"):
+        return {"auc": metrics.absent(note)}
+    assert test.people is not None
+    known, ids = test.people[:VERIFIED_PEOPLE], test.ids[:VERIFIED_PEOPLE]
+    others = [portraits.with_nuisance(person, FRESH + row_id) for person, row_id in zip(known, ids, strict=True)]
+    again = images.from_uint8(truths.render(others, test.images.shape[-1]))
+
+    def embedded(pictures: Tensor) -> Tensor:
+        parts = [backbones.identity(pictures[part].to(backbones.device)) for part in batches(len(pictures), batch)]
+        return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+
+    table = embedded(test.images[: len(known)]) @ embedded(again).T
+    own = table.diagonal()[:, None]
+    below = (table < own).float() + 0.5 * (table == own)
+    return {"auc": metrics.interval((below.sum(dim=1) - 0.5) / max(1, len(known) - 1), draws=draws)}
+
+
+@torch.no_grad()
 def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
     """Does CLIP tell attributes apart, and does a difference of pictures point where the difference of texts does?
 
     zero_shot, with chance beside it: each visible attribute read by the nearest of its values' texts, class-balanced,
-    mean over attributes. The rest on people and their captions, each person once paired with another: delta_cos_paired
-    and delta_cos_mismatched, and top-1 image to text retrieval of the features (raw) and of the differences (delta).
+    mean over attributes; zero_shot_min, the worst attribute; zero_shot_heldout, those values alone that can also be
+    said in words kept out of all training, said so. The rest on people and their captions, each person once paired with
+    another: delta_cos_paired and delta_cos_mismatched, and top-1 image to text retrieval of the features (raw) and of
+    the differences (delta).
     """
     from pipeline import portraits
 
@@ -57,11 +133,14 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
     units = clip_units(backbones, test.images, batch)
     attributes = truths.attributes(backbones)
     truth, seen = true_values(test, attributes)
-    right = {}
+    right: dict[int, dict[str, np.ndarray]] = {0: {}, 1: {}}  # in the words of training, in those kept out of it
     for name, values in attributes.items():
-        texts = torch.stack([_value_feature(backbones, name, value) for value in values])
-        right[name] = np.where(seen[name], metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
-    zero_shot = _balanced(right, truth, draws)
+        phrases = [portraits.PHRASES[name][value] for value in values]
+        told = np.isin(truth[name], [k for k, (_, heldout) in enumerate(phrases) if heldout])
+        for words, counted in ((0, seen[name]), (1, seen[name] & told)):
+            texts = torch.stack([_mean_feature(backbones, phrase[words] or phrase[0]) for phrase in phrases])
+            right[words][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
+    zero_shot = _balanced(right[0], truth, draws)
 
     count, seed = min(RETRIEVAL_PEOPLE, len(test.ids)), draws.seed
     captions = [
@@ -76,6 +155,8 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
     paired, mismatched = metrics.delta_cosines(moved, said)
     return {
         "zero_shot": zero_shot["mean"],
+        "zero_shot_min": zero_shot["min"],
+        "zero_shot_heldout": _balanced(right[1], truth, draws)["mean"],
         "chance": zero_shot["chance"],
         "delta_cos_paired": metrics.interval(paired, draws=draws),
         "delta_cos_mismatched": metrics.interval(mismatched, draws=draws),
@@ -167,13 +248,11 @@ def true_values(
     )
 
 
-def _value_feature(backbones: Backbones, attribute: str, value: str) -> Tensor:
-    """Mean unit feature [E] of everything that training says of a value ("face with red hair", "red-haired face")."""
+def _mean_feature(backbones: Backbones, phrases: Sequence[str]) -> Tensor:
+    """Mean unit feature [E] of several ways to say one value ("face with red hair", "red-haired face")."""
     from pipeline import portraits
 
-    texts = [
-        portraits.in_a_phrase(backbones.domain.neutral, phrase) for phrase in portraits.PHRASES[attribute][value][0]
-    ]
+    texts = [portraits.in_a_phrase(backbones.domain.neutral, phrase) for phrase in phrases]
     features = [backbones.clip.text_feature(text, backbones.domain.templates).float().cpu() for text in texts]
     return F.normalize(torch.stack(features).mean(0), dim=0)
 

@@ -145,6 +145,20 @@ def _moments(cloud: Array, weights: Array | None) -> tuple[Array, Array]:
     return mean, (centred * weights[:, None]).T @ centred / (total - 1)
 
 
+def precision_recall(made: Tensor, real: Tensor, neighbours: int = 3) -> tuple[Tensor, Tensor]:
+    """Does each made picture lie among the real ones, and each real one among those made? [N,F], [M,F] -> [N], [M].
+
+    1 where it is within the distance of some other picture to its `neighbours`-th nearest of its own kind
+    (Kynkaanniemi et al. 2019, equation 1); the means are precision and recall.
+    """
+
+    def covered(points: Tensor, by: Tensor) -> Tensor:
+        reach = torch.cdist(by, by).kthvalue(neighbours + 1, dim=1).values  # the nearest is the point itself
+        return (torch.cdist(points, by) <= reach).any(dim=1).float()
+
+    return covered(made, real), covered(real, made)
+
+
 class Cloud:
     """Mean and covariance of features that pass by; its memory does not grow with their number."""
 

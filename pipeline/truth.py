@@ -115,7 +115,7 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
 
     names = {name: list(values) for name, values in attributes(backbones).items()}
     identified, judged = not backbones.absent("identity"), not backbones.absent("oracle")
-    renders = _render([case.other for case in found], size)
+    renders = render([case.other for case in found], size)
     identity, clip, features = [], [], []
     for start in range(0, len(found), batch):
         part = images.from_uint8(renders[start : start + batch]).to(backbones.device)
@@ -172,7 +172,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts).float() if parts else torch.zeros(0, 1)
 
 
-def _render(people: Sequence[Portrait], size: int) -> np.ndarray:
+def render(people: Sequence[Portrait], size: int) -> np.ndarray:
+    """Pictures uint8 [N,size,size,3] of people, on disk so that memory does not grow with N."""
     if not people:
         return np.zeros((0, size, size, 3), dtype=np.uint8)
     shape = (len(people), size, size, 3)

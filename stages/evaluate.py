@@ -17,11 +17,20 @@ def main(stage: Stage) -> None:
     inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
     edited = slice(editing.PEOPLE[section.scale]["latent"])
     w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
+    fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
     if tuple(inverted["id"].tolist()) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
         found = evaluation.evaluate(
-            nets, test, edits, mapper, w_plus=w_plus, repeats=section.repeats, seed=section.seed, batch=section.batch
+            nets,
+            test,
+            edits,
+            mapper,
+            w_plus=w_plus,
+            fakes=fakes,
+            repeats=section.repeats,
+            seed=section.seed,
+            batch=section.batch,
         )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]

@@ -316,6 +316,70 @@ def test_inversions_are_judged_as_they_are_edited_with_the_encoder_alone_beside_
     assert found["psnr"]["value"] == pytest.approx(expected[:3].mean().item(), abs=1e-3)
 
 
+class Painter:
+    """A generator whose codes are pictures."""
+
+    def repeat(self, w: torch.Tensor) -> torch.Tensor:
+        return w[:, None].expand(-1, 2, -1)
+
+    def __call__(self, w_plus: torch.Tensor) -> torch.Tensor:
+        flat = w_plus[:, 0] if w_plus.shape[2] == 3 * SIZE * SIZE else w_plus.flatten(1)
+        return flat.unflatten(1, (3, SIZE, SIZE))
+
+
+def test_samples_that_are_the_drawn_pictures_cannot_be_told_from_them(world: World) -> None:
+    world.backbones.generator = Painter()
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    found = world.evaluate(edits, fakes=world.test.images.flatten(1)).metrics["generator"]
+    assert found["precision"]["value"] == found["recall"]["value"] == 1
+    assert found["fid_oracle"]["value"] == pytest.approx(0, abs=1e-6) and found["fid_floor"]["value"] > 0
+    assert found["attribute_share_error"]["value"] == 0
+
+
+def test_samples_that_are_all_alike_are_found_out(world: World) -> None:
+    world.backbones.generator = Painter()
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    alike = world.test.images[:1].flatten(1).expand(PEOPLE, -1)
+    found = world.evaluate(edits, fakes=alike).metrics["generator"]
+    assert found["precision"]["value"] == 1 and found["recall"]["value"] < 0.5
+    assert found["fid_oracle"]["value"] > 0
+    assert found["attribute_share_error"]["value"] >= 1  # a value that nobody else has, or that nobody has any more
+
+
+def test_a_face_is_known_again_by_a_network_that_sees_only_who_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foundations, "VERIFIED_PEOPLE", 5)
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    blind = world.evaluate(edits).metrics["identity"]["auc"]["value"]
+    assert 0 <= blind <= 1
+    pictures, original = [], portraits.render
+
+    def kept(person: portraits.Portrait, size: int) -> np.ndarray:
+        pictures.append((person.identity, original(person, size)))
+        return pictures[-1][1]
+
+    monkeypatch.setattr(portraits, "render", kept)
+    assert world.test.people is not None
+    pictures += [(p.identity, images.to_uint8(x)) for p, x in zip(world.test.people, world.test.images, strict=True)]
+
+    def who(batch: torch.Tensor) -> torch.Tensor:
+        shown = [images.to_uint8(picture) for picture in batch]
+        names = [next(str(who) for who, seen in pictures if np.array_equal(seen, one)) for one in shown]
+        seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]
+        return torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    world.backbones.identity = who
+    assert foundations.identity_metrics(world.backbones, world.test, 7, Draws(20))["auc"]["value"] == 1
+
+
+def test_the_worst_attribute_and_the_words_kept_out_of_training_stand_beside_the_mean(world: World) -> None:
+    clip = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics["clip"]
+    of_each = [leaf["value"] for leaf in clip["attributes"].values()]
+    assert clip["zero_shot_min"]["value"] == pytest.approx(min(of_each), abs=1e-5)
+    assert 0 <= clip["zero_shot_heldout"]["value"] <= 1
+
+
 def test_a_clip_without_sense_is_found_out(world: World) -> None:
     clip = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics["clip"]
     assert abs(clip["zero_shot"]["value"] - clip["chance"]["value"]) < 0.15

@@ -253,3 +253,12 @@ def test_an_interval_lies_within_what_was_seen(people: int, columns: int, seed: 
 
 def _width(leaf: metrics.Leaf) -> float:
     return float(leaf["high"]) - float(leaf["low"])  # type: ignore[arg-type]
+
+
+def test_precision_and_recall_of_points_on_a_line() -> None:
+    real = torch.tensor([[0.0], [1.0], [2.0], [10.0], [-10.0]])
+    made = torch.tensor([[0.5], [4.0], [30.0]])
+    precision, recall = metrics.precision_recall(made, real, neighbours=1)
+    assert precision.tolist() == [1, 1, 0]  # 0, 1 and 2 reach as far as 1, 10 as far as 8, -10 as far as 10
+    assert recall.tolist() == [1, 1, 1, 1, 0]  # .5 and 4 reach as far as 3.5, 30 as far as 26
+    assert metrics.precision_recall(real, real)[0].mean() == 1
