@@ -12,7 +12,7 @@ from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline import generator, portraits
 from pipeline.portraits.people import SHARES
 from pipeline.values import InputError
-from pretrain import copying, renders
+from pretrain import copying, encoder, renders
 from pretrain import generator as gan
 
 R, D, CHUNK, BATCH = 16, 128, 24, 8
@@ -199,3 +199,16 @@ def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weight
     gan.train(domain, tmp_path, images=2 * BATCH)
     assert {path.stem for path in states.glob("*.pt")} == {"generator"}
     assert torch.load(states / "generator.pt", weights_only=True)["step"] == 2
+
+
+def test_an_encoder_first_learns_the_codes_of_renders_alone(data: renders.Renders, tmp_path: Path) -> None:
+    made = generator.build(MODEL)
+    made.w_mean.fill_(copying.SHIFT)
+    judge = gan.Discriminator(R, MODEL["discriminator"])
+    numbers = {"resolution": R, "widths": [4, 6, 8, 8], "rows": made.num_ws, "style_dim": D}
+    loop = encoder.steps(
+        numbers, made, judge, None, data, tmp_path / "e4e.pt", 60 * BATCH, BATCH, copied=True, codes_first=59 * BATCH
+    )
+    found = [metrics for _, metrics, _ in loop]
+    assert all(set(metrics) == {"latent"} for metrics in found[:-1]) and "pixel" in found[-1]
+    assert sum(metrics["latent"] for metrics in found[-11:-1]) < 0.99 * sum(metrics["latent"] for metrics in found[:10])
