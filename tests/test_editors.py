@@ -466,7 +466,7 @@ def test_stylemc_finds_one_direction_of_the_middle_layers_that_leads_to_the_text
 
 
 def test_stylemc_leaves_out_channels_whose_slope_keeps_changing_its_sign(world: Backbones) -> None:
-    settings = {"images": 24, "batch": 2, "lr": 0.0}  # without steps every batch meets the same network
+    settings = {"images": 24, "batch": 2, "lr": 0.0}
     assert not remade("stylemc", world, **settings).fit(PROMPT).data["delta_s"].any()
     found = remade("stylemc", world, **{**settings, "lr": 5.0}).fit(PROMPT).data["delta_s"]
     moved = found[world.generator.layout.dims[0] :] != 0
