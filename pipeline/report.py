@@ -257,11 +257,12 @@ def _photographs(path: Path) -> dict[str, Any] | None:
 
 
 def _costs(layout: artefacts.Layout) -> list[dict[str, Any]]:
-    """Seconds and peak memory of each stage's last run, in the order of the workflow."""
+    """Seconds, with those of fitting apart, and peak memory of each stage's last run, in the order of the workflow."""
     rows = []
     for path in sorted(layout.timings.glob("*.json")):
         content = _json(path)
-        rows.append({"stage": path.stem, "seconds": content.get("seconds"), "rss": content.get("peak_rss")})
+        seconds = {key: content.get(key) for key in ("seconds", "fit_seconds")}
+        rows.append({"stage": path.stem, **seconds, "rss": content.get("peak_rss")})
     order = list(flowchart.STAGES)
     return sorted(
         rows, key=lambda row: order.index(row["stage"].split("-")[0]) if row["stage"].split("-")[0] in order else 99

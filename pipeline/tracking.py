@@ -39,6 +39,15 @@ class Run:
         self._waiting: list[tuple[str, float, int, int]] = []
         self._last: dict[str, float] = {}
         self._sent = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Seconds of a part of the stage, beside its own: a metric, and an entry of its timings."""
+        start = time.monotonic()
+        yield
+        self.parts[f"{name}_seconds"] = seconds = time.monotonic() - start
+        self.log(0, **{f"{name}_seconds": seconds})
 
     def log(self, step: int = 0, **metrics: float) -> None:
         """Points of curves: `run.log(step=100, loss=0.3)`. Sent in batches."""
@@ -125,7 +134,7 @@ def stage(
     try:
         yield run
         status = "FINISHED"
-        _write_timing(name, domain, root, time.monotonic() - start)
+        _write_timing(name, domain, root, {"seconds": time.monotonic() - start, **run.parts})
     finally:
         run._end(status, time.monotonic() - start)
 
@@ -346,8 +355,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write_timing(name: str, domain: str, root: Path, seconds: float) -> None:
-    content = {"seconds": round(seconds, 1), "peak_rss": peak_memory()}
+def _write_timing(name: str, domain: str, root: Path, seconds: Mapping[str, float]) -> None:
+    content = {**{part: round(value, 1) for part, value in seconds.items()}, "peak_rss": peak_memory()}
     try:
         files.write_bytes(Layout(domain, root).timing(name), json.dumps(content, sort_keys=True).encode())
     except InputError as error:  # the stage's outputs are whole already

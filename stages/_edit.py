@@ -50,6 +50,11 @@ def write(job: Job, path: Path) -> None:
     artefacts.write_shard(path, "edits", columns, job.meta)
 
 
+def people(module: Any, scale: editing.Scale) -> int:
+    """How many test people an editor's module edits: as many as its kind does, unless it says otherwise."""
+    return getattr(module, "PEOPLE", {}).get(scale, editing.PEOPLE[scale][module.KIND])
+
+
 def edit(stage: Stage) -> None:
     """Edit the first test people with the stage's editor; `evaluate.scale` says how many."""
     assert stage.editor
@@ -61,12 +66,17 @@ def edit(stage: Stage) -> None:
     tool = Tool(stage.networks, stage.editor, section)
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
     jobs = []
-    left = editing.PEOPLE[scale][kind]
+    left = people(module, scale)
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
-        people = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
-        left -= len(people)
-        blocks = [tuple(people[start : start + BLOCK]) for start in range(0, len(people), BLOCK)]
+        ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
+        left -= len(ids)
+        blocks = [tuple(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
         jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
-    with stage.tracked(section), stage.work({**asdict(section), "scale": scale}) as unit:
-        workers.fill(unit, "edits", write, jobs, stage.processes if kind == "diffusion" else 1)
+    processes = stage.processes if kind == "diffusion" else 1
+    with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale}) as unit:
+        if processes == 1:  # then the jobs run here, and what is fitted before them need not be fitted again
+            with tracked.part("fit"):
+                ready(tool)
+        with tracked.part("edit"):
+            workers.fill(unit, "edits", write, jobs, processes)
         unit.publish({"edits": files.edits(stage.editor)})

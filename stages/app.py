@@ -267,7 +267,7 @@ def list_editors(as_json: JsonOption = False, debug: DebugOption = False) -> Non
     if as_json:
         return _shell.print_json({"editors": rows})
     for row in rows:
-        typer.echo(f"{row['name']:16} {row['kind']:10} {row['about']}")
+        typer.echo(f"{row['name']:20} {row['kind']:10} {row['about']}")
 
 
 def _about(file: Path) -> dict[str, str]:

@@ -30,6 +30,11 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
     "mapper": {"steps": 600, "batch": 16},
     "diffusion": {"steps": 120, "batch": 4},
     "edit_diffusion": {"deltaedit_d": {"strength": 1.0, "threshold": 0.1, "steps": 4, "refine": 1}},
+    "edit_baseline": {
+        "stylemc": {"images": 16},
+        "styleclip_op": {"steps": 3},
+        "styleclip_lm": {"steps": 3},
+    },
     "evaluate": {"repeats": 40},
 }
 

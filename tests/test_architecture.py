@@ -182,7 +182,7 @@ def test_every_section_of_the_parameters_belongs_to_a_stage() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert set(params) - {"domains", "editors"} <= set(STAGES)
     for kind, names in params["editors"].items():
-        assert set(params[f"edit_{kind}"]) == set(names)
+        assert set(params[f"edit_{kind}"]) >= set(names)  # an editor may stand ready without being run by default
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "domains").glob("*.yaml")))

@@ -37,9 +37,11 @@ ALL = {"prepare", "sample", "invert", "cache", "relevance", "mapper", "diffusion
 EDITS = {
     "edit_latent@tiny-deltaedit_g",
     "edit_latent@tiny-deltaedit_gr",
+    "edit_latent@tiny-deltaedit_g_unmasked",
     "edit_baseline@tiny-identity_editor",
     "edit_baseline@tiny-counterfactual",
     "edit_baseline@tiny-styleclip_gd",
+    "edit_baseline@tiny-stylemc",
     "edit_diffusion@tiny-deltaedit_d",
 }
 
@@ -149,6 +151,7 @@ def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follo
         "mapper@tiny",
         "edit_latent@tiny-deltaedit_g",
         "edit_latent@tiny-deltaedit_gr",
+        "edit_latent@tiny-deltaedit_g_unmasked",
         "edit_diffusion@tiny-deltaedit_d",
         "evaluate@tiny",
         "report@tiny",

@@ -6,7 +6,7 @@ An editor is found by its file, so a new one is held to all of this without a wo
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import domains, editors, params, portraits, weights
+from pipeline import domains, editing, editors, params, portraits, weights
 from pipeline.backbones import Backbones
-from pipeline.editors import styleclip_gd
+from pipeline.editors import styleclip_gd, styleclip_op
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
+from stages import _edit
 
 NAMES = editors.names()
 PEOPLE = 5
@@ -124,11 +125,19 @@ def test_all_editors_of_the_parameters_are_there_and_nothing_private_is() -> Non
 def test_an_editor_says_its_stage_its_needs_and_its_parameters(name: str, world: Backbones) -> None:
     module = editors.module(name)
     groups = params.load_yaml(world.root)["editors"]
-    assert name in groups[module.KIND]
+    assert name in groups[module.KIND] or not any(name in group for group in groups.values())
     assert set(module.NEEDS) <= {"generator", "encoder", "clip", "denoiser", "mapper", "relevance", "s_stats"}
     assert "strength" in {field.name for field in fields(module.Params)}
     with pytest.raises(AttributeError):
         settings_of(name, world).strength = 2.0
+
+
+@pytest.mark.parametrize("scale", ["default", "full"])
+def test_dear_editors_edit_fewer_people_and_the_others_as_many_as_their_kind(scale: editing.Scale) -> None:
+    counts = {name: _edit.people(editors.module(name), scale) for name in NAMES}
+    of_kind = {name: editing.PEOPLE[scale][editors.module(name).KIND] for name in NAMES}
+    assert {name for name in NAMES if counts[name] != of_kind[name]} == {"styleclip_op", "styleclip_lm"}
+    assert all(0 < counts[name] <= of_kind[name] for name in NAMES)
 
 
 def test_an_unknown_editor_is_refused_with_the_nearest_name(world: Backbones) -> None:
@@ -231,6 +240,7 @@ def test_a_pair_of_pictures_is_a_condition_where_the_method_takes_one(
     if "clip" in editors.module(name).NEEDS:
         ends = F.normalize(world.clip.embed_images(torch.cat([pair.source, pair.target])), dim=1)
         torch.testing.assert_close(direction.delta, ends[1] - ends[0])
+    if "relevance" in editors.module(name).NEEDS:
         still = edited(name, world, source, ImagePair(pair.source, pair.source), 1.0)
         assert still.s is not None and torch.equal(still.s, source.s)
 
@@ -360,3 +370,118 @@ def test_ours_moves_by_the_geometric_mean_of_mapper_and_direction_where_both_agr
     expected = torch.where(agree, moves[0].sign() * (moves[0] * moves[1]).abs().sqrt(), 0.0)
     assert agree.any() and not agree.all()
     torch.testing.assert_close(moves[2], expected, atol=1e-4, rtol=1e-3)
+
+
+# ---------------------------------------------------------------- what the baselines of the paper promise
+
+
+def remade(name: str, world: Backbones, **settings: Any) -> Any:
+    """The editor with its own section of params.yaml, but for `settings`."""
+    return editors.load(name, world, replace(settings_of(name, world), **settings))
+
+
+def closeness(world: Backbones, images: Tensor, direction: Direction) -> Tensor:
+    """Cosine [B] of pictures with the target itself."""
+    target = world.clip.text_feature(PROMPT.target, tuple(world.domain.templates))
+    assert "target" not in direction.data or torch.equal(direction.data["target"], target)
+    return F.cosine_similarity(world.clip.embed_images(images), target[None])
+
+
+def test_without_its_mask_deltaedit_moves_every_channel_by_the_mappers_answer(world: Backbones, source: Source) -> None:
+    unmasked = edited("deltaedit_g_unmasked", world, source, PROMPT, 1.5)
+    masked = editors.load("deltaedit_g", world, editors.module("deltaedit_g").Params(1.0, threshold=0.0))
+    expected = masked.edit(source, masked.fit(PROMPT), 1.5)
+    assert unmasked.s is not None and torch.equal(unmasked.s, expected.s)
+
+
+def test_the_straightforward_editor_puts_the_text_where_the_second_picture_was(
+    world: Backbones, source: Source
+) -> None:
+    """With a picture as target it is told what the mapper was trained on; with a text, the way across the gap."""
+    pair = ImagePair(source.image[:1], source.image[1:2])
+    text = world.clip.text_feature(PROMPT.target, tuple(world.domain.templates))
+    picture = F.normalize(source.clip[1], dim=0)
+    source = source.select([0, 2, 3, 4])  # whoever is there already has no way to go
+    own = F.normalize(source.clip, dim=1)
+    for condition, end in ((pair, picture), (PROMPT, text)):
+        told = torch.cat([own, F.normalize(end - own, dim=1, eps=1e-5)], dim=1)
+        with torch.no_grad():
+            expected = source.s + 0.5 * world.mapper(source.s, told)
+        result = edited("straightforward", world, source, condition, 0.5)
+        torch.testing.assert_close(result.s, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["w_plus", "s"])
+def test_optimisation_brings_every_person_closer_to_the_text(space: str, world: Backbones, source: Source) -> None:
+    editor = remade("styleclip_op", world, space=space, steps=10, l2=0.0)
+    direction = editor.fit(PROMPT)
+    still, found = (editor.edit(source, direction, strength) for strength in (0.0, 1.0))
+    assert (closeness(world, found.images, direction) > closeness(world, still.images, direction)).all()
+    assert (still.evaluations, found.evaluations) == (1, 11)
+    with torch.no_grad():  # colours follow a step in w+, and not one in s
+        unmoved = world.generator.synthesis(found.s, source.w_plus)
+    assert torch.equal(unmoved, found.images) == (space == "s")
+
+
+def test_the_price_of_leaving_a_code_holds_optimisation_back(world: Backbones, source: Source) -> None:
+    far, near = (
+        (editor.edit(source, editor.fit(PROMPT), 1.0).s - source.s).norm()
+        for editor in (remade("styleclip_op", world, steps=10, l2=price) for price in (0.0, 1.0))
+    )
+    assert near < far / 2
+
+
+def test_the_rate_of_the_optimisation_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    rates = [styleclip_op.ramp(done) for done in (0.0, 0.025, 0.05, 0.75, 0.875, 1.0)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.5, 0.0], abs=1e-6)
+
+
+def test_a_latent_mapper_learns_one_text_from_generated_people(world: Backbones, source: Source) -> None:
+    before, after = (remade("styleclip_lm", world, steps=steps, l2=0.0, lr=0.1) for steps in (1, 30))
+    direction = after.fit(PROMPT)
+    images = [editor.edit(source, editor.fit(PROMPT), 1.0).images for editor in (before, after)]
+    assert closeness(world, images[1], direction).mean() > closeness(world, images[0], direction).mean()
+    network = after._network()
+    coarse, medium = world.generator.layout.split
+    assert network.rows == [coarse + 1, medium - coarse, world.generator.num_ws - medium - 1]
+    with torch.no_grad():  # a row of w+ is moved by what stands in it alone
+        w_plus = source.w_plus.clone()
+        w_plus[:, 1] += 1
+        changed = (network(w_plus) - network(source.w_plus)).abs().amax(dim=(0, 2)) > 0
+    assert changed.tolist() == [row == 1 for row in range(world.generator.num_ws)]
+
+
+def test_stylemc_finds_one_direction_of_the_middle_layers_that_leads_to_the_text(
+    world: Backbones, source: Source
+) -> None:
+    editor = remade("stylemc", world, power=20.0)
+    direction = editor.fit(PROMPT)
+    delta_s = direction.data["delta_s"]
+    first = world.generator.layout.dims[0]
+    assert not delta_s[:first].any() and delta_s[first:].any()
+    still, found = (editor.edit(source, direction, strength) for strength in (0.0, 1.0))
+    assert found.s is not None
+    torch.testing.assert_close(found.s, source.s + 20 * delta_s)
+    assert closeness(world, found.images, direction).mean() > closeness(world, still.images, direction).mean()
+
+
+def test_stylemc_leaves_out_channels_whose_slope_keeps_changing_its_sign(world: Backbones) -> None:
+    settings = {"images": 24, "batch": 2, "lr": 0.0}
+    assert not remade("stylemc", world, **settings).fit(PROMPT).data["delta_s"].any()
+    found = remade("stylemc", world, **{**settings, "lr": 5.0}).fit(PROMPT).data["delta_s"]
+    moved = found[world.generator.layout.dims[0] :] != 0
+    assert moved.any() and not moved.all()
+
+
+@pytest.mark.parametrize("name", ["styleclip_op", "styleclip_lm", "stylemc"])
+def test_the_identity_term_uses_the_domains_network_where_there_is_one(
+    name: str, project: Path, world: Backbones, source: Source, tmp_path: Path
+) -> None:
+    free, held = (remade(name, world, identity=weight) for weight in (0.0, 50.0))
+    results = [editor.edit(source, editor.fit(PROMPT), 1.0).s for editor in (free, held)]
+    assert not torch.equal(*results)
+    shutil.copytree(project, tmp_path / "without")
+    (tmp_path / "without/data/pretrained/tiny/identity.safetensors").unlink()
+    without = Backbones(domains.load("tiny", tmp_path / "without"), tmp_path / "without")
+    editor = editors.load(name, without, held.params)
+    assert torch.equal(editor.edit(source, editor.fit(PROMPT), 1.0).s, results[0])

@@ -249,6 +249,10 @@ def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: D
     assert "2 min 5 s" in words and "1.50 GB" in words
     assert "mapper: cosine, at the end 0.41" in words
     layout = artefacts.Layout("portraits", project)
+    assert "of it to fit" not in words
+    layout.timing("edit_baseline-stylemc").write_text('{"seconds": 9.0, "fit_seconds": 8.5, "peak_rss": 1500000000}')
+    assert "9.0 s, 8.5 s of it to fit the prompts" in " ".join(Reader(report.page(domain, project)).words)
+    layout.timing("edit_baseline-stylemc").unlink()
     layout.timing("cache").unlink()
     layout.curve("mapper").unlink()
     words = " ".join(Reader(report.page(domain, project)).words)

@@ -119,7 +119,10 @@ def test_turned_off_it_writes_only_the_timing(project, monkeypatch):
         assert isinstance(run, Silent)
         run.log(step=1, loss=1.0)
         run.model("mapper", project / "none")
+        with run.part("fit"):
+            pass
     assert timing(project, "edit_latent-deltaedit_g")["seconds"] >= 0
+    assert timing(project, "edit_latent-deltaedit_g")["fit_seconds"] >= 0
     assert tracking.finish_repro(project) == "tracking is off"
     assert sorted(path.name for path in project.iterdir()) == ["data", "domains", "params.yaml"]
 

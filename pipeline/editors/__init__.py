@@ -1,7 +1,8 @@
 """Editors: one file per method, found by name, all behind one protocol.
 
 A module defines `Params` (a frozen dataclass), `KIND` ("latent", "baseline" or "diffusion": the stage that runs it),
-`NEEDS` (the artefacts it reads) and `build(backbones, params) -> Editor`.
+`NEEDS` (the artefacts it reads) and `build(backbones, params) -> Editor`. Where an edit or a fit is dear, `PEOPLE` says
+how many test people it edits at each scale, in place of what its kind does (`pipeline.editing.PEOPLE`).
 """
 
 from __future__ import annotations

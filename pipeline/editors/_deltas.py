@@ -1,4 +1,4 @@
-"""What several editors share: the CLIP difference of a condition, and the mapper's masked answer to it."""
+"""What several editors share: a condition in CLIP's space, and the mapper's answer to it, masked or not."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ def clip_direction(backbones: Backbones, condition: TextPair | ImagePair) -> Dir
 
 
 @torch.no_grad()
+def clip_target(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
+    """The direction, and as `data["target"]` the unit CLIP code [E] of where it leads, whatever it starts from."""
+    direction = clip_direction(backbones, condition)
+    if isinstance(condition, TextPair):
+        target = backbones.clip.text_feature(condition.target, tuple(backbones.domain.templates))
+    else:
+        target = F.normalize(backbones.clip.embed_images(condition.target.to(backbones.device)), dim=1)[0]
+    return Direction(condition, direction.delta, {"target": target})
+
+
+@torch.no_grad()
+def answered(backbones: Backbones, source: Source, delta: Tensor) -> Tensor:
+    """delta_s [B,S] of the mapper for a difference of CLIP codes, [E] for all or [B,E], of any length."""
+    return backbones.mapper(source.s, told(source.clip, F.normalize(delta, dim=-1, eps=1e-5)))
+
+
+@torch.no_grad()
 def mapped(
     backbones: Backbones, source: Source, direction: Direction, threshold: float, strength: float, agree: bool = False
 ) -> Tensor:
@@ -37,8 +54,7 @@ def mapped(
     agree: zero also where delta_s moves a channel against its own measured effect, which compensates for side effects
     of others that the mask may have taken away.
     """
-    unit = F.normalize(direction.delta, dim=0, eps=1e-5)
-    delta_s = backbones.mapper(source.s, told(source.clip, unit))
+    delta_s = answered(backbones, source, direction.delta)
     moved = relevance_mask(delta_s, backbones.relevance, direction.delta, threshold, strength)
     if not agree:
         return moved
