@@ -30,6 +30,7 @@ OPERATIONS = {  # operation -> its module, and the name of its files in csrc/
     "box_resample": "resample",
     "relevance_mask": "relevance",
     "modulated_epilogue": "epilogue",
+    "epilogue_difference": "difference",
     "channel_perturb": "perturb",
     "relevance_accumulate": "accumulate",
 }

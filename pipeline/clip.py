@@ -68,6 +68,12 @@ class Clip(nn.Module):
         mean, std = (tuple(2 * m - 1 for m in OPENAI_MEAN), tuple(2 * d for d in OPENAI_STD))  # theirs are of [0,1]
         return box_resample(images, self.image_size, mean, std)
 
+    def clip_input_change(self, change: Tensor) -> Tensor:
+        """How `clip_input` changes when images change by `change` [B,3,R,R]."""
+        if not self.normalise:
+            return box_resample(change, self.image_size)
+        return box_resample(change, self.image_size, (0.0, 0.0, 0.0), tuple(2 * d for d in OPENAI_STD))
+
     def embed_images(self, images: Tensor) -> Tensor:
         """images [B,3,R,R] in [-1,1] -> [B,E], not normalised."""
         x = self.clip_input(images).contiguous(memory_format=torch.channels_last)

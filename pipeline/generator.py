@@ -67,14 +67,24 @@ class ModulatedConv(nn.Module):
         if up:
             self.blur = Blur()
 
-    def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """x [B,inputs,H,W], s [B,inputs] -> [B,outputs,H,W], twice the size when `up`; not demodulated."""
-        weight = self.weight[0] * self.scale
-        x = x * s.to(x.dtype)[:, :, None, None]
+    def kernel(self, dtype: torch.dtype) -> Tensor:
+        """The weights as they are multiplied with, [outputs,inputs,k,k]."""
+        return (self.weight[0] * self.scale).to(dtype)
+
+    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """x [B,inputs,H,W], kernel [outputs,inputs,k,k] -> [B,outputs,H,W], twice the size when `up`; nothing else."""
         if not self.up:
-            return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
-        x = F.conv_transpose2d(x, weight.transpose(0, 1).to(x.dtype), stride=2)
+            return F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+        x = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2)
         return upfirdn2d(x, self.blur.kernel, pad=(1, 1))
+
+    def forward(self, x: Tensor, s: Tensor | None) -> Tensor:
+        """x [B,inputs,H,W], s [B,inputs], None where x is multiplied by it already -> [B,outputs,H,W], as above.
+
+        Not demodulated.
+        """
+        x = x if s is None else x * s.to(x.dtype)[:, :, None, None]
+        return self.convolve(x, self.kernel(x.dtype))
 
     def demodulation(self, s: Tensor) -> Tensor:
         """s [B,inputs] -> [B,outputs]: the factors that give every modulated filter unit norm (eq. 3)."""
@@ -104,10 +114,16 @@ class StyledConv(nn.Module):
         self.noise = NoiseInjection()
         self.activate = Activation(outputs)
 
-    def forward(self, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        """x [B,inputs,H,W], s [B,inputs], noise [1 or B,1,h,w] -> [B,outputs,h,w]."""
+    def forward(
+        self, x: Tensor, s: Tensor, noise: Tensor, scaled: bool = False, following: Tensor | None = None
+    ) -> Tensor:
+        """x [B,inputs,H,W], s [B,inputs], noise [1 or B,1,h,w] -> [B,outputs,h,w].
+
+        scaled: x is multiplied by s already. following [B,outputs]: what to multiply the result by for the next layer.
+        """
         demod = self.conv.demodulation(s)
-        return modulated_epilogue(self.conv(x, s), demod, noise, self.noise.weight, self.activate.bias)
+        x = self.conv(x, None if scaled else s)
+        return modulated_epilogue(x, demod, noise, self.noise.weight, self.activate.bias, following)
 
 
 class ToRGB(nn.Module):
@@ -223,9 +239,11 @@ class Generator(nn.Module):
         x [B,C,H,W] and image (None before layer 0) are what the layer before `which` gave; computed in x's dtype.
         """
         codes = s.split(self.layout.dims, dim=1)
-        noise = list(self.noises) if noises is None else noises
+        noise, scaled = list(self.noises) if noises is None else noises, False
         for layer in which:
-            x = self.styled[layer](x, codes[layer], noise[layer])
+            inner = layer % 2 == 1 and layer + 1 in which  # only the next convolution reads its activations
+            x = self.styled[layer](x, codes[layer], noise[layer], scaled, codes[layer + 1] if inner else None)
+            scaled = inner
             image = self.shown(layer, x, image, w_plus)
         return x, image
 
@@ -233,8 +251,11 @@ class Generator(nn.Module):
         """The image so far after layer `layer`, whose activations are x; only even layers add to it."""
         if layer % 2:
             return image
-        to_rgb = self.to_rgbs[layer // 2 - 1] if layer else self.to_rgb1
-        return to_rgb(x, w_plus[:, layer + 1], image)
+        return self.to_rgb(layer)(x, w_plus[:, layer + 1], image)
+
+    def to_rgb(self, layer: int) -> ToRGB:
+        """What shows the activations of even layer `layer`."""
+        return self.to_rgbs[layer // 2 - 1] if layer else self.to_rgb1  # type: ignore[return-value]
 
     def random_noises(self, batch: int) -> list[Tensor]:
         """Fresh noise per sample, for training."""

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.accumulate import relevance_accumulate
-from kernels.bias_act import bias_act
-from kernels.perturb import channel_perturb
+from kernels.perturb import EPS, channel_perturb
 from kernels.upfirdn2d import upfirdn2d
+from pipeline import differences
 
 if TYPE_CHECKING:
     from pipeline.generator import Generator, ModulatedConv
@@ -47,8 +47,8 @@ def rows(probe: Probe, channels: range) -> Tensor:
 
 def _layer_rows(probe: Probe, layer: int, channels: range) -> Tensor:
     """Rows of some channels of one layer [K,E]."""
-    offset, conv = probe.generator.layout.offsets[layer], probe.generator.styled[layer].conv
-    ends = torch.stack([probe.low, probe.high], dim=1)[offset:]  # from this layer's first channel on
+    offset, block = probe.generator.layout.offsets[layer], probe.generator.styled[layer]
+    conv, ends = block.conv, torch.stack([probe.low, probe.high], dim=1)[offset:]  # from this layer's first channel on
     weight = (conv.weight[0] * conv.scale).transpose(0, 1)  # [I,O,k,k]
     share = weight.square().sum(dim=(2, 3))  # [I,O]
     mean = torch.zeros(len(channels), probe.clip.dim, device=ends.device)
@@ -58,19 +58,22 @@ def _layer_rows(probe: Probe, layer: int, channels: range) -> Tensor:
         if probe.params.emulate_published:  # what came before is still at its mean
             s = torch.cat([probe.mean[:offset].expand(len(s), -1), s[:, offset:]], dim=1)
         x, image = _before(probe, layer, s, w_plus)
+        rest = differences.rest(probe.generator, probe.clip, layer, x, image, s, w_plus, probe.dtype)
         codes = s[:, offset : offset + len(weight)]
-        raw = _convolve(conv, x * codes.to(x.dtype)[..., None, None], weight)
+        raw, norm = conv(x, codes), codes.square() @ share
+        whole = raw * torch.rsqrt(norm + EPS)[..., None, None]
+        half, raw = x.to(probe.dtype), raw.to(probe.dtype)
         group = 1 if probe.params.emulate_published else max(1, size // (2 * len(s)))
         for start in range(channels.start, channels.stop, group):
             chosen = slice(start, min(start + group, channels.stop))
-            if probe.params.emulate_published:
+            parts = _alone(conv, half[:, chosen], weight[chosen].to(probe.dtype))
+            if probe.params.emulate_published:  # `rest` is about the pictures as they were
                 codes = torch.cat([probe.mean[offset : offset + start].expand(len(s), -1), codes[:, start:]], dim=1)
-                raw = _convolve(conv, x * codes.to(x.dtype)[..., None, None], weight)
-            changed = _convolve(conv, x[:, chosen], weight[chosen], groups=chosen.stop - start)
-            changed = changed.unflatten(1, (chosen.stop - start, -1))  # [N,K,O,H,W]
-            norm = codes.square() @ share
-            y = channel_perturb(raw, changed, codes[:, chosen], ends[chosen], norm, share[chosen])
-            found = _after(probe, layer, y, image, s, w_plus)
+                raw, norm = conv(x, codes), codes.square() @ share
+            change = channel_perturb(raw, parts, codes[:, chosen], ends[chosen], norm, share[chosen])
+            if probe.params.emulate_published:
+                change = change + (raw * torch.rsqrt(norm + EPS)[..., None, None] - whole)[:, None, None]
+            found = rest.embed(change.flatten(0, 2)).unflatten(0, change.shape[:3])
             at = slice(start - channels.start, chosen.stop - channels.start)
             mean[at] = relevance_accumulate(mean[at], found[:, :, 0], found[:, :, 1], first)
     return F.normalize(mean, dim=1, eps=1e-8)
@@ -78,31 +81,14 @@ def _layer_rows(probe: Probe, layer: int, channels: range) -> Tensor:
 
 def _before(probe: Probe, layer: int, s: Tensor, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
     """Activations [N,I,H,W] that layer `layer` reads, and the image so far."""
-    x = probe.generator.input.input.to(probe.dtype).expand(len(s), -1, -1, -1)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = probe.generator.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
     return probe.generator.layers(range(layer), x, None, s, w_plus)
 
 
-def _convolve(conv: ModulatedConv, x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """The convolution with weight [I,O,k,k] and nothing else; with as many groups as channels, each one alone."""
-    weight = weight.to(x.dtype)
+def _alone(conv: ModulatedConv, x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of each of K channels of x alone, with its own weight [K,O,k,k] -> [N,K,O,H,W]."""
     if conv.up:
-        x = F.conv_transpose2d(x, weight, stride=2, groups=groups)
-        return upfirdn2d(x, conv.blur.kernel, pad=(1, 1))
-    weight = weight.flatten(0, 1)[:, None] if groups > 1 else weight.transpose(0, 1)
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
-
-
-def _after(probe: Probe, layer: int, y: Tensor, image: Tensor | None, s: Tensor, w_plus: Tensor) -> Tensor:
-    """Outputs y [N,K,V,O,H,W] of layer `layer` -> embeddings [N,K,V,E] of the pictures they lead to."""
-    generator, block = probe.generator, probe.generator.styled[layer]
-    x = y.flatten(0, 2).contiguous(memory_format=torch.channels_last)
-    noise = block.noise.weight * list(generator.noises)[layer]
-    x = bias_act(x + noise.to(x.dtype), block.activate.bias.to(x.dtype))
-    times = len(x) // len(s)
-    s, w_plus = s.repeat_interleave(times, dim=0), w_plus.repeat_interleave(times, dim=0)
-    image = None if image is None else image.repeat_interleave(times, dim=0)
-    image = generator.shown(layer, x, image, w_plus)
-    _, image = generator.layers(range(layer + 1, len(generator.layout.dims)), x, image, s, w_plus)
-    assert image is not None
-    return probe.embed(image).unflatten(0, y.shape[:3])
+        y = upfirdn2d(F.conv_transpose2d(x, weight, stride=2, groups=len(weight)), conv.blur.kernel, pad=(1, 1))
+    else:
+        y = F.conv2d(x, weight.flatten(0, 1)[:, None], padding=weight.shape[-1] // 2, groups=len(weight))
+    return y.unflatten(1, (len(weight), -1))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kernels import build
 from kernels.accumulate import relevance_accumulate
 from kernels.bias_act import GAIN, bias_act
+from kernels.difference import epilogue_difference
 from kernels.epilogue import modulated_epilogue
 from kernels.perturb import channel_perturb
 from kernels.relevance import relevance_mask
@@ -31,6 +32,11 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], dict]] = {
     "modulated_epilogue": (
         modulated_epilogue,
         (torch.randn(2, 3, 5, 4), torch.randn(2, 3), torch.randn(1, 1, 5, 4), torch.randn(1), torch.randn(3)),
+        {},
+    ),
+    "epilogue_difference": (
+        epilogue_difference,
+        (torch.randn(4, 3, 5, 4), torch.randn(2, 3, 5, 4), torch.randn(2, 3), torch.randn(2, 3)),
         {},
     ),
     "channel_perturb": (
@@ -387,6 +393,43 @@ def test_gradients_of_the_mask_reach_the_kept_channels_only() -> None:
     assert delta_s.grad is not None and torch.equal(delta_s.grad[0], 1.7 * kept.double())
 
 
+# ---------------------------------------------------------------- epilogue_difference
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sides", ["", "demod", "style", "demod style"])
+def test_the_difference_of_an_epilogue_is_its_formula_value_by_value(impl: str, dtype: torch.dtype, sides: str) -> None:
+    x, base = torch.randn(6, 3, 2, 5).to(dtype), torch.randn(2, 3, 2, 5).to(dtype)
+    given = {
+        name: torch.randn(2, 3, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))
+        for name in sides.split()
+    }
+    found = epilogue_difference(x, base, **given, slope=0.1, gain=0.7, impl=impl)
+    assert found.dtype == dtype and found.shape == x.shape
+    for b, c, h, w in itertools.product(*map(range, x.shape)):
+        n = b // 3
+        z, demod, style = (
+            base[n, c, h, w].item(),
+            *(given[k][n, c].item() if k in given else 1.0 for k in ("demod", "style")),
+        )
+        moved = z + demod * x[b, c, h, w].item()
+        expected = style * 0.7 * (max(moved, 0.1 * moved) - max(z, 0.1 * z))
+        assert found[b, c, h, w].item() == pytest.approx(
+            expected, rel=4e-3, abs=1e-5 if dtype != torch.float64 else 1e-12
+        )
+
+
+def test_the_difference_of_an_epilogue_has_a_gradient_and_refuses_what_does_not_fit() -> None:
+    sides = double(4, 2, 3, 3), double(2, 2, 3, 3), double(2, 2), double(2, 2)
+    assert torch.autograd.gradcheck(epilogue_difference, sides)
+    with pytest.raises(ValueError, match="impl='ref'"):
+        epilogue_difference(*sides, impl="cpp")
+    for wrong in ((3, 2, 3, 3), (4, 3, 3, 3), (4, 2, 3)):
+        with pytest.raises(ValueError, match="do not fit"):
+            epilogue_difference(torch.zeros(wrong), torch.zeros(2, 2, 3, 3))
+
+
 # ---------------------------------------------------------------- channel_perturb
 
 
@@ -408,12 +451,13 @@ def test_channel_perturb_is_the_modulated_convolution_of_the_changed_style(
     share = weight.square().sum(dim=(2, 3)).T
     found = channel_perturb(raw, parts, s[:, 2:], values, s.square() @ share, share[2:])
     assert found.shape == (n, k, v, outputs, h, w)
+    before = raw / (s.square() @ share + 1e-8).sqrt()[..., None, None]
     for picture, channel, value in itertools.product(range(n), range(k), range(v)):
         style = s[picture].clone()
         style[2 + channel] = values[channel, value]
         kernel = weight * style[None, :, None, None]
         kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        expected = F.conv2d(x[picture : picture + 1], kernel, padding=1)[0]
+        expected = F.conv2d(x[picture : picture + 1], kernel, padding=1)[0] - before[picture]
         torch.testing.assert_close(found[picture, channel, value], expected, atol=1e-9, rtol=1e-9)
 
 

@@ -92,6 +92,26 @@ def test_every_row_of_every_layer_is_the_definition(generator: Generator) -> Non
     torch.testing.assert_close(found.norm(dim=1), torch.ones(generator.layout.size))
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+def test_changes_pass_through_a_residual_clip_as_whole_pictures_do(generator: Generator, normalise: bool) -> None:
+    torch.manual_seed(2)
+    vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 8, "head_width": 64}
+    clip = Clip({"embed_dim": 6, "vision": vision, "text": {"width": 8, "heads": 1, "layers": 1}}, normalise)
+    for module in clip.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            for tensor in (module.running_mean, module.bias):
+                nn.init.normal_(tensor, std=0.3)
+            for tensor in (module.running_var, module.weight):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    probe = replace(probe_of(generator, replace(PARAMS, images=3)), clip=clip.eval().requires_grad_(False))
+    chosen = range(0, generator.layout.size, 3)
+    expected = torch.from_numpy(np.stack([naive(probe, channel) for channel in chosen]))
+    assert cosines(relevance.matrix(probe)[chosen.start :: chosen.step], expected).min() > 0.9999
+    half = replace(probe, params=replace(probe.params, precision="bfloat16"))
+    assert cosines(relevance.matrix(half)[chosen.start :: chosen.step], expected).min() > 0.999
+
+
 def test_bfloat16_gives_nearly_the_same_rows(generator: Generator) -> None:
     exact = relevance.matrix(probe_of(generator))
     rough = relevance.matrix(probe_of(generator, replace(PARAMS, precision="bfloat16")))
