@@ -72,7 +72,7 @@ class Probe:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations; statistics, images and embeddings are float32."""
+        """Of changes (finite) or activations (reverse); statistics, images and embeddings are float32."""
         return torch.bfloat16 if self.params.precision == "bfloat16" else torch.float32
 
     def embed(self, images: Tensor) -> Tensor:
