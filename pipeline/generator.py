@@ -196,9 +196,9 @@ class Generator(nn.Module):
         return [self.conv1, *self.convs]  # type: ignore[list-item]
 
     def mapping(self, z: Tensor) -> Tensor:
-        """z [B,D] -> w [B,D], in float32 whatever surrounds it."""
+        """z [B,D] -> w [B,D], in the precision of its weights whatever surrounds it."""
         with torch.autocast(z.device.type, enabled=False):
-            return self.style(z.float())
+            return self.style(z.to(self.w_mean.dtype))
 
     def truncate(self, w: Tensor, psi: float) -> Tensor:
         """w [..., D] drawn towards the mean w; psi 1 leaves it as it is."""
