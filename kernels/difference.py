@@ -21,31 +21,35 @@ def epilogue_difference(
     gain: float = GAIN,
     impl: str = "auto",
 ) -> Tensor:
-    """x [B,C,H,W], base [N,C,H,W] -> style * gain * (lrelu(base + demod * x) - lrelu(base)), of x's shape and dtype.
+    """x [B,C,H,W], base [N,C,H,W] -> style * gain * (leaky_relu(base + demod * x) - leaky_relu(base)), like x.
 
-    base: what the activation reads in each of N pictures; x: N groups of B / N changes of it, one group after another.
-    demod, style [N,C], both 1 when None. In bfloat16 a difference is rounded as such, not as what it is added to.
-    Raises ValueError when shapes do not fit, and where native code is asked by name for a gradient.
+    base: what the activation reads in each of N pictures; x: N groups of B / N changes of it, one group after another;
+    both in units of that input, x before its demodulation. demod, style [N,C]: factors per map as in
+    `modulated_epilogue`, 1 when None. What is computed stays in float32 until the difference is rounded to x's dtype.
+    Raises ValueError when shapes do not fit, and where native code, which has no gradient, is asked for one by name.
     """
-    maps, pixels = tuple(base.shape[:2]), tuple(base.shape[2:])
-    fits = x.ndim == 4 and tuple(x.shape[1:]) == (*maps[1:], *pixels) and maps[0] > 0 and len(x) % maps[0] == 0
-    sides = [side for side in (demod, style) if side is not None]
-    if not fits or any(tuple(side.shape) != maps for side in sides):
+    maps, sides = base.shape[:2], [side for side in (demod, style) if side is not None]
+    fits = x.ndim == 4 and x.shape[1:] == base.shape[1:] and len(x) == len(base) * (len(x) // max(1, len(base)))
+    if not fits or any(side.shape != maps for side in sides):
         shapes = [tuple(side.shape) for side in (base, *sides)]
         raise ValueError(f"base, demod and style of {shapes} do not fit changes {tuple(x.shape)}")
+    chosen = build.choose("epilogue_difference", impl, x, base, *sides)
     graded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, base, *sides))
     if graded and impl not in ("auto", "ref"):
         raise ValueError("native code of epilogue_difference has no gradient: use impl='ref'")
-    chosen = build.choose("epilogue_difference", "ref" if graded else impl, x, base, *sides)
-    return (_reference if chosen == "ref" else _native)(x, base, demod, style, slope, gain)
+    run = _reference if graded or chosen == "ref" else _native
+    return run(x, base.to(x.dtype), demod, style, slope, gain)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _reference(
     x: Tensor, base: Tensor, demod: Tensor | None, style: Tensor | None, slope: float, gain: float
 ) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    z = base.to(wide)[:, None]
-    change = x.to(wide).unflatten(0, (len(base), -1))
+    z = base.to(_wide(x))[:, None]
+    change = x.to(_wide(x)).unflatten(0, (len(base), len(x) // max(1, len(base))))  # [N,B/N,C,H,W]
     if demod is not None:
         change = change * demod[:, None, :, None, None]
     y = (F.leaky_relu(z + change, slope) - F.leaky_relu(z, slope)) * gain
@@ -54,11 +58,11 @@ def _reference(
     return y.flatten(0, 1).to(x.dtype)
 
 
-def _native(x: Tensor, base: Tensor, demod: Tensor | None, style: Tensor | None, *rest: float) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sides = [None if side is None else side.to(wide).contiguous() for side in (demod, style)]
-    x, base = (tensor.to(x.dtype).contiguous(memory_format=torch.channels_last) for tensor in (x, base))
-    return torch.ops.deltaspace.epilogue_difference(x, base, *sides, *rest)
+def _native(x: Tensor, base: Tensor, demod: Tensor | None, style: Tensor | None, *numbers: float) -> Tensor:
+    x = build.dense(x)
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    sides = [None if side is None else side.to(_wide(x)).contiguous() for side in (demod, style)]
+    return torch.ops.deltaspace.epilogue_difference(x, base.contiguous(memory_format=layout), *sides, *numbers)
 
 
 def _fake(x: Tensor, *sides: Any) -> Tensor:

@@ -21,8 +21,7 @@ from pipeline.stylespace import StyleLayout
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
-PICTURES, SHARE = 8, 16  # of the relevance rows: pictures, and every SHARE-th part of each layer's channels
-MORE = 4  # times as many channels for ours, whose passes share what is done once per picture, as in the stage
+PICTURES, SHARE = 8, 5  # of the relevance rows: pictures, and the SHARE-th part of each layer's channels (at most 16)
 FFHQ = StyleLayout((512,) * 10 + (256, 256, 128, 128, 64, 64, 32))
 WIDTHS_256 = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128}  # StyleGAN2 config f
 VIT_B_32: dict[str, Any] = {
@@ -42,21 +41,15 @@ def _channels(layout: StyleLayout) -> list[range]:
 
 
 def relevance_finite(backbones: Backbones) -> Case:
-    """Rows of the matrix in the default precision; ours are MORE times those of published and plain, which repeat."""
+    """The same rows of the matrix; plain and ours in the default precision."""
     probe = _probe(backbones, PICTURES, precision="bfloat16")
     parts = _channels(backbones.generator.layout)
     channels = [channel for part in parts for channel in part]
-
-    def ours() -> Tensor:
-        found = [relevance.compute(probe, range(part.start, part.start + MORE * len(part))) for part in parts]
-        return torch.cat([rows[: len(part)] for rows, part in zip(found, parts)])
-
     return Case(
         lambda: published.relevance_rows(probe, channels),
         lambda: published.relevance_rows(probe, channels, shared=True),
-        ours,
-        rounds=5,
-        parts=MORE,
+        lambda: torch.cat([relevance.compute(probe, part) for part in parts]),
+        rounds=3,
     )
 
 
@@ -72,7 +65,7 @@ def relevance_reverse(backbones: Backbones) -> Case:
         relevance.compute(one, range(1))
 
     parts = backbones.generator.layout.size / len(channels) / PICTURES
-    return Case(partial(rows, False), partial(rows, True), ours, rounds=5, parts=parts)
+    return Case(partial(rows, False), partial(rows, True), ours, rounds=3, parts=parts)
 
 
 def box_resample_1024(backbones: Backbones) -> Case:

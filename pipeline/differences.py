@@ -58,7 +58,7 @@ class Rest:
     layers: list[Layer]  # `first` and those after it
     image: Tensor  # [N,3,R,R]
     w_plus: Tensor  # [N,L,D]
-    tower: Tower | None  # None where it is of another kind, and embeds whole pictures
+    tower: Tower | None  # None where it is of another kind, and embeds whole pictures in float32
     dtype: torch.dtype  # of changes
 
     def embed(self, change: Tensor) -> Tensor:
@@ -68,8 +68,7 @@ class Rest:
         """
         image = self._image(change.to(self.dtype))
         if self.tower is None:
-            with torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return self.clip.embed_images(_each(self.image, image) + image)
+            return self.clip.embed_images(_each(self.image, image) + image)
         kernels, before = iter(self.tower.kernels), iter(self.tower.before)
 
         def convolve(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

@@ -27,9 +27,10 @@ CHANNELS, PICTURES = 32, 4  # per shard at most
 class RelevanceParams:
     """Section `relevance` of params.yaml. images: pictures that each channel is tried on. alpha: in sigmas.
 
-    psi: truncation of those pictures. method, precision: of the computation. layers: rows of other layers stay zero;
-    None for all. emulate_published: channels that were tried stay at their mean for those tried after them, as the
-    released script leaves them by writing into the array that it reads next.
+    psi: truncation of those pictures. method: of the computation. precision: of the changes that finite differences
+    pass on; derivatives and emulate_published, which round pictures instead, are computed in float32 whatever it says.
+    layers: rows of other layers stay zero; None for all. emulate_published: channels that were tried stay at their mean
+    for those tried after them, as the released script leaves them by writing into the array that it reads next.
     """
 
     images: int
@@ -72,19 +73,9 @@ class Probe:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of changes (finite) or activations (reverse); statistics, images and embeddings are float32."""
-        return torch.bfloat16 if self.params.precision == "bfloat16" else torch.float32
-
-    def embed(self, images: Tensor) -> Tensor:
-        """images [B,3,R,R] -> [B,E], not normalised."""
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.clip.embed_images(images)
-
-    def show(self, s: Tensor, w_plus: Tensor) -> Tensor:
-        """s [B,S], w_plus [B,L,D] -> embeddings [B,E] of the pictures."""
-        with torch.autocast(s.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            images = self.generator.synthesis(s, w_plus)
-        return self.embed(images)
+        """Of the changes that finite differences pass on; all else is float32."""
+        half = self.params.precision == "bfloat16" and not self.params.emulate_published
+        return torch.bfloat16 if half else torch.float32
 
 
 def probe(generator: Generator, clip: Clip, mean: Tensor, std: Tensor, params: RelevanceParams) -> Probe:
@@ -104,7 +95,8 @@ def _derivatives(probe: Probe, picture: int, cotangents: Tensor) -> Tensor:
     """Of one picture's unit embedding e: d(cotangents . e)/ds, cotangents [V,E] -> [V,S]."""
     s = probe.s[picture : picture + 1].clone().requires_grad_(True)
     with torch.enable_grad():
-        e = F.normalize(probe.show(s, probe.w_plus[picture : picture + 1]), dim=1)
+        image = probe.generator.synthesis(s, probe.w_plus[picture : picture + 1])
+        e = F.normalize(probe.clip.embed_images(image), dim=1)
     parts = cotangents[:, None].split(TOGETHER)
     found = [torch.autograd.grad(e, s, part, retain_graph=True, is_grads_batched=True)[0][:, 0] for part in parts]
     return torch.cat(found)

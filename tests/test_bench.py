@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,20 @@ def test_the_published_rows_are_ours(generator: Generator, shared: bool) -> None
     probe = relevance.probe(generator, Shade(), torch.zeros(size), torch.ones(size), params)  # type: ignore[arg-type]
     found = published.relevance_rows(probe, range(4, 10), shared)
     assert F.cosine_similarity(found, relevance.compute(probe, range(4, 10))).min() > 0.9999
+
+
+def test_the_row_of_the_relevance_measures_the_same_rows_three_times(generator: Generator) -> None:
+    class Networks:
+        clip, device = Shade(), "cpu"
+        s_mean, s_std = torch.zeros(generator.layout.size), torch.ones(generator.layout.size)
+
+    networks: Any = Networks()
+    networks.generator = generator
+    case = benchmarks.relevance_finite(networks)
+    rows, plain, ours = case.published(), case.plain(), case.ours()
+    assert rows is not None and plain is not None and ours is not None and case.parts == 1
+    assert len(rows) == sum(max(1, width // benchmarks.SHARE) for width in generator.layout.dims)
+    assert rows.shape == plain.shape and F.cosine_similarity(ours, rows).min() > 0.999
 
 
 def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> None:

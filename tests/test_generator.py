@@ -245,6 +245,23 @@ def test_forward_is_synthesis_of_the_styles_with_the_fixed_noise(generator: Gene
     assert torch.equal(first, generator(w_plus, list(generator.noises)))
 
 
+def test_layers_one_by_one_give_the_picture_of_all_at_once_whose_styles_are_fused(generator: Generator) -> None:
+    w_plus, layers = codes(16), len(generator.layout.dims)
+    s = generator.styles(w_plus)
+
+    def pictures(dtype: torch.dtype, *parts: range) -> Tensor:
+        x, image = generator.input.input.to(dtype).expand(len(s), -1, -1, -1), None
+        for part in parts:
+            x, image = generator.layers(part, x, image, s, w_plus)
+        assert image is not None
+        return image.double()
+
+    one_by_one, exact = [range(layer, layer + 1) for layer in range(layers)], generator.synthesis(s, w_plus)
+    torch.testing.assert_close(pictures(torch.float64, *one_by_one), exact, atol=1e-6, rtol=0)  # toRGB's are float32
+    rough, fused = ((pictures(torch.bfloat16, *parts) - exact).norm() for parts in (one_by_one, [range(layers)]))
+    assert fused < 1.05 * rough
+
+
 def test_fresh_noise_is_one_picture_per_sample_and_layer(generator: Generator) -> None:
     noises = [noise.double() for noise in generator.random_noises(3)]
     assert [tuple(noise.shape) for noise in noises] == [(3, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]

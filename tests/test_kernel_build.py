@@ -18,6 +18,7 @@ import torch
 
 from kernels import build
 from kernels.bias_act import bias_act
+from kernels.difference import epilogue_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "#include <regex>\nint nothing(const char* x) { return std::regex_match(x, std::regex(x)); }\n"  # seconds
@@ -74,6 +75,17 @@ def test_without_a_compiler_the_reference_runs(copied: Path, monkeypatch: pytest
     reference_after_one_warning("no C\\+\\+ compiler: `no-such-compiler` is not on PATH")
 
 
+def test_code_for_one_device_only_does_without_a_compiler_as_well(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "difference.cpp").write_text(TINY)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    x, base = torch.randn(4, 3, 2, 5), torch.randn(2, 3, 2, 5)
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as said:
+        found = epilogue_difference(x, base)
+    assert len(said) == 1 and torch.equal(found, epilogue_difference(x, base, impl="ref"))
+
+
 def test_without_ninja_the_reference_runs(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -114,6 +126,15 @@ def test_what_does_not_pay_on_a_cpu_is_no_fallback_and_the_doctor_says_so() -> N
         pytest.skip("the doctor speaks of CUDA here")
     chosen, why = build.describe()["relevance_mask"]
     assert chosen == "ref" and why == build.NO_SOURCE["cpp"]
+
+
+def test_what_has_code_for_cpus_only_is_no_fallback_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(build, "library", lambda *_: pytest.fail("compiled"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build._automatic("epilogue_difference", "cuda") == "ref"
+    assert build.unavailable("epilogue_difference", "cuda") == build.NO_SOURCE["cuda"]
 
 
 def test_cuda_code_is_not_compiled_on_a_machine_without_a_gpu(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +224,7 @@ def test_loading_what_is_there_imports_no_build_tools() -> None:
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), build.CACHE: str(tmp_path / "cache")}
-    code = "import kernels.bias_act, kernels.epilogue, kernels.relevance, kernels.resample, kernels.upfirdn2d"
+    code = "import " + ", ".join(f"kernels.{module}" for module in build.OPERATIONS.values())
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not (tmp_path / "cache").exists()
 
@@ -233,7 +254,7 @@ def cuda_libraries() -> dict[str, Path]:
     return {operation: build.library(operation, "cuda") for operation in NATIVE}
 
 
-def test_the_operations_with_native_code_are_known() -> None:
+def test_the_operations_with_cuda_code_are_known() -> None:
     assert set(NATIVE) == set(build.OPERATIONS) - {"channel_perturb", "epilogue_difference", "relevance_accumulate"}
 
 

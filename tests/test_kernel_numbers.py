@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels import build
 from kernels.bias_act import GAIN, bias_act
+from kernels.difference import epilogue_difference
 from kernels.epilogue import modulated_epilogue
 from kernels.relevance import relevance_mask
 from kernels.resample import box_resample
@@ -26,7 +27,7 @@ IMPLEMENTATIONS = ["cpp", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (3, 5, 1, 9), (2, 17, 13, 11), (37, 19, 4, 3), (2, 3, 65, 33)]
-NATIVE = [name for name, stem in build.OPERATIONS.items() if (build.CSRC / f"{stem}.cu").exists()]
+NATIVE = [name for name, stem in build.OPERATIONS.items() if list(build.CSRC.glob(f"{stem}.c*"))]
 WIDE = "demod noise weight bias style".split()  # stay float32 beside a half-precision input
 
 
@@ -35,13 +36,20 @@ class Case:
     run: Callable[..., Tensor]  # of the tensors by name and impl
     tensors: Callable[[tuple[int, int, int, int]], dict[str, Tensor]]
     constant: tuple[str, ...] = ()  # tensors without a gradient
-    cpp: bool = True
+    gradient: bool = True  # in native code
+    native: tuple[str, ...] = ("cpp", "cuda")
 
 
 def epilogue_inputs(shape: tuple[int, int, int, int], noises: int | None, style: bool) -> dict[str, Tensor]:
     b, c, h, w = shape
     sides = {"demod": (b, c), "noise": (noises or b, 1, h, w), "weight": (1,), "bias": (c,)}
     shapes = {"x": shape, **sides, **({"style": (b, c)} if style else {})}
+    return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def difference_inputs(shape: tuple[int, int, int, int], times: int, sides: str) -> dict[str, Tensor]:
+    b, *rest = shape
+    shapes = {"x": (b * times, *rest), "base": shape, **dict.fromkeys(sides.split(), shape[:2])}
     return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 
@@ -95,24 +103,38 @@ CASES = {
         lambda impl, **tensors: relevance_mask(**tensors, threshold=3.0, strength=1.7, impl=impl),
         masked,
         ("relevance", "delta_t"),
-        cpp=False,
+        native=("cuda",),
+    ),
+    "epilogue_difference": Case(
+        epilogue_difference,
+        lambda shape: difference_inputs(shape, 3, "demod style"),
+        gradient=False,
+        native=("cpp",),
+    ),
+    "epilogue_difference of one": Case(
+        lambda impl, **tensors: epilogue_difference(**tensors, slope=0.0, gain=1.0, impl=impl),
+        lambda shape: difference_inputs(shape, 1, ""),
+        gradient=False,
+        native=("cpp",),
     ),
 }
 
 
 def results(case: Case, tensors: dict[str, Tensor], cotangent: Tensor, impl: str) -> list[Tensor]:
     """The result and the gradients of all inputs that have one, in float64 on the CPU."""
-    leaves = {name: x.detach().requires_grad_(name not in case.constant) for name, x in tensors.items()}
+    graded = set(tensors) - set(case.constant) if case.gradient else set()
+    leaves = {name: x.detach().requires_grad_(name in graded) for name, x in tensors.items()}
     y = case.run(**leaves, impl=impl)
     wanted = [x for x in leaves.values() if x.requires_grad]
-    return [x.double().cpu() for x in (y, *torch.autograd.grad(y, wanted, cotangent.to(y)))]
+    gradients = torch.autograd.grad(y, wanted, cotangent.to(y)) if wanted else ()
+    return [x.double().cpu() for x in (y, *gradients)]
 
 
 def device_of(impl: str, case: Case) -> str:
     if impl == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    if impl == "cpp" and not case.cpp:
-        pytest.skip("there is no C++ version of it")
+    if impl not in case.native:
+        pytest.skip(build.NO_SOURCE[impl])
     if reason := build.unavailable("bias_act", impl):
         pytest.skip(reason)
     return "cuda" if impl == "cuda" else "cpu"
@@ -176,7 +198,8 @@ def test_results_keep_dtype_and_layout_and_an_empty_batch_stays_empty(impl: str,
         if tensors[main].ndim == 4:
             tensors[main] = tensors[main].contiguous(memory_format=LAYOUTS[layout])
         y = case.run(**tensors, impl=impl)
-        assert y.dtype == torch.float32 and len(y) == batch and y.shape == case.run(**tensors, impl="ref").shape
+        assert y.dtype == torch.float32 and y.shape == case.run(**tensors, impl="ref").shape
+        assert len(y) == len(tensors[main])
         if y.ndim == 4 and batch:
             assert y.is_contiguous(memory_format=LAYOUTS[layout])
         found = results(case, tensors, torch.ones_like(y), impl)
@@ -190,7 +213,7 @@ def test_views_and_other_strides_are_read_as_what_they_show(impl: str, name: str
     device = device_of(impl, case)
     tensors = {key: x.to(device, torch.float32) for key, x in case.tensors((4, 6, 10, 8)).items()}
     main = next(iter(tensors))
-    if tensors[main].ndim != 4 or "demod" in tensors or "bias" in tensors:
+    if tensors[main].ndim != 4 or set(WIDE) & set(tensors) or "base" in tensors:
         tensors[main] = tensors[main].transpose(0, -1).contiguous().transpose(0, -1)
     else:
         tensors[main] = tensors[main][1:, ::2, 1:, ::2]
@@ -212,7 +235,7 @@ def test_a_large_batch_and_large_maps_are_summed_in_parts_without_losing_digits(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gradient])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_batch_of_cotangents_gives_each_gradient(impl: str, name: str, layout: str) -> None:
     case = CASES[name]
@@ -238,7 +261,7 @@ def test_second_derivatives_are_those_of_finite_differences(impl: str) -> None:
     device = device_of(impl, CASES["epilogue"])
     torch.manual_seed(4)
     for name, case in CASES.items():
-        if impl == "cpp" and not case.cpp:
+        if impl not in case.native or not case.gradient:
             continue
         tensors = {key: x.to(device) for key, x in case.tensors((2, 3, 4, 3)).items()}
         leaves = [x.requires_grad_(key not in case.constant) for key, x in tensors.items()]
@@ -260,6 +283,7 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
     del sides["x"]
     fused = tuple(side.requires_grad_(key != "noise") for key, side in sides.items())
     detached = tuple(side.detach() for side in fused)
+    changes = torch.randn(6, 3, 5, 4, device=device).contiguous(memory_format=layout)
     ones = torch.ones(3, device=device)
     kernel = binomial_kernel(2).to(device)
     delta_s = torch.randn(2, 5, device=device, requires_grad=True)
@@ -274,6 +298,10 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
         "upfirdn2d": [("upfirdn2d", (x, kernel, 2, 1, 2, 1, 2, 1, True))],
         "box_resample": [("box_resample", (x, 3, 7, None, None)), ("box_resample", (x, 7, 3, ones, ones))],
         "relevance_mask": [("relevance_mask", (delta_s, matrix, text, 0.5, 1.5))],
+        "epilogue_difference": [
+            ("epilogue_difference", (changes, x.detach(), detached[0], detached[-1], 0.2, GAIN)),
+            ("epilogue_difference", (changes, x.detach(), None, None, 0.0, 1.0)),
+        ],
     }[operation]
 
 
@@ -305,6 +333,16 @@ def test_the_compiler_takes_all_operations_in_one_graph(impl: str) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(compiled(x), x, cotangent), torch.autograd.grad(chain(x), x, cotangent)
     )
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_the_compiler_takes_the_difference_of_an_epilogue_with_and_without_a_gradient(impl: str) -> None:
+    device_of(impl, CASES["epilogue_difference"])
+    given = {key: x.float() for key, x in difference_inputs((2, 3, 5, 4), 3, "demod style").items()}
+    compiled = torch.compile(epilogue_difference, fullgraph=True, backend="aot_eager")
+    for graded in (False, True):
+        given["x"].requires_grad_(graded)
+        torch.testing.assert_close(compiled(**given), epilogue_difference(**given, impl="ref"))
 
 
 def test_values_that_are_not_numbers_stay_so_in_bfloat16() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import build
+from kernels import build, difference
 from kernels.accumulate import relevance_accumulate
 from kernels.bias_act import GAIN, bias_act
 from kernels.difference import epilogue_difference
@@ -396,38 +396,57 @@ def test_gradients_of_the_mask_reach_the_kept_channels_only() -> None:
 # ---------------------------------------------------------------- epilogue_difference
 
 
-@BOTH
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("sides", ["", "demod", "style", "demod style"])
-def test_the_difference_of_an_epilogue_is_its_formula_value_by_value(impl: str, dtype: torch.dtype, sides: str) -> None:
-    x, base = torch.randn(6, 3, 2, 5).to(dtype), torch.randn(2, 3, 2, 5).to(dtype)
-    given = {
-        name: torch.randn(2, 3, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))
-        for name in sides.split()
-    }
-    found = epilogue_difference(x, base, **given, slope=0.1, gain=0.7, impl=impl)
-    assert found.dtype == dtype and found.shape == x.shape
-    for b, c, h, w in itertools.product(*map(range, x.shape)):
-        n = b // 3
-        z, demod, style = (
-            base[n, c, h, w].item(),
-            *(given[k][n, c].item() if k in given else 1.0 for k in ("demod", "style")),
-        )
-        moved = z + demod * x[b, c, h, w].item()
-        expected = style * 0.7 * (max(moved, 0.1 * moved) - max(z, 0.1 * z))
-        assert found[b, c, h, w].item() == pytest.approx(
-            expected, rel=4e-3, abs=1e-5 if dtype != torch.float64 else 1e-12
-        )
+@BOTH
+def test_the_difference_of_an_epilogue_is_its_formula_value_by_value(impl: str, sides: str, layout) -> None:
+    rng = np.random.default_rng(4)
+    x, base = rng.normal(size=(6, 3, 4, 5)), rng.normal(size=(2, 3, 4, 5))
+    given = {name: rng.normal(size=(2, 3)) for name in sides.split()}
+    demod, style = (given.get(name, np.ones((2, 3))) for name in ("demod", "style"))
+    expected = np.empty_like(x)
+    for b, c, i, j in itertools.product(*map(range, x.shape)):
+        n, z = b // 3, base[b // 3, c, i, j]
+        moved = z + demod[n, c] * x[b, c, i, j]
+        before, after = (value if value > 0 else 0.1 * value for value in (z, moved))
+        expected[b, c, i, j] = style[n, c] * 0.7 * (after - before)
+    tensors = (torch.from_numpy(array).contiguous(memory_format=layout) for array in (x, base))
+    factors = {name: torch.from_numpy(array) for name, array in given.items()}
+    found = epilogue_difference(*tensors, **factors, slope=0.1, gain=0.7, impl=impl)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_the_difference_of_an_epilogue_has_a_gradient_and_refuses_what_does_not_fit() -> None:
+def test_a_difference_in_bfloat16_is_rounded_as_such_and_not_as_what_it_is_added_to() -> None:
+    x, base = torch.full((1, 1, 2, 2), 2.0**-12).bfloat16(), torch.ones(1, 1, 2, 2).bfloat16()
+    for impl in ("ref", "auto"):
+        assert torch.equal(epilogue_difference(x, base, gain=1.0, impl=impl), x)  # 1 + x is 1 in bfloat16
+
+
+def test_the_difference_of_an_epilogue_has_a_gradient_in_the_reference_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = double(4, 2, 3, 3), double(2, 2, 3, 3), double(2, 2), double(2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(epilogue_difference(*sides), epilogue_difference(*sides, impl="ref"))
+    monkeypatch.setattr(difference, "_native", lambda *_: pytest.fail("native code was run"))
     assert torch.autograd.gradcheck(epilogue_difference, sides)
-    with pytest.raises(ValueError, match="impl='ref'"):
-        epilogue_difference(*sides, impl="cpp")
-    for wrong in ((3, 2, 3, 3), (4, 3, 3, 3), (4, 2, 3)):
-        with pytest.raises(ValueError, match="do not fit"):
-            epilogue_difference(torch.zeros(wrong), torch.zeros(2, 2, 3, 3))
+    if not build.unavailable("epilogue_difference", "cpp"):
+        with pytest.raises(ValueError, match="has no gradient: use impl='ref'"):
+            epilogue_difference(*sides, impl="cpp")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((3, 2, 3, 3), (2, 2, 3, 3)),
+        ((4, 3, 3, 3), (2, 2, 3, 3)),
+        ((4, 2, 3), (2, 2, 3)),
+        ((4, 2, 3, 3), (0, 2, 3, 3)),
+        ((4, 2, 3, 3), (2, 2, 3, 3), (4, 2)),
+        ((4, 2, 3, 3), (2, 2, 3, 3), (2, 2), (2,)),
+    ],
+)
+def test_the_difference_of_an_epilogue_refuses_what_does_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="do not fit changes"):
+        epilogue_difference(*map(torch.zeros, shapes))
 
 
 # ---------------------------------------------------------------- channel_perturb
