@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, files, foundations, images, metrics, scoring
+from pipeline import artefacts, files, foundations, images, metrics, scoring, workers
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud, Draws, Leaf
@@ -112,14 +113,20 @@ def evaluate(
     frames = []
     real = None if truth is not None or backbones.absent("inception") else scoring.photographs(backbones, test, batch)
     before = scoring.identities(backbones, test, {row_id for row_id, _ in asked}, batch)
-    for name, path in edits.items():
-        unedited = _unedited(path, batch)
-        if name == reconstructor:
-            found["diffusion"]["reconstruction"] = _reconstruction(test, unedited, draws)
-        scored = scoring.score(backbones, test, truth, before, name, path, unedited, batch)
-        if scored.frame.height:
-            found["editors"][name] = _editor_metrics(scored, truth, prompts, real, draws) | _missing(backbones, truth)
-            frames.append(scored.frame)
+
+    def judge(name: str) -> tuple[Scored, dict[str, Any], dict[str, Any]]:
+        unedited = _unedited(edits[name], batch)
+        again = _reconstruction(test, unedited, draws) if name == reconstructor else {}
+        scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch)
+        return scored, _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}, again
+
+    # threads: most of it is torch, numpy and the decoding of pictures, which let one another run
+    with ThreadPoolExecutor(workers.count() if backbones.device == "cpu" else 1) as pool:
+        for name, (scored, numbers, again) in zip(edits, pool.map(judge, edits), strict=True):
+            found["diffusion"]["reconstruction"] |= again
+            if numbers:
+                found["editors"][name] = numbers | _missing(backbones, truth)
+                frames.append(scored.frame)
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
     return Evaluation(found, summarise(found), scores, {"prompts": _prompt_rows(found["editors"])})
 

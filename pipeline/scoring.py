@@ -64,6 +64,7 @@ class Scored:
     cloud: Cloud
 
 
+@torch.no_grad()
 def score(
     backbones: Backbones,
     test: TestSet,

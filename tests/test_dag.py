@@ -41,7 +41,6 @@ EDITS = {
     "edit_baseline@tiny-identity_editor",
     "edit_baseline@tiny-counterfactual",
     "edit_baseline@tiny-styleclip_gd",
-    "edit_baseline@tiny-stylemc",
     "edit_diffusion@tiny-deltaedit_d",
 }
 
