@@ -18,7 +18,7 @@ from pipeline.generator import Generator
 from pipeline.sampling import BatchParams, fixed_batches
 
 BETAS = 0.9, 0.99
-RATE, HOLD = 0.1, 0.005  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
+RATE, HOLD = 0.15, 0.005  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
 LOOK = 0.2  # weight of the features
 
 

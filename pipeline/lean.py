@@ -11,11 +11,14 @@ from typing import Any
 
 DYNAMO = "torch._dynamo"
 UTILS = f"{DYNAMO}.utils"
+UNREAD = ("models", "datasets")  # of torchvision, which imports them with anything else of it
 
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """Inside, `import open_clip` leaves out timm and torch's compiler; both can be imported as usual afterwards.
+    """Inside, `import open_clip` leaves out timm, torch's compiler, and models and datasets of torchvision.
+
+    All can be imported as usual afterwards.
 
     timm: open_clip does without it when it is not installed, and is told so; only its `timm_model_name` towers need
     it. The compiler (torch._dynamo, with sympy): torchvision's roi_align imports one function of it, which here becomes
@@ -24,6 +27,8 @@ def lean_imports() -> Iterator[None]:
     placed: dict[str, Any] = {"timm": None}
     if DYNAMO not in sys.modules:
         placed |= {DYNAMO: _Deferred(DYNAMO), UTILS: _Deferred(UTILS)}
+    if "torchvision" not in sys.modules:
+        placed |= {f"torchvision.{name}": ModuleType(f"torchvision.{name}") for name in UNREAD}
     placed = {name: module for name, module in placed.items() if name not in sys.modules}
     sys.modules.update(placed)
     try:
@@ -32,6 +37,9 @@ def lean_imports() -> Iterator[None]:
         for name, module in placed.items():
             if name in sys.modules and sys.modules[name] is module:
                 del sys.modules[name]
+            package, _, own = name.rpartition(".")
+            if own in UNREAD and getattr(sys.modules.get(package), own, None) is module:
+                delattr(sys.modules[package], own)
 
 
 class _Deferred(ModuleType):

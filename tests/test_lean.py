@@ -26,6 +26,15 @@ print(torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), boxes, 2).shape[-1])
     assert python(LEAN + code).split() == ["[]", "2.0", "timm", "2"]
 
 
+def test_what_torchvision_was_imported_without_can_be_imported_afterwards() -> None:
+    code = """
+print([name for name in sys.modules if name.startswith(("torchvision.models.", "torchvision.datasets."))])
+import torchvision.datasets, torchvision.models
+print(torchvision.models.resnet18.__name__, torchvision.datasets.ImageFolder.__name__)
+"""
+    assert python(LEAN + code).split() == ["[]", "resnet18", "ImageFolder"]
+
+
 def test_a_use_of_the_compiler_inside_gets_the_real_one_which_stays() -> None:
     code = """
 import sys, torch
