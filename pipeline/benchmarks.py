@@ -21,7 +21,7 @@ from pipeline.stylespace import StyleLayout
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
-PICTURES, SHARE = 8, 5  # of the relevance rows: pictures, and the SHARE-th part of each layer's channels (at most 16)
+PICTURES, SHARE = 8, 5  # of the relevance rows: pictures, and the SHARE-th part of each layer's channels
 FFHQ = StyleLayout((512,) * 10 + (256, 256, 128, 128, 64, 64, 32))
 WIDTHS_256 = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128}  # StyleGAN2 config f
 VIT_B_32: dict[str, Any] = {

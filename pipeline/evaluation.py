@@ -120,8 +120,10 @@ def evaluate(
         scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch)
         return scored, _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}, again
 
-    # threads: most of it is torch, numpy and the decoding of pictures, which let one another run
-    with ThreadPoolExecutor(workers.count() if backbones.device == "cpu" else 1) as pool:
+    # Threads: most of it is torch, numpy and the decoding of pictures, which let one another run. Inception, which
+    # judges photographs, is not made for several.
+    together = workers.count() if truth is not None and backbones.device == "cpu" else 1
+    with ThreadPoolExecutor(together) as pool:
         for name, (scored, numbers, again) in zip(edits, pool.map(judge, edits), strict=True):
             found["diffusion"]["reconstruction"] |= again
             if numbers:

@@ -3,6 +3,7 @@ people none has seen."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
 VERIFIED_PEOPLE = 500  # who are drawn once more, in other circumstances
 FRESH = 10_000_000  # row ids from here up are used for nothing else
+NEIGHBOURS = 3  # within whose distance a picture covers others, for precision and recall
 FEW_REPEATS = 50  # resamples of a distance of two distributions
 
 
@@ -52,13 +54,17 @@ def oracle_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws
 def generator_metrics(backbones: Backbones, test: TestSet, w: Tensor, batch: int, draws: Draws) -> dict[str, Leaf]:
     """Are samples, w [N,D], like the pictures that are drawn? Judged by the oracle: N are best as many as test people.
 
-    fid_oracle: Frechet distance of its features; fid_floor: of one half of the drawn pictures to the other. precision
-    and recall in the same features. attribute_share_error: the largest relative difference, over all values of all
-    attributes, between the share of samples and of drawn pictures in which it reads that value.
+    fid_oracle: Frechet distance of its features; fid_floor: of one half of the drawn pictures to the other, which half
+    as many pictures make larger. precision and recall in the same features. attribute_share_error: the largest relative
+    difference, over all values that drawn pictures show, between the share of samples and of drawn pictures in which it
+    reads that value.
     """
+    names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
+    count = min(len(w), len(test.ids))
     if note := backbones.absent("oracle"):
-        names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
         return {name: metrics.absent(note) for name in names}
+    if count <= NEIGHBOURS:
+        return {name: metrics.leaf(math.nan) for name in names}
     oracle, generator = backbones.oracle, backbones.generator
 
     def sampled(part: slice) -> Tensor:
@@ -69,22 +75,22 @@ def generator_metrics(backbones: Backbones, test: TestSet, w: Tensor, batch: int
         read = [F.one_hot(logits.argmax(dim=1), logits.shape[1]) for logits in oracle.logits(features).values()]
         return torch.cat(read, dim=1).double().cpu().numpy()
 
-    made = torch.cat([oracle.features(sampled(part)) for part in batches(len(w), batch)])
-    real = torch.cat([oracle.features(test.images[part].to(made)) for part in batches(len(test.ids), batch)])
+    w, pictures = w[:count], test.images[:count]
+    made = torch.cat([oracle.features(sampled(part)) for part in batches(count, batch)])
+    real = torch.cat([oracle.features(pictures[part].to(made)) for part in batches(count, batch)])
+    clouds = made.double().cpu().numpy(), real.double().cpu().numpy()
     seen_made, seen_real = shares(made), shares(real)
-    count = min(len(made), len(real))
-    clouds = made.double().cpu().numpy()[:count], real.double().cpu().numpy()[:count]
-    shown = seen_real.any(axis=0)
 
     def distances(weights: np.ndarray) -> np.ndarray:
         return np.array([metrics.frechet_distance(*clouds, draw) for draw in weights])
 
     def errors(weights: np.ndarray) -> np.ndarray:
-        theirs, own = weights @ seen_made[:count], weights @ seen_real[:count]
-        return np.abs(theirs / np.maximum(own, 1) - 1)[:, shown].max(axis=1)
+        theirs, own = weights @ seen_made, weights @ seen_real
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nanmax(np.where(own > 0, np.abs(theirs / own - 1), np.nan), axis=1)
 
     few = replace(draws, repeats=min(draws.repeats, FEW_REPEATS))
-    precision, recall = metrics.precision_recall(made.float().cpu(), real.float().cpu())
+    precision, recall = metrics.precision_recall(made.float().cpu(), real.float().cpu(), NEIGHBOURS)
     return {
         "fid_oracle": metrics.bootstrap(distances, count, few, centred=True),
         "fid_floor": metrics.leaf(metrics.frechet_distance(clouds[1][: count // 2], clouds[1][count // 2 :])),
@@ -114,7 +120,8 @@ def identity_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Dra
     table = embedded(test.images[: len(known)]) @ embedded(again).T
     own = table.diagonal()[:, None]
     below = (table < own).float() + 0.5 * (table == own)
-    return {"auc": metrics.interval((below.sum(dim=1) - 0.5) / max(1, len(known) - 1), draws=draws)}
+    others_below = below.sum(dim=1) - 0.5  # the person's own picture ties with itself
+    return {"auc": metrics.interval(others_below / (len(known) - 1) if len(known) > 1 else [math.nan], draws=draws)}
 
 
 @torch.no_grad()
@@ -264,6 +271,8 @@ def _balanced(right: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], 
         columns = metrics.class_columns(values, truth[name])
         tables[name] = columns[:, ~np.isnan(columns).all(0)]  # a class that nobody shows cannot be told
     tables = {name: table for name, table in tables.items() if table.shape[1]}
+    if not tables:
+        return {name: metrics.leaf(math.nan) for name in ("mean", "min", "chance")} | {"attributes": {}}
     joined = np.concatenate(list(tables.values()), axis=1)
     groups = [name for name, table in tables.items() for _ in range(table.shape[1])]
     return {

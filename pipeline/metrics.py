@@ -149,12 +149,14 @@ def precision_recall(made: Tensor, real: Tensor, neighbours: int = 3) -> tuple[T
     """Does each made picture lie among the real ones, and each real one among those made? [N,F], [M,F] -> [N], [M].
 
     1 where it is within the distance of some other picture to its `neighbours`-th nearest of its own kind
-    (Kynkaanniemi et al. 2019, equation 1); the means are precision and recall.
+    (Kynkaanniemi et al. 2019, equation 1); the means are precision and recall, which N = M makes comparable. Needs more
+    than `neighbours` of each.
     """
 
     def covered(points: Tensor, by: Tensor) -> Tensor:
-        reach = torch.cdist(by, by).kthvalue(neighbours + 1, dim=1).values  # the nearest is the point itself
-        return (torch.cdist(points, by) <= reach).any(dim=1).float()
+        own = [torch.cdist(part, by).kthvalue(neighbours + 1, dim=1).values for part in by.split(1024)]
+        reach = torch.cat(own)  # the nearest of all is the point itself
+        return torch.cat([(torch.cdist(part, by) <= reach).any(dim=1) for part in points.split(1024)]).float()
 
     return covered(made, real), covered(real, made)
 

@@ -24,7 +24,7 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with lean_imports():
+        with lean_imports(models=True):
             from torchvision.models import inception as blocks
 
         self.net = blocks.Inception3(num_classes=1, aux_logits=False, init_weights=False)
@@ -56,7 +56,7 @@ class Lpips(nn.Module):
 
     def __init__(self, heads: bool = False) -> None:
         super().__init__()
-        with lean_imports():
+        with lean_imports(models=True):
             from torchmetrics.functional.image.lpips import _LPIPS
 
         self.net = _LPIPS(pretrained=heads, net="alex", pnet_rand=True)  # the backbone is never downloaded

@@ -1,7 +1,7 @@
 """The two judges of an edit: a network that knows who it is, and one that reads attributes.
 
-Both are small residual networks trained on renders only; neither sees an edited picture, nor guides an editor. For
-photographs of faces the published identity network (`pipeline.irse.FaceNet`) can stand in for ours.
+Both are small residual networks trained on renders only; neither sees an edited picture, nor guides an editor unless
+asked to. For photographs of faces the published identity network (`pipeline.irse.FaceNet`) can stand in for ours.
 """
 
 from __future__ import annotations

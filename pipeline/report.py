@@ -67,10 +67,24 @@ EDITOR_COLUMNS = (
 FOUNDATIONS = (
     ("Oracle", ("oracle",), (("mean", "accuracy", 3), ("min", "weakest attribute", 3), ("chance", "chance", 3))),
     (
+        "Generator",
+        ("generator",),
+        (
+            ("fid_oracle", "FID in the oracle's features", 2),
+            ("fid_floor", "of one half of the renders to the other", 2),
+            ("precision", "precision", 3),
+            ("recall", "recall", 3),
+            ("attribute_share_error", "largest relative error of a value's share", 2),
+        ),
+    ),
+    ("Identity network", ("identity",), (("auc", "verification, area under the curve", 3),)),
+    (
         "CLIP",
         ("clip",),
         (
             ("zero_shot", "zero-shot accuracy", 3),
+            ("zero_shot_min", "weakest attribute", 3),
+            ("zero_shot_heldout", "in words kept out of training", 3),
             ("chance", "chance", 3),
             ("delta_cos_paired", "cos(image delta, own text delta)", 3),
             ("delta_cos_mismatched", "cos(image delta, another's)", 3),

@@ -96,7 +96,8 @@ def colour_by_features(generator: Generator) -> None:
 
 def codes(generator: Generator, people: Sequence[portraits.Portrait]) -> Tensor:
     """w_plus [B,L,D] by which `people` are entered, with equal rows."""
-    w = numbers(people) @ turn(generator.style_dim).T + SHIFT
+    with torch.autocast("cpu", enabled=False):  # as the mapping network's are
+        w = numbers(people) @ turn(generator.style_dim).T + SHIFT
     return generator.repeat(w.to(generator.w_mean.device))
 
 
@@ -194,7 +195,7 @@ def map_noise(generator: Generator, count: int = 50_000) -> float:
     hidden = generator.style[:-1](z)
     hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
     w = of_noise(z) @ turn(dim).T.to(device) + SHIFT
-    solved = torch.linalg.lstsq(hidden.double(), w.double() / GAIN, driver="gelsd").solution.T.float()
+    solved = torch.linalg.lstsq(hidden.double().cpu(), w.double().cpu() / GAIN, driver="gelsd").solution.T.float()
     _set(last, solved[:, :-1], solved[:, -1])
     return ((generator.style(z) - w).square().mean() / w.var(dim=0).mean()).item()
 

@@ -118,7 +118,6 @@ def steps(
     settle: int = 6_000,
     copied: bool = False,
     copying: float = 20.0,
-    mapping_rate: float = 1.0,
     mirror: bool = False,
     augment: str | None = None,
 ) -> Iterator[tuple[int, Metrics, Generator]]:
@@ -129,8 +128,7 @@ def steps(
     smaller: the state of the same networks at half the size, to grow from. settle: images that the discriminator
     learns from alone where the generator knows more than it does. copied: the generator comes from a copier; half of
     every batch are then copies of the real half, which also count by their `copying` times difference.
-    mapping_rate: how much faster than the rest the mapping network learns; 1 in the paper. mirror: show half of the
-    pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
+    mirror: show half of the pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
     """
     if augment not in (None, "ada"):
         raise InputError(f"augment is {augment!r}: null or ada is expected")
@@ -148,10 +146,8 @@ def steps(
         ada.load_state_dict(below.get("ada", {}) if augment else {})
     ema = Ema(generator)
     lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
-    mapping = list(generator.style.parameters())
-    drawing = [p for name, p in generator.named_parameters() if p.requires_grad and not name.startswith("style.")]
-    groups = [{"params": drawing}, {"params": mapping, "lr": lr * mapping_rate}]
-    adam_g = torch.optim.Adam(groups, lr=lr, betas=(0.0, 0.99), fused=True)
+    learnt = [p for p in generator.parameters() if p.requires_grad]
+    adam_g = torch.optim.Adam(learnt, lr=lr, betas=(0.0, 0.99), fused=True)
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
     rank, share = training.share(batch)
     told = share // 2 if copied else 0

@@ -17,7 +17,9 @@ def main(stage: Stage) -> None:
     inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
     edited = slice(editing.PEOPLE[section.scale]["latent"])
     w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
-    fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
+    fakes = None
+    if test.people is not None:
+        fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
     if tuple(inverted["id"].tolist()) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:

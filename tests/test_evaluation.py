@@ -283,6 +283,26 @@ def test_the_order_of_rows_and_the_batch_change_nothing(world: World) -> None:
             assert shuffled["editors"]["deltaedit_g"][name][key] == pytest.approx(value, abs=1e-4), name
 
 
+def test_editors_judged_side_by_side_get_the_numbers_they_get_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", nothing)}
+    found = []
+    for count in ("1", "3"):
+        monkeypatch.setenv("DELTASPACE_WORKERS", count)
+        found.append(world.evaluate(edits).metrics)
+    assert found[0] == found[1]
+
+
+def test_fewer_samples_than_people_are_compared_with_as_many(world: World) -> None:
+    world.backbones.generator = Painter()
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    found = world.evaluate(edits, fakes=world.test.images[:5].flatten(1)).metrics["generator"]
+    assert found["precision"]["value"] == 1 and found["attribute_share_error"]["value"] == 0
+    few = world.evaluate(edits, fakes=world.test.images[:2].flatten(1)).metrics["generator"]
+    assert few["precision"]["value"] is None
+
+
 def test_an_editor_may_have_fewer_people_than_another(world: World) -> None:
     edits = {"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change, people=6)}
     found = world.evaluate(edits).metrics

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -33,6 +35,11 @@ import torchvision.datasets, torchvision.models
 print(torchvision.models.resnet18.__name__, torchvision.datasets.ImageFolder.__name__)
 """
     assert python(LEAN + code).split() == ["[]", "resnet18", "ImageFolder"]
+
+
+@pytest.mark.parametrize("network", ["Inception", "Lpips"])
+def test_networks_of_photographs_are_built_in_a_process_that_has_imported_nothing(network: str) -> None:
+    assert python(f"from pipeline import perception\nprint(type(perception.{network}()).__name__)") == network
 
 
 def test_a_use_of_the_compiler_inside_gets_the_real_one_which_stays() -> None:
