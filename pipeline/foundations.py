@@ -121,7 +121,7 @@ def identity_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Dra
     own = table.diagonal()[:, None]
     below = (table < own).float() + 0.5 * (table == own)
     others_below = below.sum(dim=1) - 0.5  # the person's own picture ties with itself
-    return {"auc": metrics.interval(others_below / (len(known) - 1) if len(known) > 1 else [math.nan], draws=draws)}
+    return {"auc": metrics.interval(others_below / (len(known) - 1), draws=draws)}  # one person alone: 0 / 0
 
 
 @torch.no_grad()
