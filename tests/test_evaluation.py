@@ -393,6 +393,12 @@ def test_a_face_is_known_again_by_a_network_that_sees_only_who_it_is(
     assert foundations.identity_metrics(world.backbones, world.test, 7, Draws(20))["auc"]["value"] == 1
 
 
+def test_one_person_alone_cannot_be_verified(world: World) -> None:
+    assert world.test.people is not None
+    alone = TestSet(world.test.ids[:1], world.test.images[:1], world.test.people[:1])
+    assert foundations.identity_metrics(world.backbones, alone, 7, Draws(20))["auc"]["value"] is None
+
+
 def test_the_worst_attribute_and_the_words_kept_out_of_training_stand_beside_the_mean(world: World) -> None:
     clip = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics["clip"]
     of_each = [leaf["value"] for leaf in clip["attributes"].values()]
