@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,19 @@ def _channels(layout: StyleLayout) -> list[range]:
 
 def relevance_finite(backbones: Backbones) -> Case:
     """The same rows of the matrix; plain and ours in the default precision."""
-    probe = _probe(backbones, PICTURES, precision="bfloat16")
+    probe, pictures = _probe(backbones, PICTURES, precision="bfloat16"), range(PICTURES)
     parts = _channels(backbones.generator.layout)
     channels = [channel for part in parts for channel in part]
+
+    def ours() -> Tensor:
+        fresh = replace(probe)  # that holds nothing of the round before
+        found = [relevance.compute(fresh, relevance.Part(pictures, part)) for part in parts]
+        return F.normalize(torch.cat(found), dim=1)
+
     return Case(
         lambda: published.relevance_rows(probe, channels),
         lambda: published.relevance_rows(probe, channels, shared=True),
-        lambda: torch.cat([relevance.compute(probe, part) for part in parts]),
+        ours,
         rounds=3,
     )
 
@@ -62,7 +69,7 @@ def relevance_reverse(backbones: Backbones) -> Case:
         published.relevance_rows(probe, channels, shared)
 
     def ours() -> None:
-        relevance.compute(one, range(1))
+        relevance.compute(one, relevance.Part(range(1), range(one.generator.layout.size)))
 
     parts = backbones.generator.layout.size / len(channels) / PICTURES
     return Case(partial(rows, False), partial(rows, True), ours, rounds=3, parts=parts)

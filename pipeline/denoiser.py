@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding
@@ -29,10 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import weights
+from pipeline.sampler import Objective
 from pipeline.stylespace import LEVELS
 from pipeline.values import InputError
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+OBJECTIVES = get_args(Objective)
+SPREAD = 0.5  # standard deviation of pixels in [-1,1]
 
 
 class StyledProjection(nn.Linear):
@@ -95,6 +98,9 @@ class Denoiser(UNet2DModel):
     attention       image resolutions with self-attention (the middle block always has it)
     time_dim, style_dim   widths of the time embedding and of each level's style embedding
     boundaries      largest image resolution that is coarse, largest that is medium
+    objective       what it says, of which mixture of picture and noise: "eps" (the paper) of DDPM's the noise; "v"
+                    (Salimans & Ho 2022) sqrt(abar) noise - sqrt(1 - abar) picture; "flow" (Liu et al. 2023), of
+                    (1 - t/1000) picture + t/1000 noise, noise - picture
 
     128 channels, mult (1, 1, 2, 2, 4, 4), 2 blocks, time and style 512, dropout 0.1 at 256 px and style_sizes
     (1536, 2048, 2464) is DiffAE's FFHQ-256 network without its semantic encoder: the reading of DeltaEdit's section 4.2
@@ -115,7 +121,10 @@ class Denoiser(UNet2DModel):
         style_dim: int = 128,
         dropout: float = 0.0,
         boundaries: tuple[int, int] = (8, 32),
+        objective: Objective = "eps",
     ):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is {objective!r}: {', '.join(OBJECTIVES)} are known")
         if resolution % (patch << (len(mult) - 1)):
             raise ValueError(f"resolution {resolution} cannot be halved {len(mult) - 1} times after a patch of {patch}")
         widths = [channels * m for m in mult]
@@ -150,8 +159,10 @@ class Denoiser(UNet2DModel):
             "style_dim": style_dim,
             "dropout": dropout,
             "boundaries": list(boundaries),
+            "objective": objective,
         }
         self.patch = patch
+        self.objective: Objective = objective
         sizes = {level: size for level, size in zip(LEVELS, style_sizes, strict=True) if size}
         self.time_embedding = TimePart(widths[0], time_dim, style_dim * len(sizes))
         self.class_embedding = StyleEmbedding(sizes, time_dim, style_dim)
@@ -199,10 +210,14 @@ class Denoiser(UNet2DModel):
         zeroed(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x [B,3,R,R] noisy, t [B] or scalar int64 in 0..999, s [B,S] standardised by the caller -> eps [B,3,R,R]."""
+        """x [B,3,R,R] noisy, t [B] or scalar in 0..1000, s [B,S] standardised by the caller -> [B,3,R,R].
+
+        t is a whole number up to 999 but for the objective "flow". Its network only says what x does not: the part of
+        the answer that is best guessed by a factor of x (pictures as independent pixels of `SPREAD`) is added to it.
+        """
         h = F.pixel_unshuffle(x, self.patch)
-        eps = super().forward(h, t, class_labels=s, return_dict=False)[0]
-        return F.pixel_shuffle(eps, self.patch)
+        said = F.pixel_shuffle(super().forward(h, t, class_labels=s, return_dict=False)[0], self.patch)
+        return said + _guess(t / 1000) * x if self.objective == "flow" else said
 
 
 class TimeOnlyProjection(nn.Linear):
@@ -210,6 +225,12 @@ class TimeOnlyProjection(nn.Linear):
 
     def forward(self, embedding: Tensor) -> Tensor:
         return super().forward(embedding[:, : self.in_features])
+
+
+def _guess(t: Tensor) -> Tensor:
+    """The factor of x = (1 - t) picture + t noise that comes nearest to noise - picture: [B,1,1,1]."""
+    factor = (t - (1 - t) * SPREAD**2) / ((1 - t) ** 2 * SPREAD**2 + t**2)
+    return factor.reshape(-1, 1, 1, 1)
 
 
 def level_of(image_resolution: int, boundaries: tuple[int, int] = (8, 32)) -> str:

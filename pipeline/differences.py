@@ -35,6 +35,8 @@ class Layer:
     kernel: Tensor  # [O,I,k,k]
     style: Tensor  # [N,I]
     demod: Tensor  # [N,O]
+    x: Tensor  # [N,I,h,w]: what it reads
+    raw: Tensor  # [N,O,H,W]: what it gives, not demodulated
     before: Tensor  # [N,O,H,W]: what its activation reads
 
 
@@ -49,24 +51,23 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Rest:
-    """The synthesis from the activation of layer `first` on, and CLIP after it, around N pictures."""
+class Base:
+    """The synthesis, and CLIP after it, around N pictures."""
 
     generator: Generator
     clip: Clip
-    first: int
-    layers: list[Layer]  # `first` and those after it
+    layers: list[Layer]
     image: Tensor  # [N,3,R,R]
     w_plus: Tensor  # [N,L,D]
     tower: Tower | None  # None where it is of another kind, and embeds whole pictures in float32
     dtype: torch.dtype  # of changes
 
-    def embed(self, change: Tensor) -> Tensor:
+    def embed(self, first: int, change: Tensor) -> Tensor:
         """change [B,O,H,W] of what the activation of layer `first` reads -> embeddings [B,E] of the changed pictures.
 
         B / N changes of the first picture, then of the second, and so on.
         """
-        image = self._image(change.to(self.dtype))
+        image = self._image(first, change.to(self.dtype))
         if self.tower is None:
             return self.clip.embed_images(_each(self.image, image) + image)
         kernels, before = iter(self.tower.kernels), iter(self.tower.before)
@@ -81,16 +82,16 @@ class Rest:
         x = _features(self.tower.network, x, convolve, activate).float()
         return _pooled(self.tower.network.attnpool, _each(self.tower.features, x) + x)
 
-    def _image(self, x: Tensor) -> Tensor:
+    def _image(self, first: int, x: Tensor) -> Tensor:
         """The change of the picture [B,3,R,R], float32."""
         image, scaled = None, False
-        for number, layer in enumerate(self.layers, start=self.first):
-            if number > self.first:
+        for number, layer in enumerate(self.layers[first:], start=first):
+            if number > first:
                 x = x if scaled else x * _each(layer.style, x).to(x.dtype)[..., None, None]
                 x = layer.conv.convolve(x, layer.kernel)
             scaled = number % 2 == 1  # only the next convolution reads it
-            following = self.layers[number - self.first + 1].style if scaled else None
-            x = epilogue_difference(x, layer.before, layer.demod if number > self.first else None, following)
+            following = self.layers[number + 1].style if scaled else None
+            x = epilogue_difference(x, layer.before, layer.demod if number > first else None, following)
             image = image if scaled else self._shown(number, x, image)
         assert image is not None
         return image
@@ -105,28 +106,20 @@ class Rest:
         return shown if image is None else shown + upfirdn2d(image, to_rgb.upsample.kernel, up=2, pad=(2, 1))
 
 
-def rest(
-    generator: Generator,
-    clip: Clip,
-    first: int,
-    x: Tensor,
-    image: Tensor | None,
-    s: Tensor,
-    w_plus: Tensor,
-    dtype: torch.dtype,
-) -> Rest:
-    """x [N,I,H,W] and image: what layer `first` reads, and the image so far; s [N,S], w_plus [N,L,D]."""
-    styles, layers = s.split(generator.layout.dims, dim=1), []
-    for number, noise in list(enumerate(generator.noises))[first:]:
-        block, style = generator.styled[number], styles[number]
-        demod = block.conv.demodulation(style)
-        z = block.conv(x, style) * demod[..., None, None] + block.noise.weight * noise
-        x = bias_act(z, block.activate.bias)
-        before = _last(z + block.activate.bias[:, None, None], dtype)
-        layers.append(Layer(block.conv, block.conv.kernel(dtype), style, demod, before))
+def base(generator: Generator, clip: Clip, s: Tensor, w_plus: Tensor, dtype: torch.dtype) -> Base:
+    """One pass over the pictures of s [N,S] and w_plus [N,L,D], in float32; changes will pass in `dtype`."""
+    x = generator.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    image, layers = None, []
+    for number, (noise, style) in enumerate(zip(generator.noises, s.split(generator.layout.dims, dim=1), strict=True)):
+        block = generator.styled[number]
+        raw, demod, bias = block.conv(x, style), block.conv.demodulation(style), block.activate.bias
+        z = raw * demod[..., None, None] + block.noise.weight * noise
+        kept = (_last(tensor, dtype) for tensor in (x, raw, z + bias[:, None, None]))
+        layers.append(Layer(block.conv, block.conv.kernel(dtype), style, demod, *kept))
+        x = bias_act(z, bias)
         image = generator.shown(number, x, image, w_plus)
     assert image is not None
-    return Rest(generator, clip, first, layers, image, w_plus, _tower(clip, image, dtype), dtype)
+    return Base(generator, clip, layers, image, w_plus, _tower(clip, image, dtype), dtype)
 
 
 def _tower(clip: Clip, images: Tensor, dtype: torch.dtype) -> Tower | None:
@@ -185,4 +178,4 @@ def _each(of_pictures: Tensor, changes: Tensor) -> Tensor:
 
 
 def _last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+    return x.to(dtype, memory_format=torch.channels_last)

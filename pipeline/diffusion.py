@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import files, training
-from pipeline.sampler import TIMESTEPS, Eps, schedulers, standardise
+from pipeline.sampler import TIMESTEPS, Objective, Predict, schedulers, standardise
 from pipeline.training import Curve, Ema, Metrics, batch_rows, fit, generator_for
 from pipeline.values import InputError
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PRETRAINED = "pretrained"
 OTHER_PROCESS = 7919  # seeds of processes that share a training lie so far apart
-Batches = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""rows [B] -> (images [B,3,R,R] in [-1,1], s [B,S] standardised)"""
+Batches = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""rows [B], where chance comes from -> (images [B,3,R,R] in [-1,1], s [B,S] standardised)"""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,30 @@ class DiffusionParams:
             raise ValueError("lr and clip must be above 0, weight_decay from 0, ema from 0 and below 1")
 
 
-def loss(denoiser: Eps, x0: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the predicted noise (DDPM eq. 14), t uniform over all timesteps -> scalar.
+def loss(denoiser: Predict, x0: Tensor, s: Tensor, generator: torch.Generator, objective: Objective = "eps") -> Tensor:
+    """Mean squared error of what the denoiser says (for "eps": DDPM eq. 14), t uniform over all times -> scalar.
 
     x0 [B,3,R,R] in [-1,1], s [B,S] standardised. The CPU `generator` alone decides t and noise; noise is drawn on
     x0's device.
     """
-    t = torch.randint(TIMESTEPS, (len(x0),), generator=generator).to(x0.device)
+    if objective == "flow":
+        t = torch.rand(len(x0), generator=generator).to(x0.device) * TIMESTEPS
+    else:
+        t = torch.randint(TIMESTEPS, (len(x0),), generator=generator).to(x0.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
-    noisy = schedulers()[0].add_noise(x0, noise, t)  # type: ignore[arg-type]
-    return (denoiser(noisy, t, s).float() - noise).square().mean()
+    noisy, wanted = mixed(x0, noise, t, objective)
+    return (denoiser(noisy, t, s).float() - wanted).square().mean()
+
+
+def mixed(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """What a denoiser is shown at times t [B], and what it should say of it, [B,3,R,R] each."""
+    if objective == "flow":
+        part = (t / TIMESTEPS)[:, None, None, None]
+        return torch.lerp(x0, noise, part), noise - x0
+    scheduler = schedulers(objective)[0]
+    noisy = scheduler.add_noise(x0, noise, t)  # type: ignore[arg-type]
+    return noisy, noise if objective == "eps" else scheduler.get_velocity(x0, noise, t)  # type: ignore[arg-type]
 
 
 def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:
@@ -71,7 +84,7 @@ def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:
     No picture is mirrored: s belongs to it as it is.
     """
 
-    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return images[rows].float() / 127.5 - 1, standardise(s[rows].float(), mean, std)
 
     return batch
@@ -133,10 +146,10 @@ def steps(
 
     def step(number: int) -> Metrics:
         generator = generator_for(params.seed + rank * OTHER_PROCESS, number)
-        x0, s = batches(batch_rows(count, share, generator))
+        x0, s = batches(batch_rows(count, share, generator), generator)
         torch.manual_seed(number)  # dropout
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            value = loss(network, x0.to(device), s.to(device), generator)
+            value = loss(network, x0.to(device), s.to(device), generator, network.objective)
         value.backward()
         training.average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.clip)
@@ -156,8 +169,9 @@ def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int 
     total = 0.0
     for start in range(0, count, batch):
         rows = torch.arange(start, min(start + batch, count))
-        x0, s = (value.to(network.device) for value in batches(rows))
-        total += loss(network, x0, s, generator_for(seed, start)).item() * len(rows)
+        generator = generator_for(seed, start)
+        x0, s = (value.to(network.device) for value in batches(rows, generator))
+        total += loss(network, x0, s, generator, network.objective).item() * len(rows)
     return total / count
 
 

@@ -1,7 +1,7 @@
 """The relevance matrix by finite differences, layer by layer: exact, at a part of the cost of whole pictures.
 
-For the channels of layer l, all before l is computed once per picture, layer l itself costs one input channel
-(`kernels.perturb`), and only what follows runs for every channel and both of its values.
+One pass over a picture is kept (`pipeline.differences`). For the channels of layer l nothing before l is computed
+again, layer l itself costs one input channel (`kernels.perturb`), and what follows runs for both values of each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.relevance import Probe
 
 CHUNK = 8  # pictures whose activations are held
-MOST = {"cpu": 32, "cuda": 512}  # pictures per pass; more are no faster (on a CPU they leave the cache)
+MOST = {"cpu": 64, "cuda": 512}  # pictures per pass; more are no faster
 BUFFERS = 8  # copies of the largest activation that a pass holds at once
 
 
@@ -35,54 +35,63 @@ def micro_batch(generator: Generator, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def rows(probe: Probe, channels: range) -> Tensor:
-    """Rows `channels` of the matrix [len(channels), E]: each a mean of unit differences, of unit length itself."""
+def rows(probe: Probe, pictures: range, channels: range) -> Tensor:
+    """The sum over `pictures` of the unit differences of `channels`: [len(channels),E]."""
     layout, parts = probe.generator.layout, []
     for layer, (offset, width) in enumerate(zip(layout.offsets, layout.dims)):
         first, last = max(channels.start, offset), min(channels.stop, offset + width)
         if first < last:
-            parts.append(_layer_rows(probe, layer, range(first - offset, last - offset)))
+            parts.append(_layer_rows(probe, pictures, layer, range(first - offset, last - offset)))
     return torch.cat(parts)
 
 
-def _layer_rows(probe: Probe, layer: int, channels: range) -> Tensor:
-    """Rows of some channels of one layer [K,E]."""
-    offset, block = probe.generator.layout.offsets[layer], probe.generator.styled[layer]
-    conv, ends = block.conv, torch.stack([probe.low, probe.high], dim=1)[offset:]  # from this layer's first channel on
+def _layer_rows(probe: Probe, pictures: range, layer: int, channels: range) -> Tensor:
+    """The same for some channels of one layer [K,E]."""
+    offset, conv = probe.generator.layout.offsets[layer], probe.generator.styled[layer].conv
+    ends = torch.stack([probe.low, probe.high], dim=1)[offset:]  # from this layer's first channel on
     weight = (conv.weight[0] * conv.scale).transpose(0, 1)  # [I,O,k,k]
     share = weight.square().sum(dim=(2, 3))  # [I,O]
     mean = torch.zeros(len(channels), probe.clip.dim, device=ends.device)
     size = micro_batch(probe.generator, ends.device)
-    for first in range(0, len(probe.s), min(CHUNK, size // 2)):
-        s, w_plus = (tensor[first : first + min(CHUNK, size // 2)] for tensor in (probe.s, probe.w_plus))
-        if probe.params.emulate_published:  # what came before is still at its mean
-            s = torch.cat([probe.mean[:offset].expand(len(s), -1), s[:, offset:]], dim=1)
-        x, image = _before(probe, layer, s, w_plus)
-        rest = differences.rest(probe.generator, probe.clip, layer, x, image, s, w_plus, probe.dtype)
-        codes = s[:, offset : offset + len(weight)]
-        raw, norm = conv(x, codes), codes.square() @ share
+    for held in pieces(pictures, min(CHUNK, size // 2)):
+        base = _base(probe, held, layer)
+        here = base.layers[layer]
+        codes, raw, norm = here.style, here.raw, here.style.square() @ share
         whole = raw * torch.rsqrt(norm + EPS)[..., None, None]
-        half, raw = x.to(probe.dtype), raw.to(probe.dtype)
-        group = 1 if probe.params.emulate_published else max(1, size // (2 * len(s)))
-        for start in range(channels.start, channels.stop, group):
-            chosen = slice(start, min(start + group, channels.stop))
-            parts = _alone(conv, half[:, chosen], weight[chosen].to(probe.dtype))
-            if probe.params.emulate_published:  # `rest` is about the pictures as they were
-                codes = torch.cat([probe.mean[offset : offset + start].expand(len(s), -1), codes[:, start:]], dim=1)
-                raw, norm = conv(x, codes), codes.square() @ share
+        group = 1 if probe.params.emulate_published else max(1, size // (2 * len(held)))
+        for some in pieces(channels, group):
+            chosen = slice(some.start, some.stop)
+            parts = _alone(conv, here.x[:, chosen], weight[chosen].to(probe.dtype))
+            if probe.params.emulate_published:  # `base` is about the pictures as they were
+                before = probe.mean[offset : offset + some.start].expand(len(held), -1)
+                codes = torch.cat([before, codes[:, some.start :]], dim=1)
+                raw, norm = conv(here.x, codes), codes.square() @ share
             change = channel_perturb(raw, parts, codes[:, chosen], ends[chosen], norm, share[chosen])
             if probe.params.emulate_published:
                 change = change + (raw * torch.rsqrt(norm + EPS)[..., None, None] - whole)[:, None, None]
-            found = rest.embed(change.flatten(0, 2)).unflatten(0, change.shape[:3])
-            at = slice(start - channels.start, chosen.stop - channels.start)
-            mean[at] = relevance_accumulate(mean[at], found[:, :, 0], found[:, :, 1], first)
-    return F.normalize(mean, dim=1, eps=1e-8)
+            found = base.embed(layer, change.flatten(0, 2)).unflatten(0, change.shape[:3])
+            at = slice(some.start - channels.start, some.stop - channels.start)
+            mean[at] = relevance_accumulate(mean[at], found[:, :, 0], found[:, :, 1], held.start - pictures.start)
+    return mean * len(pictures)
 
 
-def _before(probe: Probe, layer: int, s: Tensor, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Activations [N,I,H,W] that layer `layer` reads, and the image so far."""
-    x = probe.generator.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    return probe.generator.layers(range(layer), x, None, s, w_plus)
+def pieces(whole: range, size: int) -> list[range]:
+    """`whole` in ranges of `size`, and what is left over."""
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+
+def _base(probe: Probe, pictures: range, layer: int) -> differences.Base:
+    """One pass over the pictures, kept until other ones are asked for; as they are when layer `layer` is tried."""
+    chosen = slice(pictures.start, pictures.stop)
+    s, w_plus = probe.s[chosen], probe.w_plus[chosen]
+    if probe.params.emulate_published:  # what came before is still at its mean
+        offset = probe.generator.layout.offsets[layer]
+        s = torch.cat([probe.mean[:offset].expand(len(s), -1), s[:, offset:]], dim=1)
+        return differences.base(probe.generator, probe.clip, s, w_plus, probe.dtype)
+    if pictures not in probe.held:
+        probe.held.clear()
+        probe.held[pictures] = differences.base(probe.generator, probe.clip, s, w_plus, probe.dtype)
+    return probe.held[pictures]
 
 
 def _alone(conv: ModulatedConv, x: Tensor, weight: Tensor) -> Tensor:

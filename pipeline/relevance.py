@@ -7,7 +7,7 @@ single text no matrix is needed: `prompt_relevance`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pipeline import perturbation
 from pipeline.clip import Clip
+from pipeline.differences import Base
 from pipeline.generator import Generator
 from pipeline.values import InputError
 
 TOGETHER = 28  # cotangents per backward pass
-CHANNELS, PICTURES = 32, 4  # per shard at most
+CHANNELS = 64  # per part at most, and
+PICTURES = {"finite": 8, "reverse": 4}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Probe:
     mean: Tensor  # [S]
     std: Tensor  # [S]
     params: RelevanceParams
+    held: dict[range, Base] = field(init=False, repr=False, compare=False, default_factory=dict)  # see perturbation
 
     @property
     def low(self) -> Tensor:
@@ -130,35 +133,43 @@ def prompt_relevance(probe: Probe, delta_t: Tensor, cotangents: int = 16) -> Ten
     return total[0] / (total[1:].norm(dim=0) * (dim / len(directions)) ** 0.5).clamp(min=1e-8)
 
 
-def parts(probe: Probe) -> list[range]:
-    """The whole work as shards for `compute`: channels of one layer (finite), or pictures (reverse)."""
+@dataclass(frozen=True)
+class Part:
+    """A shard of the work: what some pictures add to some rows, channels of one layer (finite) or all (reverse)."""
+
+    pictures: range
+    channels: range
+
+
+def parts(probe: Probe) -> list[Part]:
+    """The whole work as shards for `compute`, those of the same pictures one after another."""
+    layout, params = probe.generator.layout, probe.params
+    if params.method == "reverse":
+        channels = [range(layout.size)]
+    else:
+        layers = range(len(layout.dims)) if params.layers is None else params.layers
+        whole = [range(layout.offsets[layer], layout.offsets[layer] + layout.dims[layer]) for layer in layers]
+        channels = [part for layer in whole for part in perturbation.pieces(layer, CHANNELS)]
+    chunks = perturbation.pieces(range(len(probe.s)), PICTURES[params.method])
+    return [Part(pictures, some) for pictures in chunks for some in channels]
+
+
+def compute(probe: Probe, part: Part) -> Tensor:
+    """One shard: the sum over its pictures of unit differences, or derivatives, of its channels [K,E]."""
     if probe.params.method == "reverse":
-        return [range(start, min(start + PICTURES, len(probe.s))) for start in range(0, len(probe.s), PICTURES)]
-    found = []
-    for layer, (offset, width) in enumerate(zip(probe.generator.layout.offsets, probe.generator.layout.dims)):
-        if probe.params.layers is None or layer in probe.params.layers:
-            stop = offset + width
-            found += [range(start, min(start + CHANNELS, stop)) for start in range(offset, stop, CHANNELS)]
-    return found
-
-
-def compute(probe: Probe, part: range) -> Tensor:
-    """One shard: rows `part` [len(part),E] (finite), or what pictures `part` add to all rows [S,E] (reverse)."""
-    return derivative_rows(probe, part) if probe.params.method == "reverse" else perturbation.rows(probe, part)
+        return derivative_rows(probe, part.pictures)[part.channels.start : part.channels.stop]
+    return perturbation.rows(probe, part.pictures, part.channels)
 
 
 def joined(probe: Probe, shards: list[Tensor]) -> Tensor:
     """The shards of `parts`, in order -> the matrix [S,E]: rows of unit length, zero for layers that were left out."""
     layout, chosen = probe.generator.layout, probe.params.layers
-    if probe.params.method == "reverse":
-        matrix = F.normalize(torch.stack(shards).sum(dim=0), dim=1, eps=1e-8)
-        for layer in set(range(len(layout.dims))) - set(range(len(layout.dims)) if chosen is None else chosen):
-            matrix[layout.layer(layer)] = 0
-        return matrix
-    matrix = torch.zeros(layout.size, shards[0].shape[1])
+    total = torch.zeros(layout.size, probe.clip.dim)
     for part, rows in zip(parts(probe), shards, strict=True):
-        matrix[part.start : part.stop] = rows
-    return matrix
+        total[part.channels.start : part.channels.stop] += rows.to(total)
+    for layer in set(range(len(layout.dims))) - set(range(len(layout.dims)) if chosen is None else chosen):
+        total[layout.layer(layer)] = 0
+    return F.normalize(total, dim=1, eps=1e-8)
 
 
 def matrix(probe: Probe) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,19 +24,22 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 
 TIMESTEPS = 1000
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": TIMESTEPS,
     "beta_schedule": "linear",
     "beta_start": 1e-4,
     "beta_end": 0.02,
-    "prediction_type": "epsilon",
     "clip_sample": False,
     "set_alpha_to_one": True,
     "timestep_spacing": "leading",
 }
 
-Eps = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x [B,3,R,R], t [B] int64, s [B,S] standardised) -> eps [B,3,R,R]"""
+PREDICTION = {"eps": "epsilon", "v": "v_prediction"}
+
+Objective = Literal["eps", "v", "flow"]
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x [B,3,R,R], t [B] in 0..1000, s [B,S] standardised) -> what the objective asks for [B,3,R,R]"""
+Eps = Predict
 
 
 class Sampled(NamedTuple):
@@ -47,12 +50,13 @@ class Sampled(NamedTuple):
 
 
 @lru_cache
-def schedulers() -> tuple[DDIMScheduler, DDIMInverseScheduler]:
+def schedulers(objective: Objective = "eps") -> tuple[DDIMScheduler, DDIMInverseScheduler]:
     """(decoding, encoding) schedulers over the one noise schedule; the first also adds noise in training."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 
-    return DDIMScheduler(**SCHEDULE), DDIMInverseScheduler(**SCHEDULE)
+    numbers = {**SCHEDULE, "prediction_type": PREDICTION[objective]}
+    return DDIMScheduler(**numbers), DDIMInverseScheduler(**numbers)
 
 
 def encode(denoiser: Eps, x0: Tensor, s: Tensor, steps: int, refine: int = 0) -> Sampled:

@@ -17,23 +17,52 @@ from pipeline.encoder import StyleEncoder
 from pipeline.generator import Generator
 from pipeline.sampler import standardise
 from pipeline.training import Metrics
-from pretrain import session
+from pretrain import copying, session
 from pretrain.pictures import Pictures
 
 
 def coded(
-    data: Pictures, encoder: StyleEncoder, generator: Generator, mean: Tensor, std: Tensor, device: str = "cpu"
+    data: Pictures,
+    encoder: StyleEncoder,
+    generator: Generator,
+    mean: Tensor,
+    std: Tensor,
+    device: str = "cpu",
+    told: float = 0.0,
+    made: float = 0.0,
 ) -> diffusion.Batches:
     """Batches of pictures and the standardised s of their inversions, as `invert` and `cache` make the dataset's.
 
     Codes are computed as they are needed, so they are never older than the encoder. mean, std [S].
+    told: the share of every batch whose codes are those that the generator learnt to copy them by, where it did.
+    made: the share that is not pictures but what the generator makes of codes between two people's: each channel is
+    either's, as after an edit, which moves some.
     """
     mean, std = mean.to(device), std.to(device)
 
+    def draw(count: int, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(images, s) of `count` people, each with up to half of the channels of another."""
+        w = generator.mapping(torch.randn(2 * count, generator.style_dim, generator=chance).to(device))
+        w_plus = generator.repeat(w)
+        own, other = generator.styles(w_plus).chunk(2)
+        often = torch.rand(count, 1, generator=chance) / 2
+        moved = (torch.rand(own.shape, generator=chance) < often).to(device)
+        s = torch.where(moved, other, own)
+        return generator.synthesis(s, w_plus[:count]).clamp(-1, 1), s
+
     @torch.no_grad()
-    def batch(rows: Tensor) -> tuple[Tensor, Tensor]:
-        images = data.images(rows).to(device)
-        return images, standardise(generator.styles(encoder(images)), mean, std)
+    def batch(rows: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        pictures = len(rows) - round(made * len(rows))
+        known = min(pictures, round(told * len(rows)))
+        images = data.images(rows[:pictures]).to(device)
+        codes = [encoder(images[known:])]
+        if known:
+            codes.insert(0, copying.codes(generator, list(data.people(rows[:known]))))
+        s = generator.styles(torch.cat(codes))
+        if pictures < len(rows):
+            fakes, fake_s = draw(len(rows) - pictures, chance)
+            images, s = torch.cat([images, fakes.float()]), torch.cat([s, fake_s])
+        return images, standardise(s, mean, std)
 
     return batch
 
@@ -51,6 +80,8 @@ def steps(
     lr: float = 5e-4,
     ema: float = 0.999,
     seed: int = 0,
+    told: float = 0.0,
+    made: float = 0.0,
     seconds: float | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[int, Metrics, Denoiser]]:
@@ -61,7 +92,7 @@ def steps(
     """
     params = diffusion.DiffusionParams(images // batch, "random", batch, lr, 0.01, 1.0, ema, seed)
     network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
-    batches = coded(data, encoder, generator, mean, std, device)
+    batches = coded(data, encoder, generator, mean, std, device, told, made)
     for done, metrics, average in diffusion.steps(network, params, batches, len(data), state, 250, seconds, device):
         yield done * batch, metrics, average
 

@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,11 @@ from stages._run import Networks, Stage, run
 
 
 class Job(NamedTuple):
-    """A shard, the unit of resuming: some rows of the matrix, or (method reverse) some pictures' part of all rows."""
+    """A shard, the unit of resuming."""
 
     networks: Networks
     params: relevance.RelevanceParams
-    part: range
+    part: relevance.Part
 
 
 @functools.cache
@@ -47,14 +48,19 @@ def main(stage: Stage) -> None:
 
 
 def tell_cost(first: relevance.Probe, jobs: Sequence[Job], processes: int) -> None:
-    """What the whole matrix costs, from one channel or picture of it."""
-    middle = jobs[len(jobs) // 2].part.start
-    start = time.perf_counter()
-    relevance.compute(first, range(middle, middle + 1))
-    units, processes = sum(len(job.part) for job in jobs), min(processes, len(jobs))
-    left = progress.duration((time.perf_counter() - start) * units / processes)
-    what = "pictures" if first.params.method == "reverse" else f"channels on {first.params.images} pictures"
-    print(f"relevance: {units} {what}, about {left} with {processes} processes", file=sys.stderr, flush=True)
+    """What the whole matrix costs, from one channel of some pictures, or from one picture."""
+    part = jobs[len(jobs) // 2].part
+    if first.params.method == "reverse":
+        one, units = replace(part, pictures=part.pictures[:1]), [len(job.part.pictures) for job in jobs]
+        what = "pictures"
+    else:
+        one, units = replace(part, channels=part.channels[:1]), [len(job.part.channels) for job in jobs]
+        what = f"channels x {len(part.pictures)} pictures"
+        relevance.compute(first, one)  # what these pictures cost once
+    start, processes = time.perf_counter(), min(processes, len(jobs))
+    relevance.compute(first, one)
+    left = progress.duration((time.perf_counter() - start) * sum(units) / processes)
+    print(f"relevance: {sum(units)} {what}, about {left} with {processes} processes", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def train(params, batches, checkpoint=None, every=100, stop=None):
 
 
 def test_batches_are_images_in_range_and_codes_of_unit_scale(batches):
-    x0, s = batches(torch.arange(512))
+    x0, s = batches(torch.arange(512), generator_for(0, 0))
     assert x0.shape == (512, 3, 16, 16) and x0.min() >= -1 and x0.max() <= 1
     torch.testing.assert_close(s.std(dim=0), torch.ones(5), rtol=0.01, atol=0)
     torch.testing.assert_close(s.mean(dim=0), torch.zeros(5), rtol=0, atol=0.01)
@@ -80,7 +80,7 @@ def test_the_loss_falls_and_the_style_is_read(batches):
     after = diffusion.validation_loss(average, batches, 64)
     assert before == pytest.approx(1, abs=0.02)  # zero is predicted
     assert after < 0.1
-    x0, s = batches(torch.arange(32))
+    x0, s = batches(torch.arange(32), generator_for(0, 0))
     with torch.inference_mode():
         right = diffusion.loss(average, x0, s, generator_for(0, 0))
         wrong = diffusion.loss(average, x0, s.roll(1, dims=0), generator_for(0, 0))

@@ -19,6 +19,7 @@ from kernels import build
 from kernels.bias_act import GAIN, bias_act
 from kernels.difference import epilogue_difference
 from kernels.epilogue import modulated_epilogue
+from kernels.perturb import channel_perturb
 from kernels.relevance import relevance_mask
 from kernels.resample import box_resample
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
@@ -28,7 +29,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (3, 5, 1, 9), (2, 17, 13, 11), (37, 19, 4, 3), (2, 3, 65, 33)]
 NATIVE = [name for name, stem in build.OPERATIONS.items() if list(build.CSRC.glob(f"{stem}.c*"))]
-WIDE = "demod noise weight bias style".split()  # stay float32 beside a half-precision input
+WIDE = "demod noise weight bias style s values norm share".split()  # stay float32 beside a half-precision input
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ def difference_inputs(shape: tuple[int, int, int, int], times: int, sides: str) 
     b, *rest = shape
     shapes = {"x": (b * times, *rest), "base": shape, **dict.fromkeys(sides.split(), shape[:2])}
     return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def perturbed(shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    n, c, h, w = shape
+    shapes = {"raw": shape, "parts": (n, 3, c, h, w), "s": (n, 3), "values": (3, 2), "norm": (n, c), "share": (3, c)}
+    found = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    return {**found, "norm": 40 + found["norm"].square(), "share": found["share"].square()}
 
 
 def just_x(shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
@@ -105,6 +113,7 @@ CASES = {
         ("relevance", "delta_t"),
         native=("cuda",),
     ),
+    "channel_perturb": Case(channel_perturb, perturbed, gradient=False, native=("cpp",)),
     "epilogue_difference": Case(
         epilogue_difference,
         lambda shape: difference_inputs(shape, 3, "demod style"),
@@ -151,7 +160,7 @@ def test_errors_are_at_most_twice_those_of_plain_pytorch(impl: str, name: str, d
     for shape in SIZES:
         exact = case.tensors(shape)
         given = {
-            key: x.to(device, torch.float32 if key in WIDE and "epilogue" in name else dtype)
+            key: x.to(device, torch.float32 if key in WIDE and "bias_act" not in name else dtype)
             for key, x in exact.items()
         }
         main = next(iter(given))
@@ -284,6 +293,8 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
     fused = tuple(side.requires_grad_(key != "noise") for key, side in sides.items())
     detached = tuple(side.detach() for side in fused)
     changes = torch.randn(6, 3, 5, 4, device=device).contiguous(memory_format=layout)
+    last = x.detach().contiguous(memory_format=torch.channels_last)
+    parts, factors = last.repeat(1, 4, 1, 1).contiguous(memory_format=torch.channels_last), torch.rand(2, 4, 2, 3)
     ones = torch.ones(3, device=device)
     kernel = binomial_kernel(2).to(device)
     delta_s = torch.randn(2, 5, device=device, requires_grad=True)
@@ -298,6 +309,7 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
         "upfirdn2d": [("upfirdn2d", (x, kernel, 2, 1, 2, 1, 2, 1, True))],
         "box_resample": [("box_resample", (x, 3, 7, None, None)), ("box_resample", (x, 7, 3, ones, ones))],
         "relevance_mask": [("relevance_mask", (delta_s, matrix, text, 0.5, 1.5))],
+        "channel_perturb": [("channel_perturb", (last, parts, factors, factors))],
         "epilogue_difference": [
             ("epilogue_difference", (changes, x.detach(), detached[0], detached[-1], 0.2, GAIN)),
             ("epilogue_difference", (changes, x.detach(), None, None, 0.0, 1.0)),
@@ -310,6 +322,7 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_torchs_own_check_of_operations_passes(impl: str, operation: str, layout: str) -> None:
     device = device_of(impl, CASES.get(operation, CASES["bias_act"]))
+    assert build.unavailable(operation, impl) == ""
     for name, values in arguments(operation, device, LAYOUTS[layout]):
         torch.library.opcheck(getattr(torch.ops.deltaspace, name).default, values)
 
@@ -350,3 +363,7 @@ def test_values_that_are_not_numbers_stay_so_in_bfloat16() -> None:
     x = torch.tensor([[math.nan, math.inf, -math.inf, 3e38, 1.0]]).bfloat16()
     found = bias_act(x, torch.zeros(5).bfloat16(), gain=2.0, impl="cpp")
     assert found[0, 0].isnan() and found[0, 1:4].tolist() == [math.inf, -math.inf, math.inf] and found[0, 4] == 2
+    change = torch.zeros(1, 40, 1, 1).bfloat16()
+    change[0, [3, 35]], change[0, [4, 36]] = math.nan, math.inf
+    moved = epilogue_difference(change, torch.zeros(1, 40, 1, 1).bfloat16(), impl="cpp").flatten()
+    assert moved[[3, 35]].isnan().all() and moved[[4, 36]].isinf().all() and moved.isfinite().sum() == 36

@@ -452,11 +452,12 @@ def test_the_difference_of_an_epilogue_refuses_what_does_not_fit(shapes: tuple[t
 # ---------------------------------------------------------------- channel_perturb
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("n", "k", "v", "outputs", "h", "w"), [(2, 4, 3, 5, 6, 7), (1, 1, 1, 3, 1, 2), (3, 5, 2, 1, 4, 4)]
 )
 def test_channel_perturb_is_the_modulated_convolution_of_the_changed_style(
-    n: int, k: int, v: int, outputs: int, h: int, w: int
+    n: int, k: int, v: int, outputs: int, h: int, w: int, impl: str
 ) -> None:
     """One channel at a time, the whole convolution with per-sample demodulated weights (StyleGAN2, eq. 1 to 3)."""
     rng = torch.Generator().manual_seed(3)
@@ -468,7 +469,7 @@ def test_channel_perturb_is_the_modulated_convolution_of_the_changed_style(
     raw = F.conv2d(x * s[..., None, None], weight, padding=1)
     parts = torch.stack([F.conv2d(x[:, c : c + 1], weight[:, c : c + 1], padding=1) for c in range(2, channels)], dim=1)
     share = weight.square().sum(dim=(2, 3)).T
-    found = channel_perturb(raw, parts, s[:, 2:], values, s.square() @ share, share[2:])
+    found = channel_perturb(raw, parts, s[:, 2:], values, s.square() @ share, share[2:], impl)
     assert found.shape == (n, k, v, outputs, h, w)
     before = raw / (s.square() @ share + 1e-8).sqrt()[..., None, None]
     for picture, channel, value in itertools.product(range(n), range(k), range(v)):

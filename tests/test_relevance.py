@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline import differences, perturbation, relevance
 from pipeline import params as sections
-from pipeline import perturbation, relevance
 from pipeline.clip import Clip
 from pipeline.generator import Generator
-from pipeline.relevance import Probe, RelevanceParams
+from pipeline.relevance import Part, Probe, RelevanceParams
 from pipeline.values import InputError
 
 N, D, E = 11, 5, 7  # more pictures than are held at once, and not a multiple of it
@@ -76,6 +76,11 @@ def naive(probe: Probe, channel: int) -> np.ndarray:
     return unit(np.mean(moves, axis=0))
 
 
+def rows_of(probe: Probe, channels: range) -> Tensor:
+    """Unit rows of some channels alone."""
+    return F.normalize(relevance.compute(probe, Part(range(N), channels)), dim=1)
+
+
 def cosines(found: Tensor, expected: Tensor) -> Tensor:
     return F.cosine_similarity(found.double(), expected.double(), dim=1)
 
@@ -129,9 +134,19 @@ def test_rows_do_not_depend_on_how_the_channels_are_shared_out_by_the_stage(gene
     probe = probe_of(generator)
     again = relevance.joined(probe, [relevance.compute(probe, part) for part in relevance.parts(probe)])
     assert torch.equal(again, relevance.matrix(probe))
-    one_by_one = torch.cat([relevance.compute(probe, range(c, c + 1)) for c in range(4, 9)])  # over a layer's border
+    one_by_one = torch.cat([rows_of(probe, range(c, c + 1)) for c in range(4, 9)])  # over a layer's border
     torch.testing.assert_close(one_by_one, again[4:9], atol=2e-5, rtol=0)
-    torch.testing.assert_close(relevance.compute(probe, range(4, 9)), again[4:9], atol=2e-5, rtol=0)
+    torch.testing.assert_close(rows_of(probe, range(4, 9)), again[4:9], atol=2e-5, rtol=0)
+
+
+def test_pictures_are_passed_over_once_for_all_parts_that_need_them(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    base = differences.base
+    monkeypatch.setattr(differences, "base", lambda g, c, s, *rest: passed.append(len(s)) or base(g, c, s, *rest))
+    relevance.matrix(probe_of(generator))
+    assert passed == [8, N - 8]
 
 
 @pytest.mark.parametrize("most", [2, 6, 64])
@@ -163,10 +178,10 @@ def test_a_channel_that_does_nothing_has_a_row_of_zeros_and_spoils_no_other(gene
     probe = probe_of(generator)
     still = replace(probe, std=probe.std.clone())
     still.std[8] = 0
-    found = relevance.compute(still, range(6, 15))
+    found = rows_of(still, range(6, 15))
     assert not found[2].any() and torch.isfinite(found).all()
     others = [0, 1, 3, 4, 5, 6, 7, 8]
-    torch.testing.assert_close(found[others], relevance.compute(probe, range(6, 15))[others])
+    torch.testing.assert_close(found[others], rows_of(probe, range(6, 15))[others])
 
 
 def test_the_published_script_leaves_every_channel_it_tried_at_its_mean(generator: Generator) -> None:

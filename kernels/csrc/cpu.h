@@ -11,6 +11,7 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace deltaspace {
@@ -56,6 +57,19 @@ inline BFloat16 narrow<BFloat16>(float value) {  // to nearest even, in a form t
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<BFloat16>(value != value ? 0x7fc0u : rounded);
 }
+
+// Sixteen values at a time, where the processor knows bfloat16: gcc makes three times as many instructions of the above.
+#ifdef __AVX512BF16__
+constexpr int64_t kLanes = 16;
+inline __m512 widen16(const BFloat16* from) {
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+inline void narrow16(__m512 values, BFloat16* to) {
+  const __m256bh bits = _mm512_cvtneps_pbh(values);
+  std::memcpy(to, &bits, sizeof bits);
+}
+#endif
 
 // An image batch: n x h x w pixels of c values that lie side by side (`last`), or n x c planes of h x w.
 struct Shape {

@@ -6,24 +6,47 @@ namespace deltaspace {
 
 constexpr int64_t kGrain = 1 << 14;  // values per task
 
+template <typename W>
+inline W changed(W x, W z, W demod, W scale, W slope) {
+  const W moved = z + x * demod;
+  return ((moved > 0 ? moved : moved * slope) - (z > 0 ? z : z * slope)) * scale;
+}
+
+// Pixels that lie one after another; demod and scale repeat after `period` values.
 template <typename T, typename W>
 ALONE void line(const T* __restrict x, const T* __restrict base, const W* __restrict demod, const W* __restrict scale,
-                W slope, T* __restrict y, int64_t size) {
+                W slope, T* __restrict y, int64_t size, int64_t period) {
+  for (int64_t at = 0; at < size; at += period, x += period, base += period, y += period) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
-    const W z = widen(base[i]), moved = z + widen(x[i]) * demod[i];
-    y[i] = narrow<T>(((moved > 0 ? moved : moved * slope) - (z > 0 ? z : z * slope)) * scale[i]);
+    for (int64_t i = 0; i < period; ++i) {
+      y[i] = narrow<T>(changed<W>(widen(x[i]), widen(base[i]), demod[i], scale[i], slope));
+    }
   }
 }
+
+#ifdef __AVX512BF16__
+template <>
+void line<BFloat16, float>(const BFloat16* __restrict x, const BFloat16* __restrict base, const float* __restrict demod,
+                           const float* __restrict scale, float slope, BFloat16* __restrict y, int64_t size,
+                           int64_t period) {
+  const __m512 zero = _mm512_setzero_ps(), low = _mm512_set1_ps(slope);
+  const auto bent = [&](__m512 z) { return _mm512_mask_mul_ps(z, _mm512_cmp_ps_mask(z, zero, _CMP_NGT_UQ), z, low); };
+  for (int64_t at = 0; at < size; at += period, x += period, base += period, y += period) {
+    int64_t i = 0;
+    for (; i + kLanes <= period; i += kLanes) {
+      const __m512 z = widen16(base + i), moved = _mm512_fmadd_ps(widen16(x + i), _mm512_loadu_ps(demod + i), z);
+      narrow16(_mm512_mul_ps(bent(moved) - bent(z), _mm512_loadu_ps(scale + i)), y + i);
+    }
+    for (; i < period; ++i) y[i] = narrow<BFloat16>(changed<float>(widen(x[i]), widen(base[i]), demod[i], scale[i], slope));
+  }
+}
+#endif
 
 template <typename T, typename W>
 ALONE void plane(const T* __restrict x, const T* __restrict base, W demod, W scale, W slope, T* __restrict y,
                  int64_t size) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
-    const W z = widen(base[i]), moved = z + widen(x[i]) * demod;
-    y[i] = narrow<T>(((moved > 0 ? moved : moved * slope) - (z > 0 ? z : z * slope)) * scale);
-  }
+  for (int64_t i = 0; i < size; ++i) y[i] = narrow<T>(changed<W>(widen(x[i]), widen(base[i]), demod, scale, slope));
 }
 
 Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optional<Tensor>& demod,
@@ -45,7 +68,8 @@ Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optio
     using W = typename Wide<T>::type;
     const T *in = data<T>(x), *from = data<T>(base);
     T* out = data_out<T>(y);
-    const int64_t maps = b.n * s.c, repeat = s.last ? s.w : 1;  // a line with channels last has every factor `w` times
+    // with channels last, few or odd numbers of factors are repeated for all pixels of a row
+    const int64_t maps = b.n * s.c, repeat = s.last && s.c % 16 ? s.w : 1;
     std::vector<W> factor(maps * repeat, W(1)), scale(maps * repeat, W(gain));
     for (int64_t i = 0; i < maps * repeat; ++i) {
       const int64_t map = i / (repeat * s.c) * s.c + i % s.c;
@@ -56,9 +80,9 @@ Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optio
       const int64_t width = s.w * s.c;
       parallel(s.n * s.h, kGrain / width, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t picture = i / (times * s.h), at = picture * width;
+          const int64_t picture = i / (times * s.h), at = picture * repeat * s.c;
           line<T, W>(in + i * width, from + (picture * s.h + i % s.h) * width, factor.data() + at, scale.data() + at,
-                     slope, out + i * width, width);
+                     slope, out + i * width, width, repeat * s.c);
         }
       });
     } else {
