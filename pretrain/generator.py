@@ -249,7 +249,7 @@ def train(
         return None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
 
     if not full.exists() and half:
-        part, label = halved(plan.model), "generator, half size"
+        part, label = halved(plan.model), "generator at half size"
         if copied:
             loop = copies.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
         else:
@@ -261,7 +261,7 @@ def train(
         state = session.state(domain, root, "generator-copy", resume)
         smaller = at_half if half else None
         loop = copies.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
-        session.follow(loop, copied, "generator, copying", state)
+        session.follow(loop, copied, "generator copying", state)
         if session.progress_of(state) < copied // batch:
             return
         if training.first_process():

@@ -72,7 +72,10 @@ def pretrain(
         else:
             module.train(found, root, minutes=minutes, images=images, resume=not fresh, device=place)
         training.wait_for_first()  # who writes what the next part reads
-        tell(f"{name}: done, in {found.weights('mapper' if name == 's_stats' else name).path}")
+        path = found.weights("mapper" if name == "s_stats" else name).path
+        if not (root / path).exists():  # which the next part would miss
+            return tell(f"{name}: out of time before its first weights; the same command goes on")
+        tell(f"{name}: done, in {path}")
 
 
 def new_domain(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -485,10 +485,12 @@ def test_pretrain_trains_the_part_it_is_asked_for_or_all(
 
     def module(name: str) -> SimpleNamespace:
         part = name.removeprefix("pretrain.")
-        return SimpleNamespace(
-            train=lambda domain, root, **options: called.append((part, domain.name, options)),
-            promote=lambda domain, root: called.append((part, "promoted")),
-        )
+
+        def train(domain: Any, root: Path, **options: Any) -> None:
+            called.append((part, domain.name, options))
+            (root / domain.weights(part).path).touch()
+
+        return SimpleNamespace(train=train, promote=lambda domain, root: called.append((part, "promoted")))
 
     monkeypatch.setattr("importlib.import_module", module)
     assert deltaspace("pretrain", "tiny", "clip", "--minutes", "0.5", "--fresh", "--device", "cpu").code == 0

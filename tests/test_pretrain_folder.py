@@ -217,6 +217,18 @@ def state_of(root: Path, name: str) -> dict[str, Any]:
     return torch.load(root / f"data/pretraining/cats/{name}.pt", weights_only=True)
 
 
+def test_out_of_time_before_the_first_weights_nothing_is_called_done_and_no_later_part_begins(
+    domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "domains/cats.yaml"
+    file.write_text(file.read_text().replace("images_half_size: 8", "images_half_size: 16"))
+    assert app.run(["pretrain", "cats", "--minutes", "1e-9"]) == 0
+    told = capsys.readouterr().out
+    assert "generator: out of time" in told and "done" not in told and "encoder" not in told
+    assert app.run(["pretrain", "cats"]) == 0
+    assert "generator: done" in capsys.readouterr().out
+
+
 def test_one_command_trains_what_the_domain_lacks_and_can_have(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
