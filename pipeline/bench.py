@@ -36,7 +36,8 @@ Run = Callable[[], Tensor | None]
 class Case:
     """One row. Each function does the same work, or `parts` says how often published and plain must be repeated.
 
-    Returns what is compared between published and ours, or None where that makes no sense.
+    Returns what is compared between published and ours, or None where that makes no sense. whole: what takes minutes
+    is neither run once before nor watched for its memory.
     """
 
     published: Run
@@ -44,6 +45,7 @@ class Case:
     ours: Run
     rounds: int
     parts: float = 1.0
+    whole: bool = False
 
 
 class Peak(TorchDispatchMode):
@@ -86,10 +88,10 @@ def peak(run: Run) -> int:
 
 
 def measure(case: Case, device: str) -> dict[str, float | None]:
-    """A row of the file; one round is not counted."""
+    """A row of the file; one round is not counted, unless it is `whole`."""
     times: dict[str, list[float]] = {"published": [], "plain": [], "ours": []}
     found: dict[str, Tensor | None] = {}
-    for number in range(case.rounds + 1):
+    for number in range(case.whole, case.rounds + 1):
         for name in times:
             workers.keep_memory(name == "ours")
             spent, found[name] = seconds(getattr(case, name), device)
@@ -99,7 +101,7 @@ def measure(case: Case, device: str) -> dict[str, float | None]:
     low, high = interval(times["published"], times["ours"])
     theirs, mine = found["published"], found["ours"]
     compared = theirs is not None and mine is not None
-    memory = [peak(case.published), peak(case.ours)]
+    memory = None if case.whole else peak(case.published) / max(1, peak(case.ours))
     return {
         "published_s": middle["published"],
         "plain_s": middle["plain"],
@@ -109,7 +111,7 @@ def measure(case: Case, device: str) -> dict[str, float | None]:
         "ratio_high": high,
         "ratio_plain": middle["plain"] / middle["ours"],
         "max_abs_diff": (theirs.float() - mine.float()).abs().max().item() if compared else None,  # type: ignore[union-attr]
-        "memory_ratio": memory[0] / max(1, memory[1]),
+        "memory_ratio": memory,
     }
 
 
@@ -166,6 +168,6 @@ def line(name: str, row: Mapping[str, float | None]) -> str:
     """One row in words."""
     return (
         f"{name:28} {row['published_s']:8.3f} s -> {row['ours_s']:.3f} s, ratio {row['ratio']:.2f} "
-        f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f}), plain {row['ratio_plain']:.2f}, "
-        f"memory {row['memory_ratio']:.1f}"
+        f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f}), plain {row['ratio_plain']:.2f}"
+        + ("" if row["memory_ratio"] is None else f", memory {row['memory_ratio']:.1f}")
     )

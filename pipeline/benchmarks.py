@@ -12,17 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.resample import box_resample
+from pipeline import artefacts, published, relevance, sampling
 from pipeline import generator as generators
-from pipeline import published, relevance, sampling
 from pipeline.bench import Case
 from pipeline.clip import Clip
-from pipeline.mapper import DeltaMapper, losses
+from pipeline.mapper import DeltaMapper, MapperParams, Trainer, losses, validate
 from pipeline.stylespace import StyleLayout
+from pipeline.training import fit
+from pipeline.values import InputError
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
 PICTURES, SHARE = 8, 5  # of the relevance rows: pictures, and the SHARE-th part of each layer's channels
+PUBLISHED_MAPPER = 6000, 0.5, 0.0  # steps, rate and fade on portraits
+OUR_STEPS = 1700  # that reach where those end
 FFHQ = StyleLayout((512,) * 10 + (256, 256, 128, 128, 64, 64, 32))
 WIDTHS_256 = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128}  # StyleGAN2 config f
 VIT_B_32: dict[str, Any] = {
@@ -140,6 +144,52 @@ def mapper_step_ffhq(backbones: Backbones) -> Case:
     return Case(trained(False, foreach=False), trained(True, foreach=True), trained(True, fused=True), rounds=7)
 
 
+def mapper_time_to_loss(backbones: Backbones) -> Case:
+    """From nothing to the validation loss that the published recipe ends with: the domain's rate, falling, in fewer
+    steps. Each of three rounds has its own seed; plain is the published recipe without its loader.
+
+    InputError where the codes are not made, or where our steps end above that loss.
+    """
+    codes = backbones.root / "data" / backbones.domain.name / "codes"
+    unseen, train = (
+        artefacts.read(codes, "codes", ["s", "clip"], {"source": ("fake", "real"), "split": split})
+        for split in ("val", "train")
+    )
+    s, clip, layout = train["s"], train["clip"], backbones.generator.layout
+    rate, seeds = backbones.domain.defaults["mapper"]["lr"], {"published": 0, "plain": 0, "ours": 0}
+    ends: dict[int, float] = {}
+
+    def params(name: str, steps: int, lr: float, fade: float) -> MapperParams:
+        seeds[name] += 1
+        torch.manual_seed(seeds[name])
+        return MapperParams(steps, 64, lr, fade, "code", "both", None, seeds[name])
+
+    def loss(trained: DeltaMapper) -> Tensor:
+        found = validate(trained.eval(), unseen["s"], unseen["clip"])
+        return torch.tensor(found["val_mse"] + 1 - found["val_cos"])
+
+    def theirs() -> Tensor:
+        recipe, fresh = params("published", *PUBLISHED_MAPPER), DeltaMapper(layout, clip.shape[1])
+        published.mapper_training(fresh, s, clip, recipe.steps, recipe.batch, recipe.lr)
+        found = loss(fresh)
+        ends[seeds["published"]] = found.item()
+        return found
+
+    def trained(recipe: MapperParams) -> Tensor:
+        trainer = Trainer(s, clip, layout, recipe)
+        for _ in fit(trainer.step, trainer.parts, recipe.steps):
+            pass
+        return loss(trainer.mapper)
+
+    def ours() -> Tensor:
+        found = trained(params("ours", OUR_STEPS, rate, 0.5))
+        if found > ends[seeds["ours"]]:
+            raise InputError(f"{OUR_STEPS} steps end at {found:.4f}, above {ends[seeds['ours']]:.4f}: they are too few")
+        return found
+
+    return Case(theirs, lambda: trained(params("plain", *PUBLISHED_MAPPER)), ours, rounds=3, whole=True)
+
+
 CASES: dict[str, Callable[[Backbones], Case]] = {
     "relevance_portraits": relevance_finite,
     "relevance_reverse_portraits": relevance_reverse,
@@ -147,4 +197,5 @@ CASES: dict[str, Callable[[Backbones], Case]] = {
     "sample_cache_portraits": sample_cache_portraits,
     "sample_cache_256": sample_cache_256,
     "mapper_step_ffhq": mapper_step_ffhq,
+    "mapper_time_to_loss": mapper_time_to_loss,
 }

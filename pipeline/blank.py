@@ -36,7 +36,8 @@ defaults: # what null in params.yaml stands for
   cache:
     batch: {batch}
   relevance: {{}}
-  mapper: {{}}
+  mapper:
+    lr: {lr}
   diffusion: {{}}
   evaluate:
     batch: 64
@@ -87,6 +88,7 @@ def text(
         val=val,
         test=test,
         batch=16 if resolution >= 256 else 64,
+        lr=0.5 if resolution > 64 else 2.0,  # of the mapper: narrow ones bear more
         plans="\n".join(f"    {line}" for line in written.splitlines()),
     )
 

@@ -73,7 +73,7 @@ def mixed(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> tuple[T
     if objective == "flow":
         part = (t / TIMESTEPS)[:, None, None, None]
         return torch.lerp(x0, noise, part), noise - x0
-    scheduler = schedulers(objective)[0]
+    scheduler = schedulers()[0]
     noisy = scheduler.add_noise(x0, noise, t)  # type: ignore[arg-type]
     return noisy, noise if objective == "eps" else scheduler.get_velocity(x0, noise, t)  # type: ignore[arg-type]
 

@@ -17,21 +17,35 @@ from pipeline.generator import EqualLinear, PixelNorm
 from pipeline.stylespace import StyleLayout
 from pipeline.training import Metrics, batch_rows, generator_for
 
+RISE = 50  # steps
+
 
 @dataclass(frozen=True)
 class MapperParams:
     """Section `mapper` of params.yaml. loss: "code" (mean squared error, the released training) or "paper" (the L2
-    norm per sample). source: the codes to learn from: "fake", "real" or "both". precision: of the products in a step;
-    weights, moments and losses are float32."""
+    norm per sample). source: the codes to learn from: "fake", "real" or "both". fade: the last part of the steps, in
+    which the rate falls to zero, after it rose in the first 50; 0: constant from the first, as published. precision: of
+    the products in a step; weights, moments and losses are float32."""
 
     steps: int
     batch: int
     lr: float
+    fade: float
     loss: str
     source: str
     rows: int | None
     seed: int
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fade <= 1:
+            raise ValueError(f"fade is {self.fade:g}: a part of the steps, from 0 to 1, is expected")
+
+    def rate(self, number: int) -> float:
+        """The learning rate of step `number`."""
+        if not self.fade:
+            return self.lr
+        return self.lr * min(1.0, (number + 1) / RISE, (1 - number / self.steps) / self.fade)
 
 
 class Stack(nn.Module):
@@ -107,7 +121,7 @@ def pairs(s: Tensor, clip: Tensor, first: Tensor, second: Tensor) -> tuple[Tenso
 
 
 class Trainer:
-    """One step of the published training: Adam, constant rate, random pairs; see `pipeline.training.fit`."""
+    """One step of the training: Adam, random pairs; see `pipeline.training.fit`."""
 
     def __init__(self, s: Tensor, clip: Tensor, layout: StyleLayout, params: MapperParams) -> None:
         """s [N,S] float16 and clip [N,E] of the training rows."""
@@ -127,6 +141,7 @@ class Trainer:
             predicted = self.mapper(s, told)
         values = losses(predicted.float(), target)
         (values[self.params.loss] + values["cosine"]).backward()
+        self.adam.param_groups[0]["lr"] = self.params.rate(number)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return {name: value.item() for name, value in values.items()}

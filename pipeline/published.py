@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pipeline.clip import Clip
     from pipeline.generator import Generator, ModulatedConv, ToRGB
+    from pipeline.mapper import DeltaMapper
     from pipeline.relevance import Probe
 
 
@@ -119,3 +120,38 @@ def fake_codes(generator: Generator, clip: Clip, w: Tensor, batch: int) -> tuple
         w_plus = generator.repeat(part)
         embeddings.append(embed(clip, synthesis(generator, generator.styles(w_plus), w_plus)))
     return torch.cat(codes), torch.cat(embeddings)
+
+
+class Codes:
+    """A data set of pairs: item n is the code n, raw, beside another one that chance chooses."""
+
+    def __init__(self, s: Tensor, clip: Tensor) -> None:
+        self.s, self.clip = s, clip
+
+    def __len__(self) -> int:
+        return len(self.s)
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        other = int(torch.randint(len(self.s), ()))
+        first, second = (F.normalize(self.clip[row], dim=0) for row in (n, other))
+        return self.s[n].float(), first, self.s[other].float(), second
+
+
+def mapper_training(mapper: DeltaMapper, s: Tensor, clip: Tensor, steps: int, batch: int, lr: float) -> None:
+    """The released training: items one by one out of a DataLoader, Adam at a constant rate, float32."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(Codes(s, clip), batch, shuffle=True, drop_last=True)  # type: ignore[arg-type]
+
+    def batches() -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
+
+    adam = torch.optim.Adam(mapper.parameters(), lr=lr, foreach=False)
+    for _, (s_first, first, s_second, second) in zip(range(steps), batches(), strict=False):
+        told = torch.cat([first, F.normalize(second - first, dim=1)], dim=1)
+        predicted, target = mapper(s_first, told), s_second - s_first
+        loss = F.mse_loss(predicted, target) + 1 - F.cosine_similarity(predicted, target, dim=1).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()

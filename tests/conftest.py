@@ -27,7 +27,7 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
     "prepare": {"train": 20, "val": 6, "test": 5, "shard": 8},
     "sample": {"count": 100, "shard": 16},
     "relevance": {"images": 3},
-    "mapper": {"steps": 600, "batch": 16},
+    "mapper": {"steps": 600, "batch": 16, "lr": 0.5},
     "diffusion": {"steps": 120, "batch": 4},
     "edit_diffusion": {"deltaedit_d": {"strength": 1.0, "threshold": 0.1, "steps": 4, "refine": 1}},
     "edit_baseline": {

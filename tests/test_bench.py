@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from kernels.resample import box_resample
 from pipeline import bench, benchmarks, published, relevance, report
 from pipeline.bench import Case, Peak
 from pipeline.generator import Generator
+from pipeline.mapper import DeltaMapper, validate
+from pipeline.stylespace import StyleLayout
 from pipeline.values import InputError
 
 D, E = 5, 7
@@ -74,6 +77,40 @@ def test_the_row_of_the_relevance_measures_the_same_rows_three_times(generator: 
     assert rows is not None and plain is not None and ours is not None and case.parts == 1
     assert len(rows) == sum(max(1, width // benchmarks.SHARE) for width in generator.layout.dims)
     assert rows.shape == plain.shape and F.cosine_similarity(ours, rows).min() > 0.999
+
+
+def test_the_published_mapper_training_draws_items_and_learns() -> None:
+    torch.manual_seed(0)
+    layout, traits = StyleLayout((6, 6, 5, 5, 5, 4, 3), split=(2, 5)), torch.randn(300, 2)
+    s, clip = (traits @ torch.randn(2, layout.size)).half(), traits @ torch.randn(2, 9) + torch.randn(9)
+    first, one, second, other = published.Codes(s, clip)[7]
+    assert torch.equal(first, s[7].float()) and (second == s.float()).all(dim=1).sum() == 1
+    torch.testing.assert_close(one, clip[7] / clip[7].norm())
+    torch.testing.assert_close(other.norm(), torch.tensor(1.0))
+    mapper = DeltaMapper(layout, 9)
+    before = validate(mapper, s, clip)["val_mse"]
+    published.mapper_training(mapper, s, clip, steps=60, batch=32, lr=0.5)
+    assert validate(mapper, s, clip)["val_mse"] < 0.9 * before
+
+
+@pytest.mark.parametrize(("steps", "enough"), [(40, True), (1, False)])
+def test_the_time_to_a_loss_is_only_told_where_that_loss_was_reached(
+    steps: int, enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator
+) -> None:
+    traits = torch.randn(300, 2)
+    codes = {"s": traits @ torch.randn(2, generator.layout.size), "clip": traits @ torch.randn(2, 9)}
+    monkeypatch.setattr(benchmarks.artefacts, "read", lambda *_: codes)
+    monkeypatch.setattr(benchmarks, "PUBLISHED_MAPPER", (10, 0.5, 0.0))
+    monkeypatch.setattr(benchmarks, "OUR_STEPS", steps)
+    domain = SimpleNamespace(name="tiny", defaults={"mapper": {"lr": 2.0}})
+    here: Any = SimpleNamespace(root=tmp_path, domain=domain, generator=generator, device="cpu")
+    case = benchmarks.mapper_time_to_loss(here)
+    if enough:
+        row = bench.measure(case, "cpu")
+        assert row["memory_ratio"] is None and "memory" not in bench.line("time", row) and row["ours_s"] > 0
+    else:
+        with pytest.raises(InputError, match="1 steps end at"):
+            bench.measure(case, "cpu")
 
 
 def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> None:

@@ -56,6 +56,21 @@ def test_a_new_network_predicts_zero_and_ignores_the_style():
     assert torch.equal(half(x, t, s), half(x, t, -s))
 
 
+def test_a_new_network_of_a_flow_says_what_is_best_guessed_from_the_mixture_alone():
+    torch.manual_seed(0)
+    network, t = small(objective="flow"), torch.tensor([0.0, 250.0, 1000.0])
+    picture, noise = torch.randn(2, 3, 4000, dtype=torch.float64)
+    picture = picture / 2
+    with torch.no_grad():
+        said = network(torch.ones(3, 3, 64, 64), t, torch.zeros(3, sum(SIZES)))
+    for row, part in enumerate(t.double() / 1000):
+        mixture, wanted = (1 - part) * picture[row] + part * noise[row], noise[row] - picture[row]
+        best = (mixture @ wanted) / (mixture @ mixture)
+        torch.testing.assert_close(said[row].double(), best.expand_as(said[row]), atol=0.1, rtol=0)
+    with pytest.raises(ValueError, match="objective is 'x0': eps, v, flow are known"):
+        small(objective="x0")
+
+
 def test_with_zero_style_heads_it_is_the_unconditional_unet_of_diffusers():
     network = awake(small())
     for block in blocks(network).values():

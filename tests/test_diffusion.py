@@ -72,6 +72,33 @@ def test_the_loss_is_the_noise_that_the_network_missed():
     assert diffusion.loss(lambda x, t, code: torch.zeros_like(x), x0, s, generator_for(1, 3)) != nothing
 
 
+@pytest.mark.parametrize("objective", ["eps", "v", "flow"])
+def test_what_a_network_is_shown_and_should_say_follow_the_objectives_formulas(objective):
+    torch.manual_seed(0)
+    x0, noise, t = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([0, 400, 999])
+    a = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)[t].view(-1, 1, 1, 1).sqrt()
+    b, part = (1 - a**2).sqrt(), t.view(-1, 1, 1, 1) / 1000
+    shown, wanted = {
+        "eps": (a * x0 + b * noise, noise),
+        "v": (a * x0 + b * noise, a * noise - b * x0),
+        "flow": ((1 - part) * x0 + part * noise, noise - x0),
+    }[objective]
+    for found, expected in zip(diffusion.mixed(x0, noise, t, objective), (shown, wanted), strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_flow_is_learnt_at_all_times_and_gives_the_picture_back(batches):
+    numbers = {**NUMBERS, "objective": "flow"}
+    params = replace(PARAMS, steps=150, batch=16, lr=6e-3, ema=0.95)
+    network = diffusion.first_weights(params, None, numbers)
+    before = diffusion.validation_loss(network, batches, 64)
+    *_, (_, _, average) = diffusion.steps(network, params, batches, 512)
+    assert diffusion.validation_loss(average, batches, 64) < 0.5 * before
+    x0, s = (value[:8] for value in batches(torch.arange(8), generator_for(0, 0)))
+    round_trip = decode(average, encode(average, x0, s, 10, 0, "flow").x, s, 10, "flow").x
+    assert (round_trip - x0).square().mean() < 0.02 * x0.var()
+
+
 def test_the_loss_falls_and_the_style_is_read(batches):
     params = replace(PARAMS, steps=150, batch=16, lr=6e-3, ema=0.95)
     network = diffusion.first_weights(params, None, NUMBERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.training import Curve, fit
 
 DIMS_1024 = (*[512] * 10, 256, 256, 128, 128, 64, 64, 32)
 LAYOUT, E = StyleLayout((6, 6, 5, 5, 5, 4, 3), split=(2, 5)), 9  # coarse 2 x 6, medium 3 x 5, fine 4 + 3
-PARAMS = MapperParams(steps=200, batch=32, lr=0.5, loss="code", source="both", rows=None, seed=3)
+PARAMS = MapperParams(steps=200, batch=32, lr=0.5, fade=0.0, loss="code", source="both", rows=None, seed=3)
 
 
 # ---------------------------------------------------------------- architecture
@@ -202,7 +203,7 @@ def world(count: int = 400) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("loss", ["code", "paper"])
 def test_training_learns_what_pictures_differ_in(loss: str) -> None:
     s, clip = world()
-    trainer = Trainer(s[:350], clip[:350], LAYOUT, MapperParams(**{**vars(PARAMS), "loss": loss}))
+    trainer = Trainer(s[:350], clip[:350], LAYOUT, replace(PARAMS, loss=loss))
     measured = [metrics for _, metrics in fit(trainer.step, trainer.parts, PARAMS.steps)]
     first, last = (sum(m[loss] for m in part) / 20 for part in (measured[:20], measured[-20:]))
     assert last < 0.9 * first
@@ -212,11 +213,21 @@ def test_training_learns_what_pictures_differ_in(loss: str) -> None:
     assert validate(fresh, s[350:], clip[350:])["explained"] < 0.1
 
 
+def test_the_rate_rises_stays_and_falls_to_zero_or_is_constant_as_published() -> None:
+    params = replace(PARAMS, steps=1000, lr=2.0, fade=0.4)
+    rates = [params.rate(number) for number in range(1000)]
+    assert rates[0] == pytest.approx(0.04) and set(rates[50:601]) == {2.0}
+    assert rates[800] == pytest.approx(1.0) and 0 < rates[999] < 0.01
+    assert {replace(params, fade=0.0).rate(number) for number in range(1000)} == {2.0}
+    with pytest.raises(ValueError, match=r"fade is 1\.5"):
+        replace(params, fade=1.5)
+
+
 def test_the_two_losses_teach_differently() -> None:
     s, clip = world()
     states = []
     for loss in ("code", "paper"):
-        trainer = Trainer(s, clip, LAYOUT, MapperParams(**{**vars(PARAMS), "loss": loss}))
+        trainer = Trainer(s, clip, LAYOUT, replace(PARAMS, loss=loss))
         list(fit(trainer.step, trainer.parts, 3))
         states.append(torch.cat([p.flatten() for p in trainer.mapper.parameters()]))
     assert not torch.equal(*states)
@@ -224,14 +235,14 @@ def test_the_two_losses_teach_differently() -> None:
 
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"mapper\.loss is 'l3': 'code' or 'paper' is expected"):
-        Trainer(*world(8), LAYOUT, MapperParams(**{**vars(PARAMS), "loss": "l3"}))
+        Trainer(*world(8), LAYOUT, replace(PARAMS, loss="l3"))
 
 
 def test_a_run_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
     s, clip = world()
 
     def run(path: Path | None, stop: int | None = None) -> tuple[list[Tensor], list]:
-        trainer, curve = Trainer(s, clip, LAYOUT, PARAMS), Curve(every=5)
+        trainer, curve = Trainer(s, clip, LAYOUT, replace(PARAMS, steps=23, fade=0.5)), Curve(every=5)
         for done, _ in fit(trainer.step, trainer.parts, 23, path, every=4, curve=curve):
             if done == stop:
                 break
@@ -250,7 +261,7 @@ def test_another_seed_is_another_mapper_and_the_same_seed_the_same() -> None:
     s, clip = world()
     states = []
     for seed in (3, 3, 4):
-        trainer = Trainer(s, clip, LAYOUT, MapperParams(**{**vars(PARAMS), "seed": seed}))
+        trainer = Trainer(s, clip, LAYOUT, replace(PARAMS, seed=seed))
         list(fit(trainer.step, trainer.parts, 3))
         states.append(torch.cat([p.flatten() for p in trainer.mapper.parameters()]))
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
@@ -260,7 +271,7 @@ def test_bfloat16_learns_as_well_and_keeps_weights_in_float32() -> None:
     s, clip = world(200)
     found = {}
     for precision in ("float32", "bfloat16"):
-        trainer = Trainer(s[:150], clip[:150], LAYOUT, MapperParams(**{**vars(PARAMS), "precision": precision}))
+        trainer = Trainer(s[:150], clip[:150], LAYOUT, replace(PARAMS, precision=precision))
         losses = [trainer.step(number)["cosine"] for number in range(60)]
         found[precision] = sum(losses[-20:]) / 20
         assert {weight.dtype for weight in trainer.mapper.parameters()} == {torch.float32}

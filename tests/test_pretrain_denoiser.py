@@ -6,6 +6,7 @@ import torch
 from pipeline import denoiser
 from pipeline.encoder import Encoder
 from pipeline.generator import Generator
+from pretrain import copying
 from pretrain.denoiser import coded, spread, steps
 
 R, D = 16, 12
@@ -46,6 +47,37 @@ def test_codes_are_the_standardised_styles_of_the_pictures_own_inversion(network
     images, s = coded(Pictures(), encoder, generator, mean, std)(rows, torch.Generator())
     assert torch.equal(images, Pictures().all[rows])
     torch.testing.assert_close(s * std + mean, generator.styles(encoder(images)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_share_of_a_batch_is_made_of_codes_between_two_people(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows, chance = torch.arange(10), torch.Generator().manual_seed(1)
+    images, s = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, chance)
+    assert torch.equal(images[:6], Pictures().all[:6]) and len(images) == len(s) == 10
+    raw = s[6:] * std + mean
+    w = generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1)))
+    own, other = generator.styles(generator.repeat(w)).chunk(2)
+    near = [(raw - whose).abs() < 1e-4 for whose in (own, other)]
+    assert (near[0] | near[1]).all() and near[0].float().mean(dim=1).min() > 0.4 and not near[0].all()
+    made = generator.synthesis(raw, generator.repeat(w[:4])).clamp(-1, 1)
+    torch.testing.assert_close(images[6:], made, atol=1e-3, rtol=0)
+    again = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
+    assert torch.equal(images, again[0]) and torch.equal(s, again[1])
+
+
+def test_a_share_of_the_codes_is_told_where_the_generator_learnt_to_copy(networks, monkeypatch):
+    encoder, generator = networks
+    told = torch.randn(3, 6, D)
+    monkeypatch.setattr(copying, "codes", lambda g, people: told[: len(people)])
+    pictures = Pictures()
+    pictures.people = lambda rows: iter(rows.tolist())
+    mean, std = spread(generator)
+    rows = torch.arange(10)
+    _, s = coded(pictures, encoder, generator, mean, std, told=0.3)(rows, torch.Generator())
+    raw = s * std + mean
+    torch.testing.assert_close(raw[:3], generator.styles(told), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(raw[3:], generator.styles(encoder(pictures.all[3:10])), rtol=1e-4, atol=1e-5)
 
 
 def test_the_spread_is_that_of_generated_styles(networks):

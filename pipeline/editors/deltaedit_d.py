@@ -29,8 +29,8 @@ REMEMBERED = 32  # batches of people whose noise is kept for their next edit
 class Params:
     """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay.
 
-    steps: of DDIM, in each of both directions; a divisor of 1000. The paper decodes in 100. refine: further evaluations
-    per encoding step, which make decoding give the picture back; they are paid once per person.
+    steps: in each of both directions; a divisor of 1000. The paper decodes in 100, of DDIM. refine: further rounds per
+    encoding step, which make decoding give the picture back; they are paid once per person.
     """
 
     strength: float
@@ -51,7 +51,7 @@ class Params:
 class DeltaEditD:
     backbones: Backbones
     params: Params
-    noises: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False, compare=False)
+    noises: OrderedDict[str, sampler.Sampled] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         return clip_direction(self.backbones, condition)
@@ -60,19 +60,20 @@ class DeltaEditD:
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         """`evaluations` counts both directions, also when the noise of these people is remembered from another edit."""
         s = source.s + mapped(self.backbones, source, direction, self.params.threshold, strength)
-        decoded = sampler.decode(self.backbones.denoiser, self._noise(source), self._told(s), self.params.steps)
-        return Edited(decoded.x, s=s, evaluations=self.params.steps * (2 + self.params.refine))
+        noise, denoiser = self._noise(source), self.backbones.denoiser
+        decoded = sampler.decode(denoiser, noise.x, self._told(s), self.params.steps, denoiser.objective)
+        return Edited(decoded.x, s=s, evaluations=noise.evaluations + decoded.evaluations)
 
     def _told(self, s: Tensor) -> Tensor:
         return sampler.standardise(s, *self.backbones.s_stats)
 
-    def _noise(self, source: Source) -> Tensor:
+    def _noise(self, source: Source) -> sampler.Sampled:
         """x_T [B,3,R,R] of the source, computed once for all its edits."""
         key = hashlib.sha256(source.image.cpu().numpy().tobytes() + source.s.cpu().numpy().tobytes()).hexdigest()
         if key not in self.noises:
-            told = self._told(source.s)
-            steps, refine = self.params.steps, self.params.refine
-            self.noises[key] = sampler.encode(self.backbones.denoiser, source.image, told, steps, refine).x
+            told, denoiser = self._told(source.s), self.backbones.denoiser
+            numbers = self.params.steps, self.params.refine, denoiser.objective
+            self.noises[key] = sampler.encode(denoiser, source.image, told, *numbers)
             if len(self.noises) > REMEMBERED:
                 self.noises.popitem(last=False)
         self.noises.move_to_end(key)
