@@ -50,9 +50,12 @@ def pretrain(
         raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
     from importlib import import_module
 
-    from pipeline import domains, params, training
+    from pipeline import domains, params, training, workers
     from pipeline.service import device_named
     from pretrain import session
+
+    workers.idle_threads()
+    workers.keep_memory()
 
     root = params.root()
     found = domains.load(domain, root)

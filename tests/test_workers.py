@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from pipeline import work, workers
 from pipeline.values import InputError
@@ -81,3 +82,16 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     parent.wait()
     _, alive = psutil.wait_procs(found, timeout=60)
     assert not alive
+
+
+def test_a_training_takes_the_cores_that_are_idle_unless_it_is_told_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, taken = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for load in (0.2, 2.9, 30.0):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        workers.idle_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    workers.idle_threads()
+    assert taken == [8, 5, 1] and torch.get_num_threads() == before
