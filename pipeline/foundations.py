@@ -130,9 +130,7 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
 
     zero_shot, with chance beside it: each visible attribute read by the nearest of its values' texts, class-balanced,
     mean over attributes; zero_shot_min, the worst attribute; zero_shot_heldout, those values alone that can also be
-    said in words kept out of all training, said so. The rest on people and their captions, each person once paired with
-    another: delta_cos_paired and delta_cos_mismatched, and top-1 image to text retrieval of the features (raw) and of
-    the differences (delta).
+    said in words kept out of all training, said so. The rest is `metrics.alignment` of people and their captions.
     """
     from pipeline import portraits
 
@@ -155,20 +153,12 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
         for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
     ]
     texts = torch.cat([backbones.clip.embed_texts(captions[part]).float().cpu() for part in batches(count, batch)])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)  # a single ring through everybody
-    moved, said = units[partner] - units[:count], texts[partner] - texts
-    paired, mismatched = metrics.delta_cosines(moved, said)
     return {
         "zero_shot": zero_shot["mean"],
         "zero_shot_min": zero_shot["min"],
         "zero_shot_heldout": _balanced(right[1], truth, draws)["mean"],
         "chance": zero_shot["chance"],
-        "delta_cos_paired": metrics.interval(paired, draws=draws),
-        "delta_cos_mismatched": metrics.interval(mismatched, draws=draws),
-        "retrieval_raw": metrics.interval(metrics.retrieval(units[:count], texts), draws=draws),
-        "retrieval_delta": metrics.interval(metrics.retrieval(moved, said), draws=draws),
+        **metrics.alignment(units[:count], texts, draws),
         "attributes": zero_shot["attributes"],
     }
 

@@ -200,6 +200,28 @@ def retrieval(images: Tensor, texts: Tensor) -> Tensor:
     return (table.diagonal() >= table.amax(1) - 1e-6).float()
 
 
+def alignment(images: Tensor, texts: Tensor, draws: Draws | None = None) -> dict[str, Leaf]:
+    """The statistics of the DeltaSpace: embeddings [N,E] of pictures, and of their own texts, N at least 3.
+
+    Of the embeddings as they are (raw), and of differences between each pair and another one (delta; a single ring
+    through all, in an order that the seed decides): the cosine of a picture and its own text (cos_paired) and the mean
+    one with others' (cos_mismatched), and top-1 retrieval of the text (retrieval).
+    """
+    draws = draws or Draws()
+    order = torch.from_numpy(np.random.default_rng(draws.seed).permutation(len(images)))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
+    found = {}
+    sides = {"raw": (images, texts), "delta": (images[partner] - images, texts[partner] - texts)}
+    for name, (pictures, words) in sides.items():
+        paired, mismatched = delta_cosines(pictures, words)
+        found[f"{name}_cos_paired"] = interval(paired, draws=draws)
+        found[f"{name}_cos_mismatched"] = interval(mismatched, draws=draws)
+        found[f"retrieval_{name}"] = interval(retrieval(pictures, words), draws=draws)
+    return found
+
+
 def zero_shot(images: Tensor, texts: Tensor) -> Tensor:
     """Index of the text nearest to each image: [N,E], [K,E] -> [N]."""
     return (F.normalize(images.float(), dim=1) @ F.normalize(texts.float(), dim=1).T).argmax(1)

@@ -279,6 +279,24 @@ def _about(file: Path) -> dict[str, str]:
 
 
 @app.command()
+def alignment(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES.npy", help="CLIP embeddings of pictures, a row each.")],
+    texts: Annotated[Path, typer.Argument(metavar="TEXTS.npy", help="Of their texts, in the same order.")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Do differences of pictures and of texts point the same way? Cosines and retrieval for anyone's embeddings."""
+    from pipeline import metrics
+    from pipeline.foreign import released
+
+    found = metrics.alignment(*released.embeddings(images, texts))
+    if as_json:
+        return _shell.print_json(found)
+    for name, value in found.items():
+        typer.echo(f"{name:22} {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
+
+
+@app.command()
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Show device, kernels, weights (verified by sha256), versions and disk; exit code 1 if something needs mending."""
     from pipeline import params

@@ -478,6 +478,19 @@ def test_editors_and_domains_are_listed_without_importing_torch(project: Path, d
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_alignment_measures_anyones_embeddings(deltaspace: Deltaspace, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    meanings = rng.normal(size=(9, 6)).astype(np.float32)
+    np.save(tmp_path / "i.npy", meanings + 3)
+    np.save(tmp_path / "t.npy", meanings - 5)
+    outcome = deltaspace("alignment", "i.npy", "t.npy", "--json")
+    assert json.loads(outcome.out)["delta_cos_paired"]["value"] > 0.8
+    assert "retrieval_delta" in deltaspace("alignment", "i.npy", "t.npy").out
+    np.save(tmp_path / "few.npy", meanings[:5])
+    refused = deltaspace("alignment", "i.npy", "few.npy")
+    assert refused.code == 2 and "[9, 6] and [5, 6]" in refused.err and refused.err.count("\n") == 1
+
+
 def test_pretrain_trains_the_part_it_is_asked_for_or_all(
     deltaspace: Deltaspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

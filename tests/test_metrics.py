@@ -150,6 +150,18 @@ def test_weights_count_rows_as_if_they_stood_there_again() -> None:
 # ---------------------------------------------------------------- alignment
 
 
+def test_differences_are_aligned_where_embeddings_are_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    meanings = 0.2 * torch.randn(40, 16, generator=rng)
+    pictures, words = torch.randn(16, generator=rng) + meanings, torch.randn(16, generator=rng) + meanings
+    found = metrics.alignment(pictures, words, metrics.Draws(50))
+    assert found["delta_cos_paired"]["value"] > 0.9 > found["raw_cos_paired"]["value"]
+    assert abs(found["delta_cos_mismatched"]["value"]) < 0.1
+    assert found["retrieval_delta"]["value"] > found["retrieval_raw"]["value"]
+    assert found == metrics.alignment(3 * pictures, words / 2, metrics.Draws(50))
+    assert metrics.alignment(pictures, words.roll(1, 0))["delta_cos_paired"]["value"] < 0.2
+
+
 def test_delta_cosines_of_parallel_and_of_crossed_differences() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     paired, mismatched = metrics.delta_cosines(images, 5 * images)

@@ -68,7 +68,7 @@ def relevance(path: Path, layout: StyleLayout) -> tuple[Tensor, list[str]]:
 
     A file that ends with a layer gets rows of zeros for the layers it lacks: no text moves their channels.
     """
-    rows = _matrix(path, "a relevance matrix")
+    rows = _array(path, "a relevance matrix")
     have, size = rows.shape[0], layout.size
     ends = list(accumulate(layout.dims))
     if have not in ends:
@@ -128,7 +128,7 @@ def replace_codes(
 
 
 def _pair(s_path: Path, clip_path: Path, layout: StyleLayout) -> tuple[np.ndarray, np.ndarray]:
-    s, clip = _matrix(s_path, "style codes"), _matrix(clip_path, "CLIP features")
+    s, clip = _array(s_path, "style codes"), _array(clip_path, "CLIP features")
     if s.shape[1] != layout.size:
         raise InputError(f"{s_path} has {s.shape[1]} style channels: the domain's generator has {layout.size}")
     if len(s) != len(clip):
@@ -144,7 +144,18 @@ def _chunks(s_path: Path, clip_path: Path, s: np.ndarray, clip: np.ndarray) -> I
         yield start, _numbers(s_path, s[rows]), _numbers(clip_path, clip[rows])
 
 
-def _matrix(path: Path, what: str) -> np.ndarray:
+def embeddings(images: Path, texts: Path) -> tuple[Tensor, Tensor]:
+    """Two `.npy` files of embeddings, row for row of pictures and of their texts -> [N,E] each, N at least 3."""
+    rows = [_array(path, "embeddings") for path in (images, texts)]
+    if rows[0].shape != rows[1].shape or len(rows[0]) < 3:
+        shapes = " and ".join(str(list(found.shape)) for found in rows)
+        raise InputError(
+            f"{images} and {texts} hold {shapes}: equally many embeddings of one size, from 3 up, are expected"
+        )
+    return _numbers(images, rows[0]), _numbers(texts, rows[1])
+
+
+def _array(path: Path, what: str) -> np.ndarray:
     """A `.npy` file of floats [N,K], mapped and not read. Nothing pickled is ever loaded."""
     path = Path(path)
     if not path.is_file():
