@@ -143,6 +143,9 @@ def load(name: str, root: Path) -> Domain:
         )
         for network in NETWORKS
     }
+    for network, entry in networks.items():
+        if entry.path != (place := default_path(name, network)):
+            raise InputError(f"{where}: {network}.path is {entry.path}, but the workflow reads {place}: put a copy there")
     rest = {key: value for key, value in content.items() if key not in NETWORKS}
     if isinstance(rest.get("templates"), str):
         rest["templates"] = _lines(Path(root) / "domains" / PurePosixPath(rest["templates"]).name, where)
@@ -158,7 +161,7 @@ def _inside(name: str) -> bool:
 
 
 def default_path(domain: str, network: str) -> str:
-    """Where a network's weights lie, relative to the project, unless its domain says otherwise."""
+    """Where a network's weights lie, relative to the project: DVC watches them there."""
     return f"data/pretrained/{domain}/{network}.safetensors"
 
 

@@ -61,6 +61,7 @@ def test_unknown_domains_get_the_nearest_name(tmp_path):
         ("smile}", "smile, split: tset}", r"split is 'tset'.*one of seen, heldout"),
         ("resolution: 16", "resolution: 16\nclip: {path: /etc/passwd}", "must lie inside the project"),
         ("resolution: 16", "resolution: 16\nclip: {path: a/../../b}", "must lie inside the project"),
+        ("resolution: 16", "resolution: 16\nclip: {path: data/pretrained/mine/clip.safetensors}", "put a copy there"),
         ("resolution: 16", "resolution: 16\nclip: {sha256: abc}", "'abc' is not a sha256"),
         ("resolution: 16", "resolution: 16\nclip: {hash: abc}", "clip.hash is unknown"),
         ("resolution: 16", "resolution: 16\nclip: model.pt", "clip is 'model.pt': a mapping"),
