@@ -145,7 +145,9 @@ def load(name: str, root: Path) -> Domain:
     }
     for network, entry in networks.items():
         if entry.path != (place := default_path(name, network)):
-            raise InputError(f"{where}: {network}.path is {entry.path}, but the workflow reads {place}: put a copy there")
+            raise InputError(
+                f"{where}: {network}.path is {entry.path}, but the workflow reads {place}: put a copy there"
+            )
     rest = {key: value for key, value in content.items() if key not in NETWORKS}
     if isinstance(rest.get("templates"), str):
         rest["templates"] = _lines(Path(root) / "domains" / PurePosixPath(rest["templates"]).name, where)

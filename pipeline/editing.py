@@ -56,6 +56,12 @@ def conditions(domain: Domain) -> list[TextPair]:
     return [TextPair(domain.neutral, prompt.text, prompt.attribute, prompt.value) for prompt in domain.prompts]
 
 
+NOBODY: dict[str, Any] = {  # columns of the schema `edits` without rows
+    **{name: [] for name in ("id", "prompt", "strength", "image", "mask", "evaluations")},
+    "s": None,
+}
+
+
 @torch.no_grad()
 def rows(
     editor: Editor, ids: Sequence[int], people: Source, directions: Sequence[Direction], strength: float

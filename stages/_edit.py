@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,10 @@ def people(module: Any, scale: editing.Scale) -> int:
 
 
 def edit(stage: Stage) -> None:
-    """Edit the first test people with the stage's editor; `evaluate.scale` says how many."""
+    """Edit the first test people with the stage's editor; `evaluate.scale` says how many.
+
+    An editor of drawn people alone edits nobody where there are none, so that the workflow can go on.
+    """
     assert stage.editor
     if not stage.domain.prompts:
         raise InputError(f"domains/{stage.domain.name}.yaml has no prompts: say what to edit towards")
@@ -67,6 +71,10 @@ def edit(stage: Stage) -> None:
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
     jobs = []
     left = people(module, scale)
+    nobody = stage.domain.renderer is None and getattr(module, "DRAWN", False)
+    if nobody:
+        left = 0
+        print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
         ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
         left -= len(ids)
@@ -74,9 +82,11 @@ def edit(stage: Stage) -> None:
         jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
     processes = stage.processes if kind == "diffusion" else 1
     with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale}) as unit:
-        if processes == 1:  # then the jobs run here, and what is fitted before them need not be fitted again
+        if processes == 1 and jobs:  # then the jobs run here, and what is fitted before them need not be fitted again
             with tracked.part("fit"):
                 ready(tool)
         with tracked.part("edit"):
             workers.fill(unit, "edits", write, jobs, processes)
+        if nobody:
+            artefacts.write_shard(unit.path("edits") / artefacts.shard_name(0), "edits", editing.NOBODY, meta)
         unit.publish({"edits": files.edits(stage.editor)})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KIND = "baseline"
 NEEDS = ()
+DRAWN = True  # edits only people whose parameters are known
 
 
 @dataclass(frozen=True)
