@@ -51,6 +51,10 @@ def write(job: Job, path: Path) -> None:
     artefacts.write_shard(path, "edits", columns, job.meta)
 
 
+def leave_out(meta: dict[str, Any], path: Path) -> None:
+    artefacts.write_shard(path, "edits", editing.NOBODY, meta)
+
+
 def people(module: Any, scale: editing.Scale) -> int:
     """How many test people an editor's module edits: as many as its kind does, unless it says otherwise."""
     return getattr(module, "PEOPLE", {}).get(scale, editing.PEOPLE[scale][module.KIND])
@@ -86,7 +90,8 @@ def edit(stage: Stage) -> None:
             with tracked.part("fit"):
                 ready(tool)
         with tracked.part("edit"):
-            workers.fill(unit, "edits", write, jobs, processes)
-        if nobody:
-            artefacts.write_shard(unit.path("edits") / artefacts.shard_name(0), "edits", editing.NOBODY, meta)
+            if nobody:
+                workers.fill(unit, "edits", leave_out, [meta], 1)
+            else:
+                workers.fill(unit, "edits", write, jobs, processes)
         unit.publish({"edits": files.edits(stage.editor)})

@@ -20,6 +20,8 @@ import pytest
 import yaml
 from test_architecture import PLUMBING, REGISTRIES, covered
 
+from pipeline import artefacts
+
 WATCH = """
 import atexit, os, pathlib, sys
 
@@ -244,6 +246,19 @@ def test_without_identity_and_oracle_the_rest_is_measured_and_the_page_says_what
     page = (ready / "reports/tiny/index.html").read_text()
     assert note.format("identity") in page and note.format("oracle") in page
     assert "Data and pipelines are up to date" in shell(ready, "dvc", "repro")
+
+
+def test_where_nobody_is_drawn_an_editor_of_drawn_people_is_left_out_and_the_rest_goes_on(ready: Path) -> None:
+    domain = yaml.safe_load((ready / "domains/tiny.yaml").read_text())
+    (ready / "domains/tiny.yaml").write_text(yaml.safe_dump({**domain, "renderer": None}))
+    shutil.rmtree(ready / "data/tiny/edits/counterfactual")
+    assert "counterfactual: left out" in shell(
+        ready, sys.executable, "-m", "stages.edit_baseline", "tiny", "counterfactual"
+    )
+    assert artefacts.read(ready / "data/tiny/edits/counterfactual", "edits", ["id"])["id"].tolist() == []
+    shell(ready, sys.executable, "-m", "stages.evaluate", "tiny")
+    found = json.loads((ready / "reports/tiny/metrics.json").read_text())["editors"]
+    assert "counterfactual" not in found and "deltaedit_g" in found
 
 
 def test_bad_input_is_one_line_and_exit_code_2(ready: Path) -> None:
