@@ -492,8 +492,9 @@ def test_alignment_measures_anyones_embeddings(deltaspace: Deltaspace, tmp_path:
 
 
 def test_pretrain_trains_the_part_it_is_asked_for_or_all(
-    deltaspace: Deltaspace, monkeypatch: pytest.MonkeyPatch
+    deltaspace: Deltaspace, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.copy(project, tmp_path / "project")))
     called = []
 
     def module(name: str) -> SimpleNamespace:
