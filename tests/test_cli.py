@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -495,9 +496,11 @@ def test_pretrain_trains_the_part_it_is_asked_for_or_all(
     deltaspace: Deltaspace, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.copy(project, tmp_path / "project")))
-    called = []
+    called, real = [], importlib.import_module
 
-    def module(name: str) -> SimpleNamespace:
+    def module(name: str, *rest: Any, **options: Any) -> Any:
+        if not name.startswith("pretrain."):
+            return real(name, *rest, **options)
         part = name.removeprefix("pretrain.")
 
         def train(domain: Any, root: Path, **options: Any) -> None:
