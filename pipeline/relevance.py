@@ -22,7 +22,7 @@ from pipeline.values import InputError
 
 TOGETHER = 28  # cotangents per backward pass
 CHANNELS = 64  # per part at most, and
-PICTURES = {"finite": 8, "reverse": 4}
+PICTURES = {"finite": perturbation.CHUNK, "reverse": 4}
 
 
 @dataclass(frozen=True)

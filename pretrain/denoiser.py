@@ -55,9 +55,9 @@ def coded(
         pictures = len(rows) - round(made * len(rows))
         known = min(pictures, round(told * len(rows)))
         images = data.images(rows[:pictures]).to(device)
-        codes = [encoder(images[known:])]
-        if known:
-            codes.insert(0, copying.codes(generator, list(data.people(rows[:known]))))
+        codes = [copying.codes(generator, list(data.people(rows[:known])))] if known else []
+        if known < pictures:
+            codes.append(encoder(images[known:]))
         s = generator.styles(torch.cat(codes))
         if pictures < len(rows):
             fakes, fake_s = draw(len(rows) - pictures, chance)

@@ -60,6 +60,17 @@ def people(module: Any, scale: editing.Scale) -> int:
     return getattr(module, "PEOPLE", {}).get(scale, editing.PEOPLE[scale][module.KIND])
 
 
+def shared_out(stage: Stage, tool: Tool, meta: dict[str, Any], left: int) -> list[Job]:
+    """The first `left` test people in blocks."""
+    jobs, files = [], stage.files
+    for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
+        ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
+        left -= len(ids)
+        blocks = [tuple(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
+        jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
+    return jobs
+
+
 def edit(stage: Stage) -> None:
     """Edit the first test people with the stage's editor; `evaluate.scale` says how many.
 
@@ -73,25 +84,16 @@ def edit(stage: Stage) -> None:
     scale = params.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
     tool = Tool(stage.networks, stage.editor, section)
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
-    jobs = []
-    left = people(module, scale)
-    nobody = stage.domain.renderer is None and getattr(module, "DRAWN", False)
-    if nobody:
-        left = 0
-        print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
-    for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
-        ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
-        left -= len(ids)
-        blocks = [tuple(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
-        jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
+    make: Any = write
+    jobs: list[Any] = shared_out(stage, tool, meta, people(module, scale))
     processes = stage.processes if kind == "diffusion" else 1
+    if stage.domain.renderer is None and getattr(module, "DRAWN", False):
+        print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
+        make, jobs = leave_out, [meta]
     with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale}) as unit:
-        if processes == 1 and jobs:  # then the jobs run here, and what is fitted before them need not be fitted again
+        if processes == 1 and make is write:  # the jobs run here: what is fitted before them need not be fitted again
             with tracked.part("fit"):
                 ready(tool)
         with tracked.part("edit"):
-            if nobody:
-                workers.fill(unit, "edits", leave_out, [meta], 1)
-            else:
-                workers.fill(unit, "edits", write, jobs, processes)
+            workers.fill(unit, "edits", make, jobs, processes)
         unit.publish({"edits": files.edits(stage.editor)})
