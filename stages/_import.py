@@ -130,7 +130,9 @@ def import_codes(
 
 
 def import_clip(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of OpenAI (ViT-B-32.pt), Hugging Face or open_clip.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Such as ViT-B-32.pt, or another domain's clip.safetensors.")
+    ],
     domain: DomainOption,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of open_clip, such as ViT-B-32, where the file does not tell.")
@@ -138,7 +140,7 @@ def import_clip(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Take in a CLIP for a domain: OpenAI's own archives, Hugging Face's CLIPModel, open_clip's state dicts."""
+    """Take in a CLIP: OpenAI's own archives, Hugging Face's CLIPModel, open_clip's state dicts, another domain's."""
     _take_in("clip", file, domain, force, **({} if model is None else {"model": model}))
 
 

@@ -162,6 +162,29 @@ def test_an_imported_clip_knows_every_word_and_is_used_as_the_own_one_is(
     refused(run("import-clip", tmp_path / "x.pt", "--domain", "tiny"), "--force")
 
 
+def test_the_clip_of_another_domain_is_taken_as_it_is_with_the_words_it_knows(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "clip.safetensors"
+    numbers = {**tiny_project.CLIP, "vision": {**tiny_project.CLIP["vision"], "image_size": 64}}
+    theirs = Clip(numbers).eval()
+    meta = {"model": numbers, "domain": "tiny", "vocabulary": ["face", "red"]}
+    weights.save(own, theirs.state_dict(), meta, half=False)
+    code, out, err = run("import-clip", own, "--domain", "tiny")
+    assert (code, err) == (0, "") and "the CLIP of another domain, pictures of 64 pixels" in out
+    clip, images = imported(project), torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(clip.embed_images(images), theirs.embed_images(images))
+        torch.testing.assert_close(clip.embed_texts(TEXTS), theirs.embed_texts(TEXTS))
+    assert clip.unknown_words("red zebra") == ["zebra"]
+    (project / "domains/other.yaml").write_text(yaml.safe_dump({**tiny_project.DOMAIN, "clip_normalise": True}))
+    assert "set clip_normalise: false in domains/other.yaml" in run("import-clip", own, "--domain", "other")[2]
+    for wrong in ({**numbers, "embed_dim": 10**9}, {**numbers, "text": {}}, {"embed_dim": 4}, 7):
+        weights.save(own, theirs.state_dict(), {"model": wrong}, half=False)
+        code, _, err = run("import-clip", own, "--domain", "tiny", "--force")
+        assert code == 2 and len(err.splitlines()) == 1, err
+
+
 def test_a_file_that_the_domain_does_not_name_is_pointed_out(
     run: Run, project: Path, state: dict[str, Tensor], tmp_path: Path
 ) -> None:

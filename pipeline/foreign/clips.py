@@ -1,6 +1,7 @@
 """CLIPs of others -> open_clip's keys: OpenAI's archives, Hugging Face's `CLIPModel`, open_clip's own state dicts.
 
-Sizes are read off the tensors, or are those of the open_clip model that `model` names. Which of two GELUs the layers
+Sizes are read off the tensors, or are those of the open_clip model that `model` names; the CLIP of another domain of
+this project says them itself. Which of two GELUs the layers
 use, no tensor tells: OpenAI's own archives use the quick one, Hugging Face's config.json says it, else `model` must.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import foreign, weights
+from pipeline import blank, domains, foreign, weights
 from pipeline.clip import Clip
 from pipeline.domains import Domain
 from pipeline.foreign import placed
@@ -31,6 +32,7 @@ MOST = {"width": 8192, "stem": 512, "layers": 128, "context": 1024, "grid": 128}
 MOST_OBJECTS = 20_000
 NOT_WEIGHTS = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?(position_ids|attn_mask)")
 OPENAI, HF, OPEN_CLIP = "OpenAI's archive", "Hugging Face's CLIPModel", "a state dict of open_clip's layout"
+OURS = "the CLIP of another domain"
 HF_NAMES = {  # open_clip's key -> theirs
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -64,7 +66,8 @@ class Piece:
 class Imported:
     """A CLIP as it was found; its numbers are read when `tensor` is asked.
 
-    numbers: for `pipeline.clip.Clip`. like: names, shapes and types of what it needs.
+    numbers: for `pipeline.clip.Clip`. like: names, shapes and types of what it needs. heading: what a file of ours says
+    of itself besides.
     """
 
     kind: str
@@ -73,6 +76,7 @@ class Imported:
     pieces: dict[str, Piece]
     claims: dict[str, Claim]
     content: foreign.Content
+    heading: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor:
         """The numbers of one of `like`, float32; InputError when they are not finite or cannot be read."""
@@ -87,13 +91,23 @@ class Imported:
 def place(file: Path, domain: Domain, root: Path, model: str | None = None) -> tuple[str, list[str]]:
     """Import a domain's CLIP. model: its name with open_clip, where the file does not tell."""
     imported, original = load(file, model), placed.of(file)
-    meta = {"model": imported.numbers, "domain": domain.name}
+    meta = {"model": imported.numbers, "domain": domain.name, "vocabulary": imported.heading.get("vocabulary")}
     meta |= {"original": original | {"kind": imported.kind, "model": model}}
     weights.save_each(root / domain.clip.path, imported.like, imported.tensor, meta)
     size, numbers = imported.numbers["vision"]["image_size"], imported.numbers["embed_dim"]
     normalised = "with" if domain.clip_normalise else "without"
     line = f"wrote {domain.clip.path}: {imported.kind}, pictures of {size} pixels {normalised} its mean and deviation"
-    return f"{line}, embeddings of {numbers} numbers", placed.other(domain.clip, original)
+    notes = placed.other(domain.clip, original) + _normalised(imported, domain, root)
+    return f"{line}, embeddings of {numbers} numbers", notes
+
+
+def _normalised(imported: Imported, domain: Domain, root: Path) -> list[str]:
+    """A note where a CLIP of ours was trained on other pixels than this domain would show it."""
+    origin = imported.heading.get("domain")
+    if origin not in domains.names(root) or domains.load(origin, root).clip_normalise == domain.clip_normalise:
+        return []
+    wanted = str(not domain.clip_normalise).lower()
+    return [f"{origin} shows it pixels otherwise: set clip_normalise: {wanted} in {blank.domain_file(domain.name)}"]
 
 
 def load(path: Path, model: str | None = None) -> Imported:
@@ -106,7 +120,10 @@ def load(path: Path, model: str | None = None) -> Imported:
     try:
         kind, claims = _claims(content)
         shapes = _Shapes(kind, claims)
-        numbers = named(model) if model else _numbers(shapes, _quick(path, kind, content.tree))
+        heading = _heading(path) if kind == OURS else {}
+        numbers = heading.pop("model", None) or (
+            named(model) if model else _numbers(shapes, _quick(path, kind, content.tree))
+        )
         like = _like(numbers)
         pieces = {name: shapes.piece(name.removeprefix("model.")) for name in like}
         _fits(like, pieces, shapes)
@@ -115,7 +132,20 @@ def load(path: Path, model: str | None = None) -> Imported:
         raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
     except foreign.BROKEN as error:
         raise foreign.broken(path, error) from error
-    return Imported(kind, numbers, like, pieces, claims, content)
+    return Imported(kind, numbers, like, pieces, claims, content, heading)
+
+
+def _heading(path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself; InputError for sizes that no CLIP has."""
+    meta = weights.read_meta(path)
+    numbers = meta.get("model")
+    if not isinstance(numbers, dict):
+        raise InputError("its heading does not say its sizes")
+    for size in [numbers["embed_dim"], *numbers["vision"].values(), *numbers["text"].values()]:
+        for part in size if isinstance(size, list) else [size]:
+            if isinstance(part, int):
+                _plausible("width", part)
+    return meta
 
 
 def named(model: str) -> dict[str, Any]:
@@ -149,6 +179,8 @@ def _claims(content: foreign.Content) -> tuple[str, dict[str, Claim]]:
         tree = {str(key).removeprefix("module."): value for key, value in tree["state_dict"].items()}
     if not isinstance(tree, dict):
         raise InputError(f"it holds {shown(type(tree).__name__)}, not a CLIP's weights")
+    if "model.token_embedding.weight" in tree:
+        tree, kind = {str(key).removeprefix("model."): value for key, value in tree.items()}, OURS
     weights = {key: value for key, value in tree.items() if not NOT_WEIGHTS.fullmatch(str(key))}
     if "vision_model.embeddings.class_embedding" in weights:
         kind = HF
