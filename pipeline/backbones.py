@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
 IMPORTED = ("inception", "lpips", "clip")  # from public originals; only a CLIP may be trained here instead
+ALONE = 32  # pictures that a single text is measured on where there is no matrix
 STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
 
 
 class Backbones:
     """Read-only networks in evaluation mode. What `dvc repro` made takes precedence over what is shipped.
 
-    Missing or broken files raise InputError with the command that makes them.
+    Missing or broken files raise InputError with the command that makes them. `without` names networks that are taken
+    for absent though they are there.
     """
 
-    def __init__(self, domain: Domain, root: Path, device: str = "cpu") -> None:
-        self.domain, self.root, self.device = domain, Path(root), device
+    def __init__(self, domain: Domain, root: Path, device: str = "cpu", without: Collection[str] = ()) -> None:
+        self.domain, self.root, self.device, self.without = domain, Path(root), device, without
         self.layout = Layout(domain, root)
 
     def path(self, name: str) -> Path:
@@ -57,9 +59,9 @@ class Backbones:
 
     def absent(self, name: str) -> str | None:
         """What to say in place of a number that `name` would have given; None when its file is there."""
-        if self.path(name).exists():
+        if name not in self.without and self.path(name).exists():
             return None
-        return f"not computed: weights missing at {self.domain.weights(name).path}"
+        return f"not computed: weights missing at {self.shipped(name).relative_to(self.root)}"
 
     def _hint(self, name: str) -> str:
         """The command that makes the file."""
@@ -154,9 +156,26 @@ class Backbones:
         """[S,E], unit rows."""
         return self._tensor("relevance", "relevance")
 
+    @torch.no_grad()
+    def effect(self, delta: Tensor) -> Tensor:
+        """relevance . delta [S], what each style channel does for a CLIP difference [E].
+
+        Where the domain has no matrix, that is measured for this difference alone, in seconds.
+        """
+        if not self.absent("relevance"):
+            return self.relevance @ delta
+        from pipeline import relevance
+
+        settings = relevance.RelevanceParams(ALONE, 5.0, 0.7, 0, "reverse", "float32")
+        return relevance.prompt_relevance(relevance.probe(self.generator, self.clip, *self.s_stats, settings), delta)
+
     @cached_property
     def s_stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every style channel, [S] each."""
+        """Mean and standard deviation of every style channel, [S] each; of a few samples where `cache` never ran."""
+        if self.absent("s_stats"):
+            from pipeline import sampling
+
+            return sampling.spread(self.generator)
         return self._tensor("s_stats", "mean"), self._tensor("s_stats", "std")
 
     def _tensor(self, name: str, key: str) -> Tensor:

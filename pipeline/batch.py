@@ -135,7 +135,7 @@ def _people(
     makers += [(str(path), lambda path=path: studio.photo(path, face=face)) for path in pictures.paths]
     makers += [(f"sample {row}", lambda row=row: studio.sample(row, seed)) for row in pictures.samples]
     makers += [(f"portrait {row}", lambda row=row: studio.portrait(row)) for row in pictures.portraits]
-    studio.ready()  # what is missing is not a picture's fault
+    studio.ready(bool(pictures.paths or pictures.portraits))  # what is missing is not a picture's fault
     for name, make in makers:
         started = time.perf_counter()
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline import files, training
-from pipeline.sampler import TIMESTEPS, Objective, Predict, schedulers, standardise
+from pipeline.sampler import TIMESTEPS, Objective, Predict, mixed, schedulers, standardise
 from pipeline.training import Curve, Ema, Metrics, batch_rows, fit, generator_for
 from pipeline.values import InputError
 
@@ -64,18 +64,15 @@ def loss(denoiser: Predict, x0: Tensor, s: Tensor, generator: torch.Generator, o
         t = torch.randint(TIMESTEPS, (len(x0),), generator=generator).to(x0.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
-    noisy, wanted = mixed(x0, noise, t, objective)
-    return (denoiser(noisy, t, s).float() - wanted).square().mean()
+    noisy = mixed(x0, noise, t, objective)
+    return (denoiser(noisy, t, s).float() - wanted(x0, noise, t, objective)).square().mean()
 
 
-def mixed(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """What a denoiser is shown at times t [B], and what it should say of it, [B,3,R,R] each."""
+def wanted(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> Tensor:
+    """What a denoiser should say of the mixture at times t [B], [B,3,R,R]."""
     if objective == "flow":
-        part = (t / TIMESTEPS)[:, None, None, None]
-        return torch.lerp(x0, noise, part), noise - x0
-    scheduler = schedulers()[0]
-    noisy = scheduler.add_noise(x0, noise, t)  # type: ignore[arg-type]
-    return noisy, noise if objective == "eps" else scheduler.get_velocity(x0, noise, t)  # type: ignore[arg-type]
+        return noise - x0
+    return noise if objective == "eps" else schedulers()[0].get_velocity(x0, noise, t)  # type: ignore[arg-type]
 
 
 def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:

@@ -34,9 +34,13 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbones
     from pipeline.domains import Prompt
+    from pipeline.sampler import Walk
 
 FRAMES = ("identity_editor", "counterfactual")  # the two rows between which every editor lies
-AGAINST_TRUTH = ("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input")
+AGAINST_TRUTH = (
+    *("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input"),
+    *("outside_psnr", "mask_iou"),
+)
 AGAINST_INPUT = ("psnr_input", "identity_input", "lpips_input", "clip_direction")
 NEEDS_TRUTH = {"reached": "oracle", "kept": "oracle", "fid_oracle": "oracle", "identity": "identity"}  # which network
 NEEDS = {"identity_input": "identity"}
@@ -69,6 +73,7 @@ def evaluate(
     w_plus: Tensor | None = None,
     fakes: Tensor | None = None,
     reconstructor: str = "deltaedit_d",
+    walk: Walk | None = None,
     repeats: int = 1000,
     seed: int = 0,
     batch: int = 256,
@@ -76,8 +81,9 @@ def evaluate(
     """Score every editor's edits, and the networks beneath.
 
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
-    before editing; those of `reconstructor` tell how well diffusion gives back its input. mapper: val_cos, val_mse and
-    explained, as training left them. w_plus [n,L,D]: inversions of the first n test people, the encoder's when None.
+    before editing; those of `reconstructor` tell how well diffusion gives back its input, and by its `walk` is tried
+    whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
+    inversions of the first n test people, the encoder's when None.
     fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over people.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
@@ -102,6 +108,8 @@ def evaluate(
         "diffusion": {"reconstruction": {}},
         "editors": {},
     }
+    if truth is not None and walk is not None and w_plus is not None:
+        found["diffusion"]["style_matters"] = foundations.style_matters(backbones, test, w_plus, walk, draws)
     if truth is not None:
         found["oracle"] = foundations.oracle_metrics(backbones, test, batch, draws)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
@@ -128,6 +136,8 @@ def evaluate(
             found["diffusion"]["reconstruction"] |= again
             if numbers:
                 found["editors"][name] = numbers | _missing(backbones, truth)
+                if name == reconstructor:
+                    found["diffusion"]["evaluations_per_edit"] = numbers["evaluations"]
                 frames.append(scored.frame)
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
     return Evaluation(found, summarise(found), scores, {"prompts": _prompt_rows(found["editors"])})

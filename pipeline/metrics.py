@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 Leaf = dict[str, Any]  # value, low and high; and a note where nothing could be computed
 
 PSNR_CEILING = 60.0  # dB; equal images. 8 bit rounding alone, MSE 1 / (12 * 255^2), is 59 dB
+CHANGED = 8 / 255  # of [0,1]: less is not seen
 _SSIM_WINDOW, _SSIM_SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 
 
@@ -72,6 +73,25 @@ def _window(images: Tensor) -> Tensor:
     weights = (weights / weights.sum()).expand(channels, 1, -1)
     rows = F.conv2d(images, weights.unsqueeze(2), padding=(0, reach), groups=channels)
     return F.conv2d(rows, weights.unsqueeze(3), padding=(reach, 0), groups=channels)
+
+
+def changed(images: Tensor, reference: Tensor) -> Tensor:
+    """Where two pictures differ to the eye, by more than `CHANGED` in a colour: [B,3,R,R], twice -> [B,1,R,R] bool."""
+    return ((unit_range(images) - unit_range(reference)).abs() > CHANGED).any(dim=1, keepdim=True)
+
+
+def overlap(mask: Tensor, region: Tensor) -> Tensor:
+    """Intersection over union of a mask and a region: [B,1,R,R], twice -> [B]; NaN where both are empty."""
+    mask, region = (mask > 0.5).flatten(1), region.flatten(1)
+    return (mask & region).sum(1) / (mask | region).sum(1)
+
+
+def psnr_outside(images: Tensor, reference: Tensor, region: Tensor) -> Tensor:
+    """`psnr` over the pixels that are not in region [B,1,R,R] alone -> [B]; NaN where there are none."""
+    outside = (~region).expand_as(images).float().flatten(1)
+    error = (unit_range(images) - unit_range(reference)).square().flatten(1)
+    mean = (error * outside).sum(1) / outside.sum(1)
+    return (-10 * torch.log10(mean.clamp_min(1e-12))).clamp_max(PSNR_CEILING)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

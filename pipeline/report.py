@@ -59,6 +59,8 @@ EDITOR_COLUMNS = (
     ),
     Column("lpips_input", "LPIPS to input", 3, 0, "perceptual distance to the input (AlexNet)"),
     Column("clip_direction", "CLIP direction", 2, 1, "cosine of the edit's step in CLIP space with the text's"),
+    Column("outside_psnr", "outside, dB", 1, 1, "PSNR to the input where the counterfactual does not differ from it"),
+    Column("mask_iou", "mask IoU", 2, 1, "the editor's mask against where the counterfactual differs from the input"),
     Column("psnr_input", "PSNR to input, dB", 1, 0, "how far the edit moved from its input; the paper's protocol"),
     Column("identity_input", "identity to input", 2, 0, "cosine with the input, identity network"),
     Column("evaluations", "passes", 0, 0, "network evaluations per picture"),
@@ -111,7 +113,15 @@ FOUNDATIONS = (
     (
         "Diffusion round trip",
         ("diffusion", "reconstruction"),
-        (("psnr", "PSNR, dB", 2), ("encoder_psnr", "encoder alone, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 4)),
+        (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 6)),
+    ),
+    (
+        "Diffusion",
+        ("diffusion",),
+        (
+            ("style_matters", "attributes taken from another's style", 3),
+            ("evaluations_per_edit", "network passes per edit", 0),
+        ),
     ),
 )
 

@@ -139,6 +139,14 @@ def real_codes(generator: Generator, clip: Clip, w_plus: Tensor, photos: Tensor,
     return fixed_batches(step, batch, w_plus, photos)
 
 
+@torch.no_grad()
+def spread(generator: Generator, count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of s over `count` samples, [S] each: nearly what `cache` measures on all fakes."""
+    z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
+    s = generator.styles(generator.repeat(generator.mapping(z.to(generator.w_mean.device))))
+    return s.mean(dim=0), s.std(dim=0)
+
+
 class Moments:
     """Mean and standard deviation of style channels over any number of rows, in float64, row blocks in any size."""
 

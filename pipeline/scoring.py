@@ -85,7 +85,7 @@ def score(
     numbers: list[int] = []
     cloud = Cloud()
     have = {name for name in ("identity", "oracle", "lpips", "inception") if not backbones.absent(name)}
-    for part in rows(path, ("id", "prompt", "strength", "image", "evaluations"), batch):
+    for part in rows(path, ("id", "prompt", "strength", "image", "mask", "evaluations"), batch):
         chosen = [
             i
             for i, pair in enumerate(zip(part["id"], part["prompt"], strict=True))
@@ -138,6 +138,11 @@ def score(
                 "counterfactual_gain": psnr - _psnr_unedited(ids, unedited, goal),
                 "gain_over_input": psnr - metrics.psnr(source, goal),
             }
+            region = metrics.changed(source, goal)
+            columns["outside_psnr"] = metrics.psnr_outside(edited, source, region)
+            masks = [part["mask"][i] for i in chosen]
+            if None not in masks:
+                columns["mask_iou"] = metrics.overlap(torch.stack([images.decode_mask(m) for m in masks]), region)
             numbers += cases
         frames.append(
             pl.DataFrame({key: v.double().numpy() if isinstance(v, Tensor) else v for key, v in columns.items()})

@@ -69,11 +69,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Tool:
-    """An editor, ready to use, and the settings it was built with."""
+    """An editor, ready to use, the settings it was built with, and why its results may disappoint."""
 
     name: str
     settings: Any
     editor: Editor
+    warnings: tuple[str, ...] = ()
 
     @property
     def strength(self) -> float:
@@ -93,6 +94,7 @@ class Result:
     seconds: float
     moved: int | None = None
     channels: int | None = None
+    about_editor: tuple[str, ...] = ()
 
     @property
     def picture(self) -> Tensor:
@@ -101,7 +103,7 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return (*self.person.warnings, *self.prompt.warnings)
+        return (*self.person.warnings, *self.prompt.warnings, *self.about_editor)
 
     def save(self, path: str | Path) -> None:
         """Write the edited picture as PNG, whole or not at all."""
@@ -127,9 +129,12 @@ class Studio:
         found, chosen = domains.load(domain, place), device_named(device)
         return cls(Backbones(found, place, chosen), found, place, chosen)
 
-    def ready(self) -> None:
-        """Read the networks that every edit needs; InputError when one is missing, naming the command that makes it."""
-        for network in ("generator", "encoder", "clip"):
+    def ready(self, photographs: bool = True) -> None:
+        """Read the networks that every edit needs; InputError when one is missing, naming the command that makes it.
+
+        photographs: pictures that are not the generator's own, which need the encoder too.
+        """
+        for network in ("generator", *(["encoder"] if photographs else []), "clip"):
             getattr(self.backbones, network)
 
     # ------------------------------------------------------------ pictures
@@ -278,7 +283,14 @@ class Studio:
         settings = params.build(module.Params, values, f"{stage}.{editor}", complete=True)
         key = (editor, threshold)
         if key not in self._tools:
-            self._tools[key] = Tool(editor, settings, module.build(self.backbones, settings))
+            warnings = ()
+            if "relevance" in module.NEEDS and self.backbones.absent("relevance"):
+                name = self.domain.name
+                warnings = (
+                    f"{name} has no relevance matrix: what a text concerns is measured for it alone, in seconds, and "
+                    f"less well; `dvc repro relevance@{name}` makes the matrix",
+                )
+            self._tools[key] = Tool(editor, settings, module.build(self.backbones, settings), warnings)
         return self._tools[key]
 
     @torch.no_grad()
@@ -294,9 +306,8 @@ class Studio:
         seconds = time.perf_counter() - started
         s = person.source.s
         moved = None if edited.s is None else int((edited.s != s).any(dim=0).sum())
-        return Result(
-            person, prompt, tool.name, strength, edited, seconds, moved, None if moved is None else s.shape[1]
-        )
+        channels = None if moved is None else s.shape[1]
+        return Result(person, prompt, tool.name, strength, edited, seconds, moved, channels, tool.warnings)
 
     def edit(
         self,

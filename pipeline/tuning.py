@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import collection, editing, editors, images, inversion, metrics, params, truth
+from pipeline import collection, editing, editors, files, images, inversion, metrics, params, truth
 from pipeline.values import InputError, Source, nearest
 
 if TYPE_CHECKING:
@@ -19,26 +21,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB."""
+    """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB.
+
+    evaluations: passes of the network that draws, per edit. round_trip: mean squared error, on [0,1], of people whom it
+    edits with strength 0.
+    """
 
     settings: dict[str, Any]
     reached: float
     kept: float
     psnr: float
+    evaluations: int
+    round_trip: float
 
     @property
     def score(self) -> float:
         return self.reached + self.kept
 
 
-def grid(settings: Any, values: Mapping[str, Sequence[float]]) -> Iterator[Any]:
-    """`settings` with every combination of `values` (field -> numbers to try) put in; InputError for another field."""
-    types = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}
+def grid(settings: Any, values: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
+    """`settings` with every combination of `values` (field -> what to try) put in.
+
+    InputError for another field, a value of another type, and a combination that the settings refuse.
+    """
+    known = [field.name for field in fields(settings)]
     for name in values:
-        if name not in types:
-            raise InputError(f"there is no setting '{name}'{nearest(name, types)}: there are {', '.join(types)}")
+        if name not in known:
+            raise InputError(f"there is no setting '{name}'{nearest(name, known)}: there are {', '.join(known)}")
     for chosen in itertools.product(*values.values()):
-        yield replace(settings, **{name: types[name](value) for name, value in zip(values, chosen, strict=True)})
+        tried = {name: getattr(settings, name) for name in known} | dict(zip(values, chosen, strict=True))
+        yield params.build(type(settings), tried, "--try")
 
 
 @torch.no_grad()
@@ -74,18 +86,36 @@ def settings_of(name: str, root: Path, domain: Any) -> Any:
 @torch.no_grad()
 def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
     """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
-    editor = editors.load(name, backbones, settings)
+    editor, evaluations = editors.load(name, backbones, settings), 0
     table: dict[str, list[float]] = {"reached": [], "kept": [], "psnr": []}
     for condition in editing.conditions(backbones.domain):
         rows = [row for row in range(len(people)) if (row, condition.target) in goals.index]
         if not rows:
             continue
         cases = [goals.index[row, condition.target] for row in rows]
-        pictures = editor.edit(people.select(rows), editor.fit(condition), settings.strength).images.clamp(-1, 1)
+        edited = editor.edit(people.select(rows), editor.fit(condition), settings.strength)
+        pictures, evaluations = edited.images.clamp(-1, 1), edited.evaluations
         read = torch.stack([value.cpu() for value in backbones.oracle.read(pictures).values()], dim=1)
         reached = metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases])
         table["reached"].append(reached.mean().item())
         table["kept"].append(metrics.kept(read, goals.answers[cases], goals.counted[cases]).nanmean().item())
         table["psnr"].append(metrics.psnr(pictures.cpu(), goals.images(cases)).mean().item())
     means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
-    return Trial({field.name: getattr(settings, field.name) for field in fields(settings)}, **means)
+    still = editor.edit(people, editor.fit(editing.conditions(backbones.domain)[0]), 0.0).images
+    error = metrics.mse(still, people.image).mean().item()
+    return Trial(vars(settings), **means, evaluations=evaluations, round_trip=error)
+
+
+def save(path: Path, editor: str, people: int, trials: Sequence[Trial]) -> None:
+    """Write a table of trials as CSV: a row each, settings first."""
+    rows = [
+        {"editor": editor, "people": people}
+        | trial.settings
+        | {name: getattr(trial, name) for name in ("reached", "kept", "psnr", "evaluations", "round_trip")}
+        for trial in trials
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(path, text.getvalue().encode())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import denoiser, diffusion, training
+from pipeline import denoiser, diffusion, sampling, training
 from pipeline.backbones import Backbones
 from pipeline.denoiser import Denoiser
 from pipeline.domains import Domain
@@ -97,14 +97,6 @@ def steps(
         yield done * batch, metrics, average
 
 
-def spread(generator: Generator, count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of s over `count` samples, [S] each: what `cache` measures on all fakes."""
-    z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        s = generator.styles(generator.repeat(generator.mapping(z.to(generator.w_mean.device))))
-    return s.mean(dim=0), s.std(dim=0)
-
-
 def train(
     domain: Domain,
     root: Path,
@@ -123,7 +115,7 @@ def train(
         data,
         networks.encoder,
         networks.generator,
-        *spread(networks.generator),
+        *sampling.spread(networks.generator),
         state,
         plan.images,
         seconds=session.seconds(minutes),

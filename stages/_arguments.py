@@ -65,16 +65,27 @@ def strengths(values: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found)) or [None]
 
 
-def tries(values: list[str]) -> dict[str, list[float]]:
-    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}."""
-    found: dict[str, list[float]] = {}
+def tries(values: list[str]) -> dict[str, list[bool | int | float | str]]:
+    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm."""
+    found: dict[str, list[bool | int | float | str]] = {}
     for text in values:
-        name, _, numbers = text.partition("=")
-        try:
-            found[name.strip()] = [float(number) for number in numbers.split(",")]
-        except ValueError:
-            raise InputError(f"--try '{text}' is not understood: write --try strength=1,1.5,2") from None
+        name, _, chosen = text.partition("=")
+        if not name.strip() or not all(part.strip() for part in chosen.split(",")):
+            raise InputError(f"--try '{text}' is not understood: write --try strength=1,1.5,2")
+        found[name.strip()] = [_plain(part.strip()) for part in chosen.split(",")]
     return found
+
+
+def _plain(text: str) -> bool | int | float | str:
+    """A number or a truth value where `text` is one."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def finite(value: float | None, option: str, example: float) -> float | None:

@@ -120,14 +120,20 @@ def tune(
         list[str], typer.Option("--try", metavar="NAME=X,Y", help="Values to try, e.g. strength=1,2; repeatable.")
     ],
     people: Annotated[int, typer.Option(min=1, metavar="N", help="Validation people to edit.")] = 64,
+    without_matrix: Annotated[
+        bool, typer.Option("--without-matrix", help="Measure relevance for each text alone.")
+    ] = False,
     domain: DomainOption = "portraits",
     device: DeviceOption = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.csv", help="Also write the trials there, as a table.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Try settings of an editor on validation people, all prompts alike; the best by reached + kept comes last.
 
-    Nothing is written: put what you choose into params.yaml.
+    No setting is changed: put what you choose into params.yaml.
     """
     values = arguments.tries(tries)
     arguments.known(domain, editor)
@@ -139,20 +145,21 @@ def tune(
     root = params.root()
     found = domains.load(domain, root)
     settings = list(tuning.grid(tuning.settings_of(editor, root, found), values))
-    networks = Backbones(found, root, device_named(device))
+    networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
     source, goals = tuning.validation(networks, people)
     trials = [
         tuning.trial(networks, editor, one, source, goals)
         for one in progress.track(settings, len(settings), f"trying {editor}")
     ]
     trials.sort(key=lambda trial: trial.score)
+    if out:
+        tuning.save(out, editor, people, trials)
     if as_json:
         return _shell.print_json(
             {"editor": editor, "people": people, "trials": [vars(t) | {"score": t.score} for t in trials]}
         )
     for trial in trials:
-        chosen = " ".join(f"{name} {value:g}" for name, value in trial.settings.items())
-        typer.echo(
-            f"{chosen}: reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
-        )
+        chosen = " ".join(f"{name} {trial.settings[name]}" for name in values)
+        found = f"reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
+        typer.echo(f"{chosen}: {found}, round trip {trial.round_trip:.1e}, {trial.evaluations} passes")
     typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")

@@ -125,8 +125,8 @@ def edit(
     studio = Studio.load(domain, device)
     tool = studio.tool(editor, threshold)
     prompts = [studio.prompt(text, source) for text in texts]
-    for prompt in prompts:
-        _warn(prompt.warnings)
+    told = list(dict.fromkeys([*tool.warnings, *(warning for prompt in prompts for warning in prompt.warnings)]))
+    _warn(told)
     report = batch.Report(domain, studio.device, editor)
     results = batch.edit(studio, pictures, prompts, strengths, tool, target, report, seed, face)
     _watch(results, edits, "editing")
@@ -137,7 +137,6 @@ def edit(
                 typer.echo(_inversion_line(fact))
         for fact in report.edits:
             typer.echo(_edit_line(fact))
-    told = list(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
     report.warnings = [*told, *report.warnings]
     _finish(report, as_json, told)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import artefacts, editing, evaluation, params, showcase, truth, weights
+from pipeline import artefacts, editing, evaluation, params, sampler, showcase, truth, weights
 from pipeline.values import InputError
 from stages._run import Stage, run
 
@@ -17,7 +17,10 @@ def main(stage: Stage) -> None:
     inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
     edited = slice(editing.PEOPLE[section.scale]["latent"])
     w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
-    fakes = None
+    fakes, walk = None, None
+    if "deltaedit_d" in edits:
+        settings = params.load_yaml(stage.root)["edit_diffusion"]["deltaedit_d"]
+        walk = sampler.Walk(settings["steps"], settings["solver"], settings["refine"])
     if test.people is not None:
         fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
     if tuple(inverted["id"].tolist()) != test.ids:
@@ -30,6 +33,7 @@ def main(stage: Stage) -> None:
             mapper,
             w_plus=w_plus,
             fakes=fakes,
+            walk=walk,
             repeats=section.repeats,
             seed=section.seed,
             batch=section.batch,

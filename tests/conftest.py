@@ -29,7 +29,7 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
     "relevance": {"images": 3},
     "mapper": {"steps": 600, "batch": 16, "lr": 0.5},
     "diffusion": {"steps": 120, "batch": 4},
-    "edit_diffusion": {"deltaedit_d": {"strength": 1.0, "threshold": 0.1, "steps": 4, "refine": 1}},
+    "edit_diffusion": {"deltaedit_d": {"steps": 4, "solver": "ddim", "refine": 1}},
     "edit_baseline": {
         "stylemc": {"images": 16},
         "styleclip_op": {"steps": 3},

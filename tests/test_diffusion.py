@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import denoiser, diffusion
+from pipeline import denoiser, diffusion, sampler
 from pipeline.denoiser import Denoiser
 from pipeline.diffusion import DiffusionParams
-from pipeline.sampler import decode, encode
 from pipeline.training import generator_for
 from pipeline.values import InputError
 
@@ -83,7 +82,8 @@ def test_what_a_network_is_shown_and_should_say_follow_the_objectives_formulas(o
         "v": (a * x0 + b * noise, a * noise - b * x0),
         "flow": ((1 - part) * x0 + part * noise, noise - x0),
     }[objective]
-    for found, expected in zip(diffusion.mixed(x0, noise, t, objective), (shown, wanted), strict=True):
+    both = sampler.mixed(x0, noise, t, objective), diffusion.wanted(x0, noise, t, objective)
+    for found, expected in zip(both, (shown, wanted), strict=True):
         torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
@@ -95,7 +95,8 @@ def test_a_flow_is_learnt_at_all_times_and_gives_the_picture_back(batches):
     *_, (_, _, average) = diffusion.steps(network, params, batches, 512)
     assert diffusion.validation_loss(average, batches, 64) < 0.5 * before
     x0, s = (value[:8] for value in batches(torch.arange(8), generator_for(0, 0)))
-    round_trip = decode(average, encode(average, x0, s, 10, 0, "flow").x, s, 10, "flow").x
+    walk = sampler.Walk(10, "midpoint")
+    round_trip = sampler.decode(average, sampler.encode(average, x0, s, walk, "flow"), s, walk, "flow").x
     assert (round_trip - x0).square().mean() < 0.02 * x0.var()
 
 
@@ -113,7 +114,8 @@ def test_the_loss_falls_and_the_style_is_read(batches):
         wrong = diffusion.loss(average, x0, s.roll(1, dims=0), generator_for(0, 0))
     assert wrong > 1.05 * right
     x0, s = x0[:8], s[:8]
-    round_trip = decode(average, encode(average, x0, s, 20, 2).x, s, 20).x
+    walk = sampler.Walk(20, "ddim", refine=2)
+    round_trip = sampler.decode(average, sampler.encode(average, x0, s, walk, "eps"), s, walk, "eps").x
     assert (round_trip - x0).square().mean() < 0.3 * x0.var()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artefacts, evaluation, foundations, images, metrics, portraits, truth
+from pipeline import artefacts, evaluation, foundations, images, metrics, portraits, sampler, truth
 from pipeline.domains import Prompt
 from pipeline.metrics import Draws
 from pipeline.truth import TestSet
@@ -60,6 +60,14 @@ class Reader:
     @staticmethod
     def key(features: torch.Tensor) -> tuple[int, ...]:
         return tuple((features * 1000).round().int().tolist())
+
+
+class Nearest(Reader):
+    """Takes a picture that is nearly a render it knows for that one."""
+
+    def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        known = torch.tensor(list(self.known)) / 1000
+        return super().logits(known[torch.cdist(features, known).argmin(dim=1)])
 
 
 class Words:
@@ -141,6 +149,7 @@ def write_edits(
     shuffled: bool = False,
     people: int = PEOPLE,
     prompts: tuple[Prompt, ...] = PROMPTS,
+    mask: torch.Tensor | None = None,
 ) -> Path:
     assert world.test.people is not None
     draw = world.backbones.oracle.draw
@@ -157,7 +166,7 @@ def write_edits(
         "strength": strengths,
         "image": pictures,
         "s": None,
-        "mask": None,
+        "mask": None if mask is None else [images.encode_mask(mask)] * len(rows),
         "evaluations": [3] * len(rows),
     }
     write(world.folder / name, columns)
@@ -311,6 +320,62 @@ def test_an_editor_may_have_fewer_people_than_another(world: World) -> None:
     assert found["editors"]["deltaedit_d"]["people"]["value"] <= 6
     assert found["diffusion"]["reconstruction"]["psnr"]["value"] == 60
     assert found["diffusion"]["reconstruction"]["mse"]["value"] == 0
+
+
+def test_a_mask_is_judged_by_where_the_truth_differs_and_so_is_what_lies_outside(world: World) -> None:
+    everywhere, nowhere = torch.ones(1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
+    edits = {
+        "deltaedit_dm": world.edits("all", change, mask=everywhere),
+        "diffedit": world.edits("none", nothing, mask=nowhere),
+        "deltaedit_g": world.edits("g", change),
+    }
+    found = world.evaluate(edits).metrics["editors"]
+    assert world.test.people is not None
+    areas = []  # by hand: the share of pixels that the truth changes
+    for prompt in PROMPTS:
+        shares = []
+        for row_id in concerned(world, prompt):
+            person = world.test.people[row_id - FIRST]
+            both = [world.backbones.oracle.draw(one) for one in (person, change(person, prompt))]
+            shares.append(metrics.changed(both[1][None], both[0][None]).float().mean().item())
+        areas.append(sum(shares) / len(shares))
+    assert found["deltaedit_dm"]["mask_iou"]["value"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
+    assert found["diffedit"]["mask_iou"]["value"] == 0
+    assert "mask_iou" not in found["deltaedit_g"]
+    assert found["deltaedit_g"]["outside_psnr"]["value"] > 50  # the truth but for its faintest pixels
+    assert found["diffedit"]["outside_psnr"]["value"] == 60
+
+
+class Listening:
+    """Draws what the style's first channels spell, whatever the noise; or keeps the noise, whatever the style."""
+
+    objective = "eps"
+
+    def __init__(self, deaf: bool) -> None:
+        self.deaf = deaf
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        signal = sampler.schedulers()[0].alphas_cumprod[t].sqrt()[:, None, None, None]
+        noise = (1 - signal.square()).sqrt()
+        return torch.zeros_like(x) if self.deaf else (x - signal * s.view_as(x)) / noise
+
+
+@pytest.mark.parametrize(("deaf", "expected"), [(False, 1), (True, 0)])
+def test_style_matters_as_far_as_another_s_style_is_drawn(world: World, deaf: bool, expected: float) -> None:
+    pixels = world.test.images.flatten(1)
+    nets = world.backbones
+    nets.denoiser, nets.s_stats = Listening(deaf), (torch.zeros(pixels.shape[1]), torch.ones(pixels.shape[1]))
+    nets.generator.styles = lambda w_plus: w_plus.flatten(1)
+    known, nets.oracle = nets.oracle.known, Nearest()
+    nets.oracle.known = known
+    walk = sampler.Walk(20, "ddim")
+    edits = {"deltaedit_d": world.edits("d", change)}
+    found = world.evaluate(edits, w_plus=pixels[:, None], walk=walk).metrics["diffusion"]
+    assert found["style_matters"]["value"] == pytest.approx(expected, abs=0.02)
+    assert found["evaluations_per_edit"]["value"] == 3
+    nets.denoiser = None
+    without = world.evaluate(edits, w_plus=pixels[:, None], walk=walk).metrics["diffusion"]["style_matters"]
+    assert "weights missing" in without["note"]
 
 
 # ---------------------------------------------------------------- the networks

@@ -19,6 +19,13 @@ def flat(level: float, size: int = 16) -> torch.Tensor:
     return torch.full((1, 3, size, size), 2 * level - 1)
 
 
+def square(size: int, height: int, width: int) -> torch.Tensor:
+    """A region in the upper left corner, [1,1,size,size]."""
+    region = torch.zeros(1, 1, size, size, dtype=torch.bool)
+    region[:, :, :height, :width] = True
+    return region
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -274,3 +281,29 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
     assert precision.tolist() == [1, 1, 0]  # 0, 1 and 2 reach as far as 1, 10 as far as 8, -10 as far as 10
     assert recall.tolist() == [1, 1, 1, 1, 0]  # .5 and 4 reach as far as 3.5, 30 as far as 26
     assert metrics.precision_recall(real, real)[0].mean() == 1
+
+
+# ---------------------------------------------------------------- regions
+
+
+def test_a_picture_changed_where_one_colour_differs_by_more_than_the_eye_forgives() -> None:
+    before, after = flat(0.5, 4), flat(0.5, 4)
+    after[0, 1, 0, 0] += 0.1
+    after[0, 2, 3, 3] += 0.02
+    assert torch.equal(metrics.changed(after, before), square(4, 1, 1))
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    region = torch.cat([square(8, 4, 4), square(8, 4, 4), square(8, 2, 2), square(8, 0, 0)])
+    masks = torch.cat([square(8, 4, 4), square(8, 4, 2), ~square(8, 8, 4), square(8, 0, 0)]).float()
+    found = metrics.overlap(masks, region)
+    assert found[:3].tolist() == [1, 0.5, 0] and found[3].isnan()
+
+
+def test_psnr_outside_looks_at_the_other_pixels_alone() -> None:
+    before, after, region = flat(0.5, 4), flat(0.5, 4), square(4, 2, 4)
+    after[:, :, :2] = 1
+    assert metrics.psnr_outside(after, before, region).item() == 60
+    after[:, :, 2:] += 0.2  # .1 on the [0,1] scale
+    assert metrics.psnr_outside(after, before, region).item() == pytest.approx(20, abs=1e-4)
+    assert metrics.psnr_outside(after, before, square(4, 4, 4)).isnan()

@@ -6,8 +6,9 @@ import torch
 from pipeline import denoiser
 from pipeline.encoder import Encoder
 from pipeline.generator import Generator
+from pipeline.sampling import spread
 from pretrain import copying
-from pretrain.denoiser import coded, spread, steps
+from pretrain.denoiser import coded, steps
 
 R, D = 16, 12
 NUMBERS = {"channels": 8, "mult": (1, 2), "time_dim": 12, "style_dim": 10, "attention": ()}

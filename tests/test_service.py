@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny_project
 import torch
+import yaml
 from PIL import Image
 
 import pipeline
-from pipeline import inversion, weights
+from pipeline import inversion, relevance, weights
+from pipeline.backbones import ALONE
 from pipeline.service import Studio, device_named
 from pipeline.values import InputError
 
@@ -170,3 +172,39 @@ def test_a_missing_network_names_the_command_that_makes_it(project: Path, tmp_pa
     (root / "data/pretrained/tiny/clip.safetensors").unlink()
     with pytest.raises(InputError, match="deltaspace pretrain tiny clip"):
         pipeline.load("tiny", device="cpu", root=root).prompt(TEXT)
+
+
+def test_without_a_matrix_relevance_is_measured_for_the_text_alone_and_said_so(project: Path, tmp_path: Path) -> None:
+    bare = tiny_project.copy(project, tmp_path / "bare")
+    (bare / "data/pretrained/tiny/relevance.safetensors").unlink()
+    studio = pipeline.load("tiny", device="cpu", root=bare)
+    tool = studio.tool("deltaedit_g", 0.1)
+    assert len(tool.warnings) == 1 and "dvc repro relevance@tiny" in tool.warnings[0]
+    person, prompt = studio.sample(3), studio.prompt(TEXT)
+    result = studio.apply(person, prompt, tool)
+    networks, delta = studio.backbones, studio.backbones.direction_delta("face", TEXT)
+    settings = relevance.RelevanceParams(ALONE, 5.0, 0.7, 0, "reverse", "float32")
+    probe = relevance.probe(networks.generator, networks.clip, *networks.s_stats, settings)
+    effect = relevance.prompt_relevance(probe, delta)
+    moved = (result.edited.s != person.source.s)[0]  # type: ignore[index]
+    assert torch.equal(moved, effect.abs() >= 0.1) and 0 < moved.sum() < len(moved)
+    assert tool.warnings[0] in result.warnings
+
+
+def test_a_generator_and_a_clip_are_enough_to_edit_its_own_pictures(project: Path, tmp_path: Path) -> None:
+    bare = tiny_project.copy(project, tmp_path / "bare")
+    for name in ("relevance", "mapper", "encoder"):
+        (bare / f"data/pretrained/tiny/{name}.safetensors").unlink()
+    (bare / "params.yaml").write_text(
+        yaml.safe_dump(
+            {**tiny_project.PARAMS, "edit_baseline": {"styleclip_gd": {"strength": 1.0, "alpha": 3.0, "beta": 0.0}}}
+        )
+    )
+    studio = pipeline.load("tiny", device="cpu", root=bare)
+    studio.ready(photographs=False)
+    with pytest.raises(InputError, match=r"encoder.safetensors is missing"):
+        studio.ready()
+    result = studio.edit(studio.sample(3), TEXT, editor="styleclip_gd")
+    assert result.moved == result.channels and torch.isfinite(result.picture).all()
+    mean, std = studio.backbones.s_stats
+    assert mean.shape == std.shape == (result.channels,) and (std > 0).all()

@@ -10,6 +10,7 @@ import torch
 
 from pipeline import domains, portraits, tuning
 from pipeline.backbones import Backbones
+from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
 from pipeline.values import InputError
 from stages import app
@@ -38,6 +39,16 @@ def test_a_setting_that_the_editor_has_not_is_refused_with_the_nearest_name() ->
         list(tuning.grid(Params(1.0, 0.3), {"treshold": [1]}))
 
 
+def test_a_value_of_another_type_or_that_cannot_be_is_one_line() -> None:
+    for values in ({"strength": ["strong"]}, {"agree": [2]}):
+        with pytest.raises(InputError, match=f"--try.{next(iter(values))} is"):
+            list(tuning.grid(Params(1.0, 0.3), values))
+    walk = Settings(1.0, 0.1, True, 10, "belm", 0)
+    assert [one.solver for one in tuning.grid(walk, {"solver": ["ddim", "belm"]})] == ["ddim", "belm"]
+    with pytest.raises(InputError, match="do not divide 1000"):
+        list(tuning.grid(walk, {"steps": [7]}))
+
+
 def test_the_people_are_validation_people(validated) -> None:
     people, goals = validated
     assert people.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
@@ -60,6 +71,7 @@ def test_the_frames_of_the_table_score_as_they_must(networks: Backbones, validat
         settings = tuning.settings_of(name, networks.root, networks.domain)
         scores[name] = tuning.trial(networks, name, settings, people, goals)
     assert scores["counterfactual"].psnr > scores["identity_editor"].psnr
+    assert scores["identity_editor"].round_trip == 0
     oracle = torch.stack(list(networks.oracle.read(goals.images(range(len(goals.index)))).values()), dim=1)
     right = (oracle.gather(1, goals.column[:, None])[:, 0] == goals.wanted).float()
     by_prompt: dict[str, list[float]] = {}
@@ -70,17 +82,20 @@ def test_the_frames_of_the_table_score_as_they_must(networks: Backbones, validat
 
 
 def test_the_command_prints_every_trial_and_the_best_last(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
     words = ["tune", "counterfactual", "--domain", "tiny", "--people", "3", "--try", "strength=1,1", "--json"]
-    assert app.run(words) == 0
+    assert app.run([*words, "--out", str(tmp_path / "trials.csv")]) == 0
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 3
     told = json.loads(capsys.readouterr().out)
     assert told["people"] == 3 and len(told["trials"]) == 2
     assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
 
 
-@pytest.mark.parametrize("words", [["--try", "strength"], ["--try", "strength=a"], ["--try", "x=1"]])
+@pytest.mark.parametrize(
+    "words", [["--try", "strength"], ["--try", "strength=a"], ["--try", "strength=1,,2"], ["--try", "x=1"]]
+)
 def test_bad_words_are_one_line(
     words: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,13 @@ def clip_direction(backbones: Backbones, condition: TextPair | ImagePair) -> Dir
     return Direction(condition, delta)
 
 
+def effect(backbones: Backbones, direction: Direction) -> Tensor:
+    """relevance . delta [S], found once per direction: seconds, in a domain without a relevance matrix."""
+    if "effect" not in direction.data:
+        direction.data["effect"] = backbones.effect(direction.delta)
+    return direction.data["effect"]
+
+
 @torch.no_grad()
 def clip_target(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
     """The direction, and as `data["target"]` the unit CLIP code [E] of where it leads, whatever it starts from."""
@@ -55,15 +62,14 @@ def mapped(
     of others that the mask may have taken away.
     """
     delta_s = answered(backbones, source, direction.delta)
-    moved = relevance_mask(delta_s, backbones.relevance, direction.delta, threshold, strength)
-    if not agree:
-        return moved
-    return torch.where(delta_s * (backbones.relevance @ direction.delta) > 0, moved, torch.zeros_like(moved))
+    found = effect(backbones, direction)
+    moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), threshold, strength)
+    return torch.where(delta_s * found > 0, moved, torch.zeros_like(moved)) if agree else moved
 
 
 @torch.no_grad()
-def global_direction(backbones: Backbones, delta: Tensor, beta: float) -> Tensor:
-    """[S]: every channel by what it does for `delta` [E], the most relevant one by one sigma; those below beta stay."""
-    relevance = backbones.relevance @ F.normalize(delta, dim=0, eps=1e-5)
+def global_direction(backbones: Backbones, direction: Direction, beta: float) -> Tensor:
+    """[S]: every channel by its effect on the unit text, the most relevant one by one sigma; those below beta stay."""
+    relevance = effect(backbones, direction) / direction.delta.norm().clamp(min=1e-5)
     kept = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
     return kept / kept.abs().max().clamp(min=1e-8) * backbones.s_std  # nothing kept: an edit that changes nothing

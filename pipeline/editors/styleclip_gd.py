@@ -35,7 +35,7 @@ class GlobalDirection:
     @torch.no_grad()
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         direction = clip_direction(self.backbones, condition)
-        delta_s = global_direction(self.backbones, direction.delta, self.params.beta)
+        delta_s = global_direction(self.backbones, direction, self.params.beta)
         return Direction(condition, direction.delta, {"delta_s": delta_s})
 
     @torch.no_grad()

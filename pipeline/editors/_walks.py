@@ -1,0 +1,165 @@
+"""Editors that take people to noise under their own s and back under another: whole, or inside DiffEdit's mask.
+
+What s does not say, the noise keeps. Their files say which of the two they are, and how far they go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import sampler
+from pipeline.editors._deltas import clip_direction, mapped
+from pipeline.sampler import Held, Sampled, Solver, Walk
+from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+
+NEEDS = ("denoiser", "clip", "mapper", "relevance", "s_stats")
+REMEMBERED = 32  # batches of people whose noise is kept for their next edit
+CLAMP = 3.0  # times the mean contrast of a picture counts as the most there is (DiffEdit)
+FLAT = 2.0  # where the greatest contrast is less than this many times the median, nothing stands out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
+    that delta_s moves against their own effect (not in the paper).
+
+    steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step, which
+    make decoding give the picture back; they are paid once per person.
+    """
+
+    strength: float
+    threshold: float
+    agree: bool
+    steps: int
+    solver: Solver
+    refine: int
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.walk
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def walk(self) -> Walk:
+        return Walk(self.steps, self.solver, self.refine)
+
+
+@dataclass(frozen=True)
+class Partial(Settings):
+    """ratio: the part of the way to pure noise that people are taken."""
+
+    ratio: float
+
+    @property
+    def walk(self) -> Walk:
+        return Walk(self.steps, self.solver, self.refine, self.ratio)
+
+
+@dataclass(frozen=True)
+class Masked(Partial):
+    """draws: noises that the contrast is averaged over. noise: the mixture it is seen in, noise to signal; Stable
+    Diffusion's half way is 1.6. amplify: factor on delta_s for the contrast alone. cell: pixels of a square that is in
+    the mask or out. cut: of the clamped contrast, which 1 is the most of. seed: of the noises.
+    """
+
+    draws: int
+    noise: float
+    amplify: float
+    cell: int
+    cut: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1 or self.cell < 1 or not (self.noise > 0 and 0 < self.cut < 1):
+            raise ValueError("draws and cell from 1, noise above 0, cut between 0 and 1 are expected")
+
+
+@dataclass(frozen=True)
+class Walker:
+    """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
+
+    backbones: Backbones
+    params: Settings
+    noises: OrderedDict[str, Sampled] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    def fit(self, condition: TextPair | ImagePair) -> Direction:
+        return clip_direction(self.backbones, condition)
+
+    @torch.no_grad()
+    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
+        s, noise = self.moved(source, direction, strength), self.noise(source)
+        drawn = self.drawn(noise, s)
+        return Edited(drawn.x, s=s, evaluations=noise.evaluations + drawn.evaluations)
+
+    def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
+        """s + delta_s [B,S] of the mapper, masked by relevance."""
+        params = self.params
+        return source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
+
+    def told(self, s: Tensor) -> Tensor:
+        return sampler.standardise(s, *self.backbones.s_stats)
+
+    def noise(self, source: Source, keep: bool = False) -> Sampled:
+        """What the source's pictures come from, computed once for all their edits. keep: the whole way there."""
+        key = hashlib.sha256(source.image.cpu().numpy().tobytes() + source.s.cpu().numpy().tobytes()).hexdigest()
+        if key not in self.noises:
+            denoiser, told = self.backbones.denoiser, self.told(source.s)
+            self.noises[key] = sampler.encode(denoiser, source.image, told, self.params.walk, denoiser.objective, keep)
+            if len(self.noises) > REMEMBERED:
+                self.noises.popitem(last=False)
+        self.noises.move_to_end(key)
+        return self.noises[key]
+
+    def drawn(self, noise: Sampled, s: Tensor, held: Held | None = None) -> Sampled:
+        """Pictures of the style s out of the noise."""
+        denoiser = self.backbones.denoiser
+        return sampler.decode(denoiser, noise, self.told(s), self.params.walk, denoiser.objective, held)
+
+
+@dataclass(frozen=True)
+class Inside(Walker):
+    """Decodes inside the mask of the contrast; outside it are the input's own states, and pixels."""
+
+    params: Masked
+
+    @torch.no_grad()
+    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
+        s, noise = self.moved(source, direction, strength), self.noise(source, keep=True)
+        mask = self.mask(source, s)
+        drawn = self.drawn(noise, s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
+        evaluations = noise.evaluations + drawn.evaluations + 2 * self.params.draws
+        return Edited(drawn.x, s=s, mask=mask, evaluations=evaluations)
+
+    def mask(self, source: Source, s: Tensor) -> Tensor:
+        """Where a change of style from source.s to s [B,S] shows, [B,1,R,R] of 0 and 1 (DiffEdit, section 3.2).
+
+        What the denoiser says under both styles of the same noisy pictures is compared in squares of `cell` pixels;
+        those with more than cut * CLAMP of the mean contrast are in. Where nothing stands out, nothing is.
+        """
+        params, denoiser, image = self.params, self.backbones.denoiser, source.image
+        own, other = self.told(source.s), self.told(source.s + params.amplify * (s - source.s))
+        t = torch.full((len(image),), sampler.time_of(params.noise, denoiser.objective), device=image.device)
+        chance = torch.Generator().manual_seed(params.seed)
+        contrast = torch.zeros_like(image[:, :1])
+        for _ in range(params.draws):
+            noise = torch.randn(1, *image.shape[1:], generator=chance).to(image)  # for all: rows do not touch
+            noisy = sampler.mixed(image, noise.expand_as(image), t, denoiser.objective)
+            contrast += (denoiser(noisy, t, other) - denoiser(noisy, t, own)).float().abs().mean(dim=1, keepdim=True)
+        cells = F.avg_pool2d(contrast, params.cell)
+        flat = cells.flatten(1)
+        inside = cells > params.cut * CLAMP * cells.mean(dim=(2, 3), keepdim=True)
+        stands_out = flat.amax(dim=1) > FLAT * flat.median(dim=1).values
+        found = (inside & stands_out[:, None, None, None]).to(image)
+        return F.interpolate(found, size=image.shape[2:], mode="nearest")

@@ -1,0 +1,21 @@
+"""DeltaEdit-DM, ours: DeltaEdit-D inside DiffEdit's mask; outside it the input's own pixels come back exactly.
+
+That is DiffEdit all the way to noise, with masks and a strength that suit styles.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.editors._walks import NEEDS, Inside
+from pipeline.editors._walks import Masked as Params
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+
+KIND = "diffusion"
+__all__ = ["KIND", "NEEDS", "Params", "build"]
+
+
+def build(backbones: Backbones, params: Params) -> Inside:
+    return Inside(backbones, params)

@@ -1,0 +1,232 @@
+"""The editors that walk to noise and back, on small networks: what they do to s, what they keep, their masks."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline import sampler
+from pipeline.denoiser import Denoiser
+from pipeline.editors import _walks, encode_decode, load
+from pipeline.editors._walks import Masked, Settings
+from pipeline.values import ImagePair, Source, TextPair
+
+S, E, R = 7, 5, 16
+PARAMS = Settings(strength=1.0, threshold=0.3, agree=False, steps=4, solver="ddim", refine=1)
+MASKED = Masked(1.0, 0.3, False, 4, "belm", 0, 1.0, draws=2, noise=1.0, amplify=2.0, cell=4, cut=0.4, seed=0)
+PROMPT = TextPair("face", "face with red hair")
+
+
+class Counted(Denoiser):
+    calls = 0
+
+    def forward(self, x, t, s):
+        self.calls += 1
+        return super().forward(x, t, s)
+
+
+@pytest.fixture
+def world():
+    torch.manual_seed(0)
+    network = Counted(R, (3, 4, 0), channels=8, mult=(1, 2), time_dim=12, style_dim=10).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.1)
+    lift = torch.randn(2 * E, S)
+    return SimpleNamespace(
+        device="cpu",
+        denoiser=network,
+        mapper=lambda s, told: 0.1 * s + told @ lift,
+        relevance=F.normalize(torch.randn(S, E), dim=1),
+        s_stats=(torch.randn(S), torch.rand(S) + 0.5),
+        direction_delta=lambda source, target: torch.full((E,), 0.0 if source == target else 0.4),
+        clip=SimpleNamespace(embed_images=lambda images: images.flatten(1)[:, :E]),
+    )
+
+
+def people(batch=3):
+    torch.manual_seed(1)
+    images = torch.rand(batch, 3, R, R) * 2 - 1
+    return Source(images, torch.randn(batch, 4, 6), torch.randn(batch, S), torch.randn(batch, E))
+
+
+def test_the_edit_decodes_the_sources_own_noise_under_the_masked_style(world):
+    source, editor = people(), load("deltaedit_d", world, PARAMS)
+    direction = editor.fit(PROMPT)
+    edited = editor.edit(source, direction, 0.5)
+    unit = F.normalize(direction.delta, dim=0)
+    told = torch.cat([F.normalize(source.clip, dim=1), unit.expand(3, -1)], dim=1)
+    keep = (world.relevance @ direction.delta).abs() >= 0.3
+    assert 0 < keep.sum() < S
+    s = source.s + 0.5 * world.mapper(source.s, told) * keep
+    torch.testing.assert_close(edited.s, s)
+    own, told = (sampler.standardise(code, *world.s_stats) for code in (source.s, s))
+    noise = sampler.encode(world.denoiser, source.image, own, PARAMS.walk, "eps")
+    images = sampler.decode(world.denoiser, noise, told, PARAMS.walk, "eps").x
+    torch.testing.assert_close(edited.images, images)
+    assert edited.evaluations == 12 and edited.mask is None
+
+
+def test_strength_zero_is_the_reconstruction_whatever_the_prompt(world):
+    source, editor = people(), load("deltaedit_d", world, PARAMS)
+    still = editor.edit(source, editor.fit(PROMPT), 0.0)
+    other = editor.edit(source, editor.fit(TextPair("face", "face")), 1.0)
+    assert torch.equal(still.images, other.images) and torch.equal(still.s, source.s)
+    moved = editor.edit(source, editor.fit(PROMPT), 1.0)
+    assert (moved.images - still.images).abs().max() > 1e-3
+
+
+def test_people_are_encoded_once_for_all_their_edits_and_the_bytes_are_those_of_a_fresh_editor(world):
+    source, editor = people(), load("deltaedit_d", world, PARAMS)
+    first = editor.edit(source, editor.fit(PROMPT), 1.0)
+    assert world.denoiser.calls == 12
+    again = editor.edit(source, editor.fit(PROMPT), 1.0)
+    assert world.denoiser.calls == 16
+    assert torch.equal(first.images, again.images) and first.evaluations == again.evaluations
+    editor.edit(replace(source, image=-source.image), editor.fit(PROMPT), 1.0)
+    editor.edit(replace(source, s=-source.s), editor.fit(PROMPT), 1.0)
+    assert world.denoiser.calls == 40  # another picture or another code is another person
+    fresh = load("deltaedit_d", world, PARAMS)
+    assert torch.equal(fresh.edit(source, fresh.fit(PROMPT), 1.0).images, first.images)
+
+
+def test_remembered_noise_stays_bounded(world, monkeypatch):
+    monkeypatch.setattr(_walks, "REMEMBERED", 2)
+    editor, source = load("deltaedit_d", world, PARAMS), people()
+    for i in range(4):
+        editor.edit(replace(source, s=source.s + i), editor.fit(PROMPT), 1.0)
+    assert len(editor.noises) == 2
+
+
+def test_a_person_does_not_depend_on_the_others(world):
+    source, editor = people(), load("deltaedit_d", world, PARAMS)
+    together = editor.edit(source, editor.fit(PROMPT), 1.0)
+    alone = [editor.edit(source.select([i]), editor.fit(PROMPT), 1.0).images for i in range(3)]
+    scale = together.images.std()
+    torch.testing.assert_close(torch.cat(alone) / scale, together.images / scale, rtol=0, atol=1e-3)
+
+
+def test_a_pair_of_pictures_is_a_condition_too(world):
+    source, editor = people(), load("deltaedit_d", world, PARAMS)
+    ends = torch.rand(2, 1, 3, R, R)
+    direction = editor.fit(ImagePair(ends[0], ends[1]))
+    assert direction.delta.shape == (E,)
+    assert editor.edit(source, direction, 1.0).images.shape == source.image.shape
+
+
+def test_encode_decode_goes_a_part_of_the_way(world):
+    source = people()
+    whole = load("deltaedit_d", world, PARAMS)
+    part = load("encode_decode", world, encode_decode.Params(*vars(PARAMS).values(), ratio=0.5))
+    images = []
+    for editor, asked in ((whole, 12), (part, 6)):
+        edited = editor.edit(source, editor.fit(PROMPT), 1.0)
+        assert edited.evaluations == asked
+        images.append(edited.images)
+    assert (images[1] - source.image).square().mean() < (images[0] - source.image).square().mean()
+
+
+def test_of_the_mapper_s_answer_only_channels_that_agree_with_their_effect_move_where_that_is_asked(world):
+    source = people()
+    editor = load("deltaedit_d", world, replace(PARAMS, agree=True, threshold=0.0))
+    direction = editor.fit(PROMPT)
+    moved = editor.edit(source, direction, 1.0).s - source.s
+    effect = world.relevance @ direction.delta
+    assert (moved * effect >= 0).all() and (moved != 0).any() and (moved == 0).any()
+
+
+# ---------------------------------------------------------------- masks
+
+
+class Known(torch.nn.Module):
+    """Says what the style's first number is, in the upper left quarter, and what noise there is."""
+
+    objective = "eps"
+
+    def forward(self, x, t, s):
+        said = torch.zeros_like(x)
+        said[:, :, : R // 2, : R // 2] = s[:, :1, None, None]
+        return 0.1 * x + said
+
+
+class Sloped(Known):
+    """Sees the style more and more to the right, and through the noise."""
+
+    def forward(self, x, t, s):
+        slope = torch.linspace(0, 1, R) ** 3
+        return s[:, :1, None, None] * slope * (1 + 0.5 * x)
+
+
+@pytest.fixture
+def known(world):
+    """The world with that denoiser, and a mapper that moves every channel alike."""
+    ones = torch.ones(S)
+    effect = torch.full((S, E), E**-0.5)
+    mapper = lambda s, told: torch.ones_like(s)  # noqa: E731
+    return SimpleNamespace(
+        **{**vars(world), "denoiser": Known(), "mapper": mapper, "relevance": effect, "s_stats": (0 * ones, ones)}
+    )
+
+
+@pytest.mark.parametrize("name", ["diffedit", "deltaedit_dm"])
+def test_the_mask_is_where_the_style_is_seen_and_outside_it_pixels_are_the_inputs_own(known, name):
+    source, editor = people(), load(name, known, MASKED)
+    edited = editor.edit(source, editor.fit(PROMPT), 1.0)
+    expected = torch.zeros(3, 1, R, R)
+    expected[:, :, : R // 2, : R // 2] = 1
+    assert torch.equal(edited.mask, expected)
+    outside = edited.mask.expand_as(source.image) == 0
+    assert torch.equal(edited.images[outside], source.image[outside])
+    assert ((edited.images - source.image)[~outside]).abs().min() > 1e-3
+    assert edited.evaluations == 4 + 3 + 2 * 2
+
+
+def test_nothing_is_masked_where_nothing_stands_out_or_changes(known):
+    source, editor = people(), load("diffedit", known, MASKED)
+    for direction, strength in ((editor.fit(PROMPT), 0.0), (editor.fit(TextPair("face", "face")), 1.0)):
+        edited = editor.edit(source, direction, strength)
+        assert not edited.mask.any() and torch.equal(edited.images, source.image)
+    known.denoiser.forward = lambda x, t, s: x + s[:, :1, None, None]  # everywhere alike
+    assert not editor.edit(source, editor.fit(PROMPT), 1.0).mask.any()
+
+
+def test_a_mask_is_made_of_whole_cells_and_a_higher_cut_takes_fewer(known):
+    source, areas, known.denoiser = people(), [], Sloped()
+    for cut in (0.2, 0.4, 0.6):
+        editor = load("diffedit", known, replace(MASKED, cut=cut))
+        mask = editor.edit(source, editor.fit(PROMPT), 1.0).mask
+        assert torch.equal(F.avg_pool2d(mask, 4), F.max_pool2d(mask, 4))
+        areas.append(mask.sum().item())
+    assert areas[0] >= areas[1] >= areas[2] and areas[0] > areas[2]
+
+
+def test_masks_do_not_depend_on_neighbours_and_their_noise_on_the_seed_alone(known):
+    known.denoiser = Sloped()
+    source, editor = people(), load("diffedit", known, MASKED)
+    mask = editor.edit(source, editor.fit(PROMPT), 1.0).mask
+    alone = [editor.edit(source.select([i]), editor.fit(PROMPT), 1.0).mask for i in range(3)]
+    assert torch.equal(torch.cat(alone), mask)
+    few = replace(MASKED, draws=1, cell=1)
+    masks = [load("diffedit", known, replace(few, seed=seed)).mask(source, source.s + 1) for seed in (1, 1, 2)]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+def test_settings_that_cannot_run_are_refused():
+    with pytest.raises(ValueError, match="7 sampling steps do not divide 1000: use 5 or 8"):
+        replace(PARAMS, steps=7)
+    for wrong in ({"refine": -1}, {"solver": "magic"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(PARAMS, **wrong)
+    for wrong in ({"draws": 0}, {"cell": 0}, {"noise": 0.0}, {"cut": 1.0}, {"ratio": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(MASKED, **wrong)
+
+
+def test_its_module_is_light_to_import():
+    import subprocess
+    import sys
+
+    code = "import sys, pipeline.editors.deltaedit_dm; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
