@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stages import _arguments as arguments
+from stages import _blending as blending
 from stages import _fetch as fetching
 from stages import _import as imports
 from stages import _shell
@@ -172,6 +173,10 @@ def invert(
     for fact in [] if as_json else report.pictures:
         typer.echo(f"{_inversion_line(fact)}, wrote {fact['inversion']} and {fact['codes']}")
     _finish(report, as_json)
+
+
+app.command()(blending.interpolate)
+app.command()(blending.mix)
 
 
 def _watch(work: Iterable[Any], total: int, label: str) -> None:
