@@ -80,6 +80,7 @@ class Layout:
         self.summary = self.reports / "summary.json"
         self.grid = self.reports / "grid.png"
         self.plots = self.reports / "plots"
+        self.trials = self.reports / "trials"
         self.page = self.reports / "index.html"
 
     def edits(self, editor: str) -> Path:

@@ -7,7 +7,6 @@ SVG). The words are in templates/report.html.j2, the numbers here.
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, files, flowchart, params, showcase
+from pipeline import artefacts, charts, files, flowchart, params, showcase
 from pipeline import truth as truths
 from pipeline.domains import Domain
 from pipeline.evaluation import FRAMES, SCORES
@@ -156,18 +155,19 @@ def page(domain: Domain, root: Path) -> str:
         editors=[_editor(name, found["editors"][name], i) for i, name in enumerate(editors)],
         columns=[c for c in EDITOR_COLUMNS if any(_measured(c.key, row) for row in found["editors"].values())],
         notes=_notes(found["editors"]),
-        tradeoff=_tradeoff(found["editors"], editors),
+        tradeoff=charts.tradeoff(found["editors"], editors),
         prompts=_prompts(found["editors"], editors, domain),
         foundations=_foundations(found),
         attributes=_attributes(found),
         gallery=_gallery(domain, layout, editors),
-        curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in _curves(path)],
+        curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in charts.curves(path)],
         chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,
         settings=_flat(settings),
         networks=[_network(domain, name, root) for name in domain.networks],
         photographs=_photographs(layout.prepared),
         costs=_costs(layout),
         speed=_speed(root),
+        trials=[charts.trials(path) for path in sorted(layout.trials.glob("*.csv"))],
     )
 
 
@@ -297,54 +297,6 @@ def _speed(root: Path) -> dict[str, Any] | None:
     """What `make bench` wrote: machine and rows; None when it never ran."""
     path = root / "reports" / "bench.json"
     return _json(path) if path.is_file() else None
-
-
-# ---------------------------------------------------------------- charts
-
-
-def _tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> list[dict[str, Any]]:
-    """Points kept -> x, reached -> y on a unit square, with their intervals."""
-    return [
-        {
-            "label": label(name),
-            "frame": name in FRAMES,
-            "color": i,
-            "x": found[name]["kept"],
-            "y": found[name]["reached"],
-        }
-        for i, name in enumerate(editors)
-        if "reached" in found[name]
-        and found[name]["reached"]["value"] is not None
-        and found[name]["kept"]["value"] is not None
-    ]
-
-
-def _curves(path: Path) -> list[dict[str, Any]]:
-    """A training's CSV as one chart per column over `step`."""
-    with path.open(encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    names = [name for name in (rows[0] if rows else {}) if name != "step"]
-    charts = []
-    for name in names:
-        points = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        points = [(x, y) for x, y in points if np.isfinite(y)]
-        if len(points) > 1:
-            charts.append({"title": f"{path.stem}: {name}", **_line(points)})
-    return charts
-
-
-def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int = 120) -> dict[str, Any]:
-    """SVG coordinates of a line; the vertical range leaves out the first, high points of a loss."""
-    ys = np.array([y for _, y in points])
-    low, high = float(ys.min()), float(np.percentile(ys, 98))
-    high = high if high > low else low + 1
-    left, right = points[0][0], points[-1][0]
-    scaled = [
-        (width * (x - left) / max(right - left, 1e-9), height * (1 - (min(y, high) - low) / (high - low)))
-        for x, y in points[:: max(1, len(points) // 400)]
-    ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in scaled)
-    return {"points": path, "low": low, "high": high, "first": left, "last": right, "end": points[-1][1]}
 
 
 # ---------------------------------------------------------------- pictures

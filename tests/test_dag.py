@@ -44,6 +44,7 @@ EDITS = {
     "edit_baseline@tiny-counterfactual",
     "edit_baseline@tiny-styleclip_gd",
     "edit_diffusion@tiny-deltaedit_d",
+    "edit_diffusion@tiny-deltaedit_dm",
 }
 
 
@@ -154,6 +155,7 @@ def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follo
         "edit_latent@tiny-deltaedit_gr",
         "edit_latent@tiny-deltaedit_g_unmasked",
         "edit_diffusion@tiny-deltaedit_d",
+        "edit_diffusion@tiny-deltaedit_dm",
         "evaluate@tiny",
         "report@tiny",
     }

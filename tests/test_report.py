@@ -16,7 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import artefacts, evaluation, flowchart, images, metrics, portraits, report, showcase, truth
+from pipeline import (
+    artefacts,
+    charts,
+    evaluation,
+    flowchart,
+    images,
+    metrics,
+    portraits,
+    report,
+    showcase,
+    truth,
+    tuning,
+)
 from pipeline.domains import NETWORKS, Domain, Prompt, Weights, default_path
 from pipeline.truth import TestSet
 from pipeline.values import InputError
@@ -257,6 +269,28 @@ def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: D
     layout.curve("mapper").unlink()
     words = " ".join(Reader(report.page(domain, project)).words)
     assert "Costs" not in words and "Curves" not in words
+
+
+def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domain: Domain) -> None:
+    assert "Trials" not in report.page(domain, project)
+    settings = [
+        {"strength": 1.0, "threshold": 0.1, "agree": True, "steps": steps, "solver": solver, "refine": 0}
+        for solver in ("belm", "ddim")
+        for steps in (10, 100)
+    ]
+    found = [
+        tuning.Trial(chosen, 0.5 + 0.1 * i, 0.9, 20.0 + i, chosen["steps"] * 2, 10.0**-i)
+        for i, chosen in enumerate(settings)
+    ]
+    tuning.save(artefacts.Layout(domain, project).trials / "solvers.csv", "deltaedit_d", 24, found)
+    (trial,) = [charts.trials(path) for path in artefacts.Layout(domain, project).trials.glob("*.csv")]
+    assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
+    passes, _ = trial["charts"]
+    assert [line["name"] for line in passes["lines"]] == ["deltaedit_d belm", "deltaedit_d ddim"]
+    assert passes["lines"][0]["points"] == [(0.0, 200.0), (320.0, pytest.approx(133.3))]  # 20 dB, then 21 of 20 to 23
+    assert passes["x"] == (pytest.approx(20), pytest.approx(200)) and passes["y"] == (20, 23)
+    reader = Reader(report.page(domain, project))
+    assert "solvers (24 people)" in reader.words and "All 4 of them" in reader.words
 
 
 def test_what_prepare_skipped_is_told_and_cannot_write_html(project: Path, domain: Domain) -> None:
