@@ -3,6 +3,9 @@
 Every row runs `published`, `plain` and `ours` in turn, in one process with one thread, and keeps medians and the
 ratio's 95 % interval (bootstrap over rounds). Seconds are the process's on a CPU, so that a neighbour on a busy machine
 distorts them less; the load is recorded all the same. Memory is the peak of live tensors, the networks' apart.
+
+Where no GPU is at hand, its rows are unmeasured: what one would take is projected, from the bytes and operations that
+were counted here.
 """
 
 from __future__ import annotations
@@ -48,27 +51,64 @@ class Case:
     whole: bool = False
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once."""
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU's data sheet promises: bytes and dense operations per second; and seconds to start an operation."""
 
-    def __init__(self) -> None:
+    name: str
+    bandwidth: float
+    float32: float
+    tensor32: float  # of convolutions in float32, which PyTorch rounds to TF32
+    half: float
+    launch: float
+
+
+H200 = Gpu("NVIDIA H200", 4.8e12, 67e12, 494e12, 989e12, 4e-6)
+
+
+class Watch(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once, and the seconds that a GPU would need at the least.
+
+    Every operation is projected as the longer of moving its inputs and outputs once and of its multiplications and
+    additions, plus its start; views are free.
+    """
+
+    def __init__(self, gpu: Gpu = H200) -> None:
         super().__init__()
         self.live: dict[int, tuple[Any, int]] = {}
-        self.peak = 0
+        self.peak, self.gpu, self.projected = 0, gpu, 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from torch.multiprocessing.reductions import StorageWeakRef
         from torch.utils._pytree import tree_leaves
 
-        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        before = {x.untyped_storage()._cdata for x in inputs}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in before:
+        outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for tensor in outputs:
+            if tensor.untyped_storage()._cdata not in before:
                 storage = tensor.untyped_storage()
                 self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.live = {key: (ref, size) for key, (ref, size) in self.live.items() if not ref.expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        if not func.is_view:
+            self.projected += self._seconds(func, inputs, outputs, args, kwargs or {}, out)
         return out
+
+    def _seconds(
+        self, func: Any, inputs: list[Tensor], outputs: list[Tensor], args: Any, kwargs: Any, out: Any
+    ) -> float:
+        from torch.utils.flop_counter import flop_registry
+
+        moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs)) / self.gpu.bandwidth
+        count = flop_registry.get(func.overloadpacket)
+        if count is None:
+            return moved + self.gpu.launch
+        half = bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16)
+        single = self.gpu.tensor32 if "convolution" in func.overloadpacket.__name__ else self.gpu.float32
+        work = count(*args, **kwargs, out_val=out) / (self.gpu.half if half else single)
+        return max(moved, work) + self.gpu.launch
 
 
 def seconds(run: Run, device: str) -> tuple[float, Tensor | None]:
@@ -81,10 +121,10 @@ def seconds(run: Run, device: str) -> tuple[float, Tensor | None]:
     return clock() - start, found
 
 
-def peak(run: Run) -> int:
-    with Peak() as mode:
+def watched(run: Run) -> Watch:
+    with Watch() as mode:
         run()
-    return mode.peak
+    return mode
 
 
 def measure(case: Case, device: str) -> dict[str, float | None]:
@@ -101,7 +141,10 @@ def measure(case: Case, device: str) -> dict[str, float | None]:
     low, high = interval(times["published"], times["ours"])
     theirs, mine = found["published"], found["ours"]
     compared = theirs is not None and mine is not None
-    memory = None if case.whole else peak(case.published) / max(1, peak(case.ours))
+    memory = projected = None
+    if not case.whole:
+        one, other = watched(case.published), watched(case.ours)
+        memory, projected = one.peak / max(1, other.peak), case.parts * one.projected / other.projected
     return {
         "published_s": middle["published"],
         "plain_s": middle["plain"],
@@ -112,6 +155,7 @@ def measure(case: Case, device: str) -> dict[str, float | None]:
         "ratio_plain": middle["plain"] / middle["ours"],
         "max_abs_diff": (theirs.float() - mine.float()).abs().max().item() if compared else None,  # type: ignore[union-attr]
         "memory_ratio": memory,
+        "projected_cuda_ratio": projected,
     }
 
 
@@ -151,9 +195,10 @@ def run(backbones: Backbones, path: Path, names: tuple[str, ...] = ()) -> Iterat
     before = _before(path)
     if before.get("machine", {}).get("device") == here["device"]:
         rows = before["rows"]
+    found = {"machine": here, "rows": rows} | ({"projected": H200.name} if backbones.device == "cpu" else {})
     for name in names or CASES:
         rows[name] = measure(CASES[name](backbones), backbones.device)
-        files.write_bytes(path, (json.dumps({"machine": here, "rows": rows}, indent=2) + "\n").encode())
+        files.write_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
         yield name, rows[name]
 
 

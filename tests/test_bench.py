@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kernels.resample import box_resample
 from pipeline import bench, benchmarks, published, relevance, report
-from pipeline.bench import Case, Peak
+from pipeline.bench import Case, Gpu, Watch
 from pipeline.generator import Generator
 from pipeline.mapper import DeltaMapper, validate
 from pipeline.stylespace import StyleLayout
@@ -120,10 +120,27 @@ def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> No
             kept = kept + 1
         kept.view(10, 100).add_(1)
 
-    assert bench.peak(run) == 2 * 4000
-    with Peak() as mode:
+    assert bench.watched(run).peak == 2 * 4000
+    with Watch() as mode:
         both = [torch.zeros(10), torch.zeros(30).double()]
     assert mode.peak == 40 + 120 + 240 and len(both) == 2
+
+
+def test_what_a_gpu_would_take_is_projected_from_bytes_and_operations() -> None:
+    gpu = Gpu("a GPU", bandwidth=1e9, float32=1e9, tensor32=2e9, half=4e9, launch=1e-6)
+    x, w = torch.randn(8, 1000), torch.randn(1000, 2000)
+    half_x, half_w = x.bfloat16(), w.bfloat16()
+    images, kernel = torch.randn(1, 4, 10, 10), torch.randn(9, 4, 3, 3)
+    for run, expected in (
+        (lambda: x + 1, 64_000 / 1e9 + 1e-6),  # read and written once: more than its additions take
+        (lambda: x @ w, 2 * 8 * 1000 * 2000 / 1e9 + 1e-6),
+        (lambda: half_x @ half_w, 2 * 8 * 1000 * 2000 / 4e9 + 1e-6),
+        (lambda: F.conv2d(images, kernel, padding=1), 2 * 900 * 36 / 2e9 + 1e-6),
+        (lambda: x.view(4, 2000).permute(1, 0), 0),  # only looked at otherwise
+    ):
+        with Watch(gpu) as mode:
+            run()
+        assert mode.projected == pytest.approx(expected, rel=1e-3), expected
 
 
 def test_an_interval_holds_the_ratio_and_is_a_point_without_spread() -> None:
@@ -160,12 +177,12 @@ def test_rows_are_measured_and_kept_in_the_file(tmp_path: Path) -> None:
     assert [name for name, _ in bench.run(Here(), path, ("second",))] == ["second"]  # type: ignore[arg-type]
     assert [name for name, _ in bench.run(Here(), path, ("first",))] == ["first"]  # type: ignore[arg-type]
     found = json.loads(path.read_text())
-    assert set(found) == {"machine", "rows"} and set(found["rows"]) == {"first", "second"}
+    assert set(found) == {"machine", "rows", "projected"} and set(found["rows"]) == {"first", "second"}
     assert found["machine"]["threads"] == 1 and found["machine"]["load"] >= 0
     row = found["rows"]["first"]
     assert set(row) == {
         *("published_s", "plain_s", "ours_s", "ratio", "ratio_low", "ratio_high", "ratio_plain"),
-        *("max_abs_diff", "memory_ratio"),
+        *("max_abs_diff", "memory_ratio", "projected_cuda_ratio"),
     }
     assert (
         3 < row["ratio"] < 5 and 6 < row["ratio_plain"] < 10 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
