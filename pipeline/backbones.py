@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
-IMPORTED = ("inception", "lpips", "clip")  # from public originals; only a CLIP may be trained here instead
+IMPORTED = ("inception", "lpips", "clip")  # from originals; a CLIP is trained here where the domain says how large
 ALONE = 32  # pictures that a single text is measured on where there is no matrix
 STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
 
@@ -63,19 +63,20 @@ class Backbones:
             return None
         return f"not computed: weights missing at {self.shipped(name).relative_to(self.root)}"
 
-    def _hint(self, name: str) -> str:
+    def hint(self, name: str) -> str:
         """The command that makes the file."""
         if name in STAGES:
             return f"run `dvc repro {STAGES[name]}@{self.domain.name}`"
         published = self.domain.weights(name)
         if published.url is not None:
             return f"run `deltaspace fetch {self.domain.name} {name}`"
-        if name in IMPORTED and (published.original or name != "clip"):
+        trained = name not in IMPORTED or name in self.domain.defaults.get("pretrain", {})
+        if published.original or not trained:
             return f"run `deltaspace import-{name} {published.original or 'FILE'} --domain {self.domain.name}`"
         return f"run `deltaspace pretrain {self.domain.name} {name}`"
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return weights.load(self.path(name), device=self.device, hint=self._hint(name))
+        return weights.load(self.path(name), device=self.device, hint=self.hint(name))
 
     def _network(self, name: str, build: Callable[[dict[str, Any]], nn.Module]) -> Any:
         """The network that `build` makes from the file's heading, with the file's weights."""
@@ -89,7 +90,7 @@ class Backbones:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{self.path(name)} does not hold this domain's {name} ({reason}): {self._hint(name)}"
+                f"{self.path(name)} does not hold this domain's {name} ({reason}): {self.hint(name)}"
             ) from error
         return network.to(self.device).eval().requires_grad_(False)
 
@@ -143,7 +144,7 @@ class Backbones:
     def denoiser(self) -> Denoiser:
         from pipeline import denoiser
 
-        return denoiser.load(self.path("denoiser"), self.device, hint=self._hint("denoiser"))
+        return denoiser.load(self.path("denoiser"), self.device, hint=self.hint("denoiser"))
 
     @cached_property
     def mapper(self) -> DeltaMapper:
@@ -181,7 +182,7 @@ class Backbones:
     def _tensor(self, name: str, key: str) -> Tensor:
         tensors, _ = self._read(name)
         if key not in tensors:
-            raise InputError(f"{self.path(name)} does not hold this domain's {name} (no '{key}'): {self._hint(name)}")
+            raise InputError(f"{self.path(name)} does not hold this domain's {name} (no '{key}'): {self.hint(name)}")
         return tensors[key]
 
     @property

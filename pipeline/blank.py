@@ -17,16 +17,16 @@ resolution: {resolution}
 renderer: null
 aligned: null # ffhq: its pictures are faces, cut out as FFHQ's
 neutral: {neutral} # TODO the word for any picture of this domain, such as cat
-clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation
+clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation; that of portraits: false
 level_split: [{split}] # how many style convolutions are coarse, and coarse or medium; the rest is fine
 {networks}
 templates: imagenet.txt # a text's direction is averaged over these
 
-prompts: # TODO what to edit towards, and what `evaluate` measures
+prompts: # TODO what to edit towards, and what `evaluate` measures; these are examples
 {prompts}
 
 defaults: # what null in params.yaml stands for
-  prepare:
+  prepare: # TODO numbers of pictures: together no more than there are
     source: {source}
     train: {train}
     val: {val}

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 PRETRAINED = "pretrained"
 OTHER_PROCESS = 7919  # seeds of processes that share a training lie so far apart
-Batches = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""rows [B], where chance comes from -> (images [B,3,R,R] in [-1,1], s [B,S] standardised)"""
+Batches = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
+"""rows [B], where chance comes from -> (images [B,3,R,R] in [-1,1], s [B,S] standardised[, before [B,3,R,R]])"""
+LEAST, WHOLE = 0.2, 0.7  # times of a flow below which no other picture shows through, and from which it may be whole
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,19 @@ class DiffusionParams:
             raise ValueError("lr and clip must be above 0, weight_decay from 0, ema from 0 and below 1")
 
 
-def loss(denoiser: Predict, x0: Tensor, s: Tensor, generator: torch.Generator, objective: Objective = "eps") -> Tensor:
+def loss(
+    denoiser: Predict,
+    x0: Tensor,
+    s: Tensor,
+    generator: torch.Generator,
+    objective: Objective = "eps",
+    before: Tensor | None = None,
+) -> Tensor:
     """Mean squared error of what the denoiser says (for "eps": DDPM eq. 14), t uniform over all times -> scalar.
 
     x0 [B,3,R,R] in [-1,1], s [B,S] standardised. The CPU `generator` alone decides t and noise; noise is drawn on
-    x0's device.
+    x0's device. before (flows only): pictures before an edit that made them x0. They show through the noise, more at
+    late times, and the velocity leads from there to x0 all the same: what s says then outweighs what is seen.
     """
     if objective == "flow":
         t = torch.rand(len(x0), generator=generator).to(x0.device) * TIMESTEPS
@@ -64,8 +73,14 @@ def loss(denoiser: Predict, x0: Tensor, s: Tensor, generator: torch.Generator, o
         t = torch.randint(TIMESTEPS, (len(x0),), generator=generator).to(x0.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
+    goal = wanted(x0, noise, t, objective)
     noisy = mixed(x0, noise, t, objective)
-    return (denoiser(noisy, t, s).float() - wanted(x0, noise, t, objective)).square().mean()
+    if before is not None:
+        part = (t / TIMESTEPS)[:, None, None, None]
+        most = ((part - LEAST) / (WHOLE - LEAST)).clamp(0, 1)
+        shown = torch.rand(len(x0), generator=generator).to(part)[:, None, None, None] * most * (before - x0)
+        noisy, goal = noisy + (1 - part) * shown, goal + (1 - part) / part.clamp(min=LEAST) * shown
+    return (denoiser(noisy, t, s).float() - goal).square().mean()
 
 
 def wanted(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> Tensor:
@@ -143,10 +158,10 @@ def steps(
 
     def step(number: int) -> Metrics:
         generator = generator_for(params.seed + rank * OTHER_PROCESS, number)
-        x0, s = batches(batch_rows(count, share, generator), generator)
+        x0, s, *before = (part.to(device) for part in batches(batch_rows(count, share, generator), generator))
         torch.manual_seed(number)  # dropout
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            value = loss(network, x0.to(device), s.to(device), generator, network.objective)
+            value = loss(network, x0, s, generator, network.objective, *before)
         value.backward()
         training.average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.clip)
@@ -167,7 +182,7 @@ def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int 
     for start in range(0, count, batch):
         rows = torch.arange(start, min(start + batch, count))
         generator = generator_for(seed, start)
-        x0, s = (value.to(network.device) for value in batches(rows, generator))
+        x0, s = (value.to(network.device) for value in batches(rows, generator)[:2])
         total += loss(network, x0, s, generator, network.objective).item() * len(rows)
     return total / count
 

@@ -59,6 +59,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError("the text is empty: write what to edit towards")
+        if self.text.strip().upper().startswith("TODO"):
+            raise ValueError(f"'{self.text}' is still to be filled in: write what to edit towards")
         if (self.attribute is None) != (self.value is None):
             raise ValueError(f"'{self.text}' needs both an attribute and a value, or neither")
 

@@ -154,6 +154,7 @@ def page(domain: Domain, root: Path) -> str:
         domain=domain,
         editors=[_editor(name, found["editors"][name], i) for i, name in enumerate(editors)],
         columns=[c for c in EDITOR_COLUMNS if any(_measured(c.key, row) for row in found["editors"].values())],
+        bests={column.key: _best(column, found["editors"]) for column in EDITOR_COLUMNS},
         notes=_notes(found["editors"]),
         tradeoff=charts.tradeoff(found["editors"], editors),
         prompts=_prompts(found["editors"], editors, domain),
@@ -195,6 +196,13 @@ def _editor(name: str, found: Mapping[str, Any], index: int) -> dict[str, Any]:
 def _measured(key: str, row: Mapping[str, Any]) -> bool:
     """Whether an editor's numbers have `key`, or it was at least tried."""
     return key in row and "note" not in row[key]
+
+
+def _best(column: Column, found: Mapping[str, Any]) -> float | None:
+    """The best value of a column among editors proper; None where none is better than another."""
+    values = [row[column.key]["value"] for name, row in found.items() if name not in FRAMES and column.key in row]
+    known = [value for value in values if value is not None]
+    return max(known, key=lambda value: column.better * value) if known and column.better else None
 
 
 def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -30,28 +30,31 @@ def coded(
     device: str = "cpu",
     told: float = 0.0,
     made: float = 0.0,
+    led: bool = False,
 ) -> diffusion.Batches:
     """Batches of pictures and the standardised s of their inversions, as `invert` and `cache` make the dataset's.
 
     Codes are computed as they are needed, so they are never older than the encoder. mean, std [S].
     told: the share of every batch whose codes are those that the generator learnt to copy them by, where it did.
     made: the share that is not pictures but what the generator makes of codes between two people's: each channel is
-    either's, as after an edit, which moves some.
+    either's, as after an edit, which moves some. With `led`, what it makes of the first of the two shows through the
+    noise (`pipeline.diffusion.loss`): batches have a third part then, which is the pictures themselves elsewhere.
     """
     mean, std = mean.to(device), std.to(device)
 
-    def draw(count: int, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(images, s) of `count` people, each with up to half of the channels of another."""
+    def draw(count: int, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(images, s, images before) of `count` people, each with up to half of the channels of another."""
         w = generator.mapping(torch.randn(2 * count, generator.style_dim, generator=chance).to(device))
         w_plus = generator.repeat(w)
         own, other = generator.styles(w_plus).chunk(2)
         often = torch.rand(count, 1, generator=chance) / 2
         moved = (torch.rand(own.shape, generator=chance) < often).to(device)
-        s = torch.where(moved, other, own)
-        return generator.synthesis(s, w_plus[:count]).clamp(-1, 1), s
+        s, w_plus = torch.where(moved, other, own), w_plus[:count]
+        before = generator.synthesis(own, w_plus).clamp(-1, 1) if led else torch.zeros(0)
+        return generator.synthesis(s, w_plus).clamp(-1, 1), s, before
 
     @torch.no_grad()
-    def batch(rows: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(rows: Tensor, chance: torch.Generator) -> tuple[Tensor, ...]:
         pictures = len(rows) - round(made * len(rows))
         known = min(pictures, round(told * len(rows)))
         images = data.images(rows[:pictures]).to(device)
@@ -59,10 +62,11 @@ def coded(
         if known < pictures:
             codes.append(encoder(images[known:]))
         s = generator.styles(torch.cat(codes))
-        if pictures < len(rows):
-            fakes, fake_s = draw(len(rows) - pictures, chance)
-            images, s = torch.cat([images, fakes.float()]), torch.cat([s, fake_s])
-        return images, standardise(s, mean, std)
+        if pictures == len(rows):
+            return images, standardise(s, mean, std)
+        fakes, fake_s, before = draw(len(rows) - pictures, chance)
+        whole, s = torch.cat([images, fakes.float()]), standardise(torch.cat([s, fake_s]), mean, std)
+        return (whole, s, torch.cat([images, before.float()])) if led else (whole, s)
 
     return batch
 
@@ -82,6 +86,7 @@ def steps(
     seed: int = 0,
     told: float = 0.0,
     made: float = 0.0,
+    led: bool = False,
     seconds: float | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[int, Metrics, Denoiser]]:
@@ -92,7 +97,7 @@ def steps(
     """
     params = diffusion.DiffusionParams(images // batch, "random", batch, lr, 0.01, 1.0, ema, seed)
     network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
-    batches = coded(data, encoder, generator, mean, std, device, told, made)
+    batches = coded(data, encoder, generator, mean, std, device, told, made, led)
     for done, metrics, average in diffusion.steps(network, params, batches, len(data), state, 250, seconds, device):
         yield done * batch, metrics, average
 

@@ -200,7 +200,7 @@ def judge(domain: Domain, root: Path) -> Discriminator:
         discriminator = Discriminator(size, _by_resolution(meta["model"]["discriminator"]))
         discriminator.load_state_dict(tensors)
         return discriminator
-    print(f"{path} is missing: pictures are compared by random features")
+    print("the generator came without its discriminator: pictures are compared by random features, which serves")
     plan = domain.defaults.get("pretrain", {}).get("generator") or {}
     imported = {2**k: min(128, 2 ** (12 - k)) for k in range(2, size.bit_length())}  # generators come without
     torch.manual_seed(0)  # the same in every process, and after a restart

@@ -54,7 +54,8 @@ def import_generator(
         typer.echo(f"{model['n_mlp']} mapping layers, {len(imported.generator.layout.dims)} style layers ({widths})")
         for path in filter(None, (where.weights, where.grid, where.domain)):
             typer.echo(f"wrote {path}")
-        typer.echo(f"look at {where.grid}, fill in {placed.domain_file(name)}, then: dvc exp run -S 'domains=[{name}]'")
+        typer.echo(f"look at {where.grid}, and fill in {placed.domain_file(name)}")
+        typer.echo(f"next: deltaspace import-clip FILE --domain {name}, then: deltaspace pretrain {name}")
     _warn(imported.notes)
 
 

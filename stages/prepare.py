@@ -12,6 +12,8 @@ from pipeline import artefacts, collection, faces, files, work, workers
 from pipeline.collection import Photographs, PrepareParams, Rendered
 from stages._run import Stage, run
 
+LATER = ("generator", "encoder", "clip", "denoiser")
+
 
 class Job(NamedTuple):
     """One shard of pictures."""
@@ -26,8 +28,18 @@ def write(job: Job, path: Path) -> None:
     artefacts.write_shard(path, "images", columns, job.meta)
 
 
+def tell_missing(stage: Stage) -> None:
+    """What later stages need and do not find, before anything long begins; DVC itself only names the file."""
+    networks = stage.networks.load()
+    for name in LATER:
+        if networks.absent(name):
+            needed = f"{stage.domain.name} has no {name}, which later stages need: {networks.hint(name)}"
+            print(f"prepare: {needed}", file=sys.stderr, flush=True)
+
+
 def main(stage: Stage) -> None:
     params, domain = stage.params(PrepareParams), stage.domain
+    tell_missing(stage)
     if params.source is None and domain.renderer is not None:
         rows = collection.row_ids(params)
         with stage.tracked(params), stage.work(params) as unit:

@@ -271,6 +271,20 @@ def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: D
     assert "Costs" not in words and "Curves" not in words
 
 
+def test_a_column_that_only_some_editors_have_is_shown_and_the_best_of_them_marked(
+    project: Path, domain: Domain
+) -> None:
+    path = project / "reports/portraits/metrics.json"
+    found = json.loads(path.read_text())
+    names = [name for name in found["editors"] if name not in report.FRAMES]
+    found["editors"][names[0]]["mask_iou"] = {"value": 0.43, "low": 0.41, "high": 0.45}
+    path.write_text(json.dumps(found))
+    page = report.page(domain, project)
+    assert "mask IoU" in page and re.search(
+        r'<td class="best"><b>0\.43</b>' if len(names) > 1 else r"<b>0\.43</b>", page
+    )
+
+
 def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domain: Domain) -> None:
     assert "Trials" not in report.page(domain, project)
     settings = [
