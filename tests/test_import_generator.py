@@ -237,7 +237,7 @@ def test_the_command_makes_a_domain_whose_generator_the_pipeline_reads(
     assert app.run(["import-generator", str(path), "--name", "my_cats", "--neutral", 'cat "x"']) == 0
     told = capsys.readouterr()
     assert "NVIDIA's PyTorch, 32 pixels, style dimension 12" in told.out and told.err == ""
-    assert "dvc exp run -S 'domains=[my_cats]'" in told.out
+    assert "import-clip FILE --domain my_cats, then: deltaspace pretrain my_cats" in told.out
     domain = domains.load("my_cats", project)
     assert (domain.resolution, domain.neutral, domain.level_split) == (files.R, 'cat "x"', (3, 7))
     assert domain.generator.original == path.name
