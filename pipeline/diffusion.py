@@ -187,6 +187,22 @@ def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int 
     return total / count
 
 
+@torch.inference_mode()
+def loss_by_time(network: Denoiser, batches: Batches, count: int, levels: int = 10, seed: int = 0) -> Curve:
+    """The loss over `count` rows at each of `levels` times, from the picture (0) to the noise (1000)."""
+    rows, objective = torch.arange(count), network.objective
+    x0, s = (value.to(network.device) for value in batches(rows, generator_for(seed, 0))[:2])
+    noise = torch.randn(x0.shape, generator=generator_for(seed, 1)).to(x0)
+    curve = Curve(1)
+    for level in range(levels):
+        time = TIMESTEPS * (2 * level + 1) // (2 * levels)
+        t = torch.full((count,), time, device=x0.device)
+        said = network(mixed(x0, noise, t, objective), t, s).float()
+        value = (said - wanted(x0, noise, t, objective)).square().mean().item()
+        curve.rows.append({"step": time, "loss": value})
+    return curve
+
+
 def hand_on(shipped: Path, out: Path) -> None:
     """What no steps from the shipped weights make: the same file."""
     with files.replacing(out) as partial:

@@ -82,12 +82,12 @@ class Stage:
         with tracking.stage(self.label, self.domain.name, _plain(section)) as run:
             yield run
 
-    def save_curve(self, unit: work.Unit, curve: training.Curve) -> None:
-        """The piece `curve` of the unit: a training's rows as CSV, which DVC plots."""
+    def save_curve(self, unit: work.Unit, curve: training.Curve, piece: str = "curve") -> None:
+        """A piece of the unit: a training's rows as CSV, which DVC plots."""
         columns = list(curve.rows[0]) if curve.rows else ["step"]
         lines = [",".join(columns), *(",".join(f"{row[name]:.6g}" for name in columns) for row in curve.rows)]
-        files.write_bytes(unit.path("curve"), ("\n".join(lines) + "\n").encode())
-        unit.mark("curve")
+        files.write_bytes(unit.path(piece), ("\n".join(lines) + "\n").encode())
+        unit.mark(piece)
 
     def log_curve(self, run: tracking.Run, curve: training.Curve) -> None:
         for row in curve.rows:

@@ -6,6 +6,15 @@ from pipeline import artefacts, denoiser, diffusion, progress, sampling, trainin
 from stages._run import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
+JUDGED = 64  # unseen pictures that the loss is told on, by time
+
+
+def pairs(stage: Stage, split: str) -> tuple[diffusion.Batches, int]:
+    """The pictures of a split with their codes, and how many there are."""
+    files, nets = stage.files, stage.networks.load()
+    photos = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"split": split})["image"])
+    s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "split": split})["s"]
+    return diffusion.in_memory(photos, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
 
 
 def main(stage: Stage) -> None:
@@ -18,21 +27,22 @@ def main(stage: Stage) -> None:
             plan = stage.domain.defaults.get("pretrain", {}).get("denoiser", {})
             numbers = {**plan.get("model", {}), **diffusion.sizes(nets.generator)}
             network = diffusion.first_weights(params, shipped, numbers)
-            train = {"split": "train"}
-            photos = sampling.pixels(artefacts.read(files.images, "images", ["image"], train)["image"])
-            s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", **train})["s"]
-            batches = diffusion.in_memory(photos, s, nets.s_mean.cpu(), nets.s_std.cpu())
+            batches, count = pairs(stage, "train")
             fit = diffusion.steps(
-                network, params, batches, len(s), unit.path("checkpoint.pt"), CHECKPOINT_EVERY, None, nets.device, curve
+                network, params, batches, count, unit.path("checkpoint.pt"), CHECKPOINT_EVERY, None, nets.device, curve
             )
             for _, _, averaged in progress.track(fit, params.steps, "diffusion", unit="steps"):
                 network = averaged
             meta = stage.meta(params, "generator", "clip")
             denoiser.save(unit.path("diffusion"), network, **meta)
         unit.mark("diffusion")
+        unseen, count = pairs(stage, "val")
+        judged = denoiser.load(unit.path("diffusion"), nets.device)
         stage.save_curve(unit, curve)
+        stage.save_curve(unit, diffusion.loss_by_time(judged, unseen, min(JUDGED, count)), "by_time")
         stage.log_curve(tracked, curve)
-        unit.publish({"diffusion": files.diffusion, "curve": files.curve("diffusion")})
+        by_time = {"by_time": files.curve("diffusion_by_time")}
+        unit.publish({"diffusion": files.diffusion, "curve": files.curve("diffusion"), **by_time})
 
 
 if __name__ == "__main__":

@@ -100,6 +100,44 @@ def test_a_flow_is_learnt_at_all_times_and_gives_the_picture_back(batches):
     assert (round_trip - x0).square().mean() < 0.02 * x0.var()
 
 
+@pytest.mark.parametrize(("objective", "expected"), [("eps", 1.0), ("flow", 1.0416)])
+def test_the_loss_is_told_at_each_time_from_picture_to_noise(batches, objective, expected):
+    class Silent:
+        device = torch.device("cpu")
+
+        def __call__(self, x, t, s):
+            return torch.zeros_like(x)
+
+    network = Silent()
+    network.objective = objective
+    curve = diffusion.loss_by_time(network, batches, 32, levels=4)
+    assert [row["step"] for row in curve.rows] == [125, 375, 625, 875]
+    assert all(row["loss"] == pytest.approx(expected, rel=0.03) for row in curve.rows)
+
+
+def test_pictures_before_an_edit_show_through_late_noise_and_are_led_away_from():
+    torch.manual_seed(0)
+    x0, before, s = torch.randn(4000, 3, 2, 2), torch.randn(4000, 3, 2, 2), torch.zeros(4000, 1)
+    seen = {}
+
+    def network(x, t, s):
+        seen.update(x=x, t=t)
+        return torch.zeros_like(x)
+
+    plain = diffusion.loss(network, x0, s, generator_for(0, 1), "flow")
+    shown, part = seen["x"].clone(), (seen["t"] / 1000)[:, None, None, None]
+    led = diffusion.loss(network, x0, s, generator_for(0, 1), "flow", before)
+    added = seen["x"] - shown  # (1 - t) times a share of what the edit took away
+    share = (added / ((1 - part) * (before - x0))).mean(dim=(1, 2, 3))
+    early, late = (part < 0.2).flatten(), (part > 0.7).flatten()
+    assert share[early].abs().max() < 1e-3 and share.max() <= 1.001
+    assert abs(share[late].mean() - 0.5) < 0.02
+    assert led > plain
+    goal_of = lambda x, t, s: (x - x0) / (t / 1000).clamp(min=1e-3)[:, None, None, None]  # noqa: E731
+    assert diffusion.loss(goal_of, x0, s, generator_for(0, 1), "flow", before) < 1e-3  # leads to x0 from there
+    assert torch.equal(diffusion.loss(network, x0, s, generator_for(0, 1), "flow", x0), plain)
+
+
 def test_the_loss_falls_and_the_style_is_read(batches):
     params = replace(PARAMS, steps=150, batch=16, lr=6e-3, ema=0.95)
     network = diffusion.first_weights(params, None, NUMBERS)

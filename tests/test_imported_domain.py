@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import foreign_files as files
@@ -12,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 from test_dag import content, copied, ran, shell
+from tiny_project import ROOT
 
 from pipeline import weights
 
@@ -26,6 +28,7 @@ def project(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project in git, its first stage run, and a folder of photographs beside it."""
     folder = tmp_path_factory.mktemp("imported")
     root = copied(tiny, folder / "project")
+    shutil.copy(ROOT / "domains/imagenet.txt", root / "domains")
     for words in ("init --quiet", "config user.name test", "config user.email test@example.invalid", "add --all"):
         shell(root, "git", *words.split())
     shell(root, "git", "commit", "--quiet", "--message", "tiny")

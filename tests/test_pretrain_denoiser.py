@@ -67,6 +67,21 @@ def test_a_share_of_a_batch_is_made_of_codes_between_two_people(networks):
     assert torch.equal(images, again[0]) and torch.equal(s, again[1])
 
 
+def test_what_is_made_is_led_by_the_picture_of_the_first_person_and_pictures_by_themselves(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows = torch.arange(10)
+    images, s, before = coded(Pictures(), encoder, generator, mean, std, made=0.4, led=True)(
+        rows, torch.Generator().manual_seed(1)
+    )
+    plain = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
+    assert torch.equal(images, plain[0]) and torch.equal(s, plain[1])
+    w_plus = generator.repeat(generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1))))[:4]
+    expected = generator.synthesis(generator.styles(w_plus), w_plus).clamp(-1, 1)
+    torch.testing.assert_close(before[6:], expected, atol=1e-3, rtol=0)
+    assert torch.equal(before[:6], images[:6]) and (before[6:] - images[6:]).abs().max() > 1e-2
+
+
 def test_a_share_of_the_codes_is_told_where_the_generator_learnt_to_copy(networks, monkeypatch):
     encoder, generator = networks
     told = torch.randn(3, 6, D)
