@@ -99,6 +99,19 @@ class Walk:
         return 2 if self.solver in FLOWS else 1
 
 
+def signal(number: int, walk: Walk) -> float:
+    """The factor that the picture has in a state `number` steps from it."""
+    if walk.solver in FLOWS or not number:
+        return 1 - number / walk.steps
+    stride = TIMESTEPS // walk.steps
+    return (
+        schedulers()[0]
+        .alphas_cumprod[number * stride - 1 if walk.solver == "belm" else (number - 1) * stride]
+        .sqrt()
+        .item()
+    )
+
+
 @lru_cache
 def schedulers() -> tuple[DDIMScheduler, DDIMInverseScheduler]:
     """(decoding, encoding) schedulers over the one noise schedule; the first also adds noise in training."""

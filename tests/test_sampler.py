@@ -345,6 +345,19 @@ def test_what_cannot_be_walked_is_one_line():
         sampler.encode(gaussian()[0], torch.zeros(1, 3, 4, 4), torch.zeros(1, 1), Walk(4, "midpoint"), "eps")
 
 
+@pytest.mark.parametrize(("solver", "objective"), [("ddim", "eps"), ("belm", "eps"), ("midpoint", "flow")])
+def test_the_signal_of_a_state_is_the_factor_on_its_picture(solver, objective):
+    """A picture that all noise is known of: what is added to it, times the signal, is what its states gain."""
+    walk, x0, more = Walk(10, solver), torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.3)
+    known = torch.randn(2, 3, 4, 4)
+    states = []
+    for picture in (x0, x0 + more):
+        network = (lambda x, t, s: known) if objective == "eps" else (lambda x, t, s, p=picture: known - p)
+        states.append(sampler.encode(network, picture, torch.zeros(2, 1), walk, objective, keep=True).path)
+    for number, (plain, moved) in enumerate(zip(*states, strict=True)):
+        torch.testing.assert_close(moved - plain, sampler.signal(number, walk) * more, rtol=1e-3, atol=1e-3)
+
+
 # ---------------------------------------------------------------- with chance
 
 

@@ -14,8 +14,10 @@ from pipeline.editors._walks import Masked, Settings
 from pipeline.values import ImagePair, Source, TextPair
 
 S, E, R = 7, 5, 16
-PARAMS = Settings(strength=1.0, threshold=0.3, agree=False, steps=4, solver="ddim", refine=1)
-MASKED = Masked(1.0, 0.3, False, 4, "belm", 0, 1.0, draws=2, noise=1.0, amplify=2.0, cell=4, cut=0.4, seed=0)
+PARAMS = Settings(strength=1.0, threshold=0.3, agree=False, steps=4, solver="ddim", refine=1, guidance=1.0)
+MASKED = Masked(
+    1.0, 0.3, False, 4, "belm", 0, 1.0, ratio=1.0, carry=0.0, draws=2, noise=1.0, amplify=2.0, cell=4, cut=0.4, seed=0
+)
 PROMPT = TextPair("face", "face with red hair")
 
 
@@ -34,12 +36,13 @@ def world():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.1)
-    lift = torch.randn(2 * E, S)
+    lift, relevance = torch.randn(2 * E, S), F.normalize(torch.randn(S, E), dim=1)
     return SimpleNamespace(
         device="cpu",
         denoiser=network,
         mapper=lambda s, told: 0.1 * s + told @ lift,
-        relevance=F.normalize(torch.randn(S, E), dim=1),
+        relevance=relevance,
+        effect=lambda delta: relevance @ delta,
         s_stats=(torch.randn(S), torch.rand(S) + 0.5),
         direction_delta=lambda source, target: torch.full((E,), 0.0 if source == target else 0.4),
         clip=SimpleNamespace(embed_images=lambda images: images.flatten(1)[:, :E]),
@@ -119,7 +122,7 @@ def test_a_pair_of_pictures_is_a_condition_too(world):
 def test_encode_decode_goes_a_part_of_the_way(world):
     source = people()
     whole = load("deltaedit_d", world, PARAMS)
-    part = load("encode_decode", world, encode_decode.Params(*vars(PARAMS).values(), ratio=0.5))
+    part = load("encode_decode", world, encode_decode.Params(*vars(PARAMS).values(), ratio=0.5, carry=0.0))
     images = []
     for editor, asked in ((whole, 12), (part, 6)):
         edited = editor.edit(source, editor.fit(PROMPT), 1.0)
@@ -135,6 +138,41 @@ def test_of_the_mapper_s_answer_only_channels_that_agree_with_their_effect_move_
     moved = editor.edit(source, direction, 1.0).s - source.s
     effect = world.relevance @ direction.delta
     assert (moved * effect >= 0).all() and (moved != 0).any() and (moved == 0).any()
+
+
+def test_guidance_goes_beyond_what_the_style_changes_at_twice_the_passes_down(world):
+    source = people()
+    plain, guided = (load("deltaedit_d", world, replace(PARAMS, guidance=factor)) for factor in (1.0, 2.0))
+    direction = plain.fit(PROMPT)
+    edited = guided.edit(source, direction, 1.0)
+    assert edited.evaluations == 8 + 2 * 4 and plain.edit(source, direction, 1.0).evaluations == 8 + 4
+    own, told = (sampler.standardise(code, *world.s_stats) for code in (source.s, edited.s))
+    noise = sampler.encode(world.denoiser, source.image, own, PARAMS.walk, "eps")
+    twice = lambda x, t, s: 2 * world.denoiser(x, t, told) - world.denoiser(x, t, own)  # noqa: E731
+    expected = sampler.decode(twice, noise, told, PARAMS.walk, "eps").x
+    torch.testing.assert_close(edited.images, expected, rtol=1e-3, atol=1e-3 * expected.std().item())
+    still = guided.edit(source, direction, 0.0)
+    torch.testing.assert_close(still.images, plain.edit(source, direction, 0.0).images, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "belm"])
+def test_the_generators_change_is_carried_into_the_noise_where_decoding_begins(world, solver):
+    class Drawing:
+        def synthesis(self, s, w_plus):
+            return s[:, :3, None, None].expand(-1, -1, R, R) + w_plus.mean()
+
+    world.generator = Drawing()
+    settings = encode_decode.Params(1.0, 0.3, False, 4, solver, 0, 1.0, ratio=0.5, carry=0.7)
+    source, editor = people(), load("encode_decode", world, settings)
+    edited = editor.edit(source, editor.fit(PROMPT), 1.0)
+    change = (edited.s - source.s)[:, :3, None, None]
+    own, told = (sampler.standardise(code, *world.s_stats) for code in (source.s, edited.s))
+    noise = sampler.encode(world.denoiser, source.image, own, settings.walk, "eps")
+    abar = sampler.schedulers()[0].alphas_cumprod
+    below, top = (abar[249], abar[499]) if solver == "belm" else (abar[0], abar[250])
+    path = (noise.path[-2] + 0.7 * below.sqrt() * change, noise.x + 0.7 * top.sqrt() * change)
+    expected = sampler.decode(world.denoiser, sampler.Sampled(path[1], 0, path), told, settings.walk, "eps").x
+    torch.testing.assert_close(edited.images, expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
 # ---------------------------------------------------------------- masks
@@ -166,7 +204,13 @@ def known(world):
     effect = torch.full((S, E), E**-0.5)
     mapper = lambda s, told: torch.ones_like(s)  # noqa: E731
     return SimpleNamespace(
-        **{**vars(world), "denoiser": Known(), "mapper": mapper, "relevance": effect, "s_stats": (0 * ones, ones)}
+        **{
+            **vars(world),
+            "denoiser": Known(),
+            "mapper": mapper,
+            "effect": lambda delta: effect @ delta,
+            "s_stats": (0 * ones, ones),
+        }
     )
 
 
@@ -216,7 +260,7 @@ def test_masks_do_not_depend_on_neighbours_and_their_noise_on_the_seed_alone(kno
 def test_settings_that_cannot_run_are_refused():
     with pytest.raises(ValueError, match="7 sampling steps do not divide 1000: use 5 or 8"):
         replace(PARAMS, steps=7)
-    for wrong in ({"refine": -1}, {"solver": "magic"}):
+    for wrong in ({"refine": -1}, {"solver": "magic"}, {"guidance": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(PARAMS, **wrong)
     for wrong in ({"draws": 0}, {"cell": 0}, {"noise": 0.0}, {"cut": 1.0}, {"ratio": 1.5}):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
 NEEDS = ("denoiser", "clip", "mapper", "relevance", "s_stats")
+CARRIED = ("generator", *NEEDS)
 REMEMBERED = 32  # batches of people whose noise is kept for their next edit
 CLAMP = 3.0  # times the mean contrast of a picture counts as the most there is (DiffEdit)
 FLAT = 2.0  # where the greatest contrast is less than this many times the median, nothing stands out
@@ -34,7 +35,8 @@ class Settings:
     that delta_s moves against their own effect (not in the paper).
 
     steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step, which
-    make decoding give the picture back; they are paid once per person.
+    make decoding give the picture back; they are paid once per person. guidance: on the way down, factor on how what
+    the denoiser says changes with the style; 1, as in the paper, asks it once.
     """
 
     strength: float
@@ -43,12 +45,15 @@ class Settings:
     steps: int
     solver: Solver
     refine: int
+    guidance: float
 
     def __post_init__(self) -> None:
         try:
             _ = self.walk
         except InputError as error:
             raise ValueError(str(error)) from error
+        if not self.guidance > 0:
+            raise ValueError(f"guidance is {self.guidance}: more than 0 is expected")
 
     @property
     def walk(self) -> Walk:
@@ -57,9 +62,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Partial(Settings):
-    """ratio: the part of the way to pure noise that people are taken."""
+    """ratio: the part of the way to pure noise that people are taken. carry: factor on the change that the generator
+    makes of the edit, which is added to the picture in the noise there (ours; 0: nothing)."""
 
     ratio: float
+    carry: float
 
     @property
     def walk(self) -> Walk:
@@ -100,7 +107,7 @@ class Walker:
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s, noise = self.moved(source, direction, strength), self.noise(source)
-        drawn = self.drawn(noise, s)
+        drawn = self.drawn(self.carried(noise, source, s), s, source.s)
         return Edited(drawn.x, s=s, evaluations=noise.evaluations + drawn.evaluations)
 
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
@@ -122,10 +129,29 @@ class Walker:
         self.noises.move_to_end(key)
         return self.noises[key]
 
-    def drawn(self, noise: Sampled, s: Tensor, held: Held | None = None) -> Sampled:
-        """Pictures of the style s out of the noise."""
-        denoiser = self.backbones.denoiser
-        return sampler.decode(denoiser, noise, self.told(s), self.params.walk, denoiser.objective, held)
+    def carried(self, noise: Sampled, source: Source, s: Tensor) -> Sampled:
+        """The noise with `carry` times the generator's change, from source.s to s [B,S], in the picture it hides."""
+        params = self.params
+        if not isinstance(params, Partial) or not params.carry:
+            return noise
+        generator, top = self.backbones.generator, params.walk.count
+        change = generator.synthesis(s, source.w_plus) - generator.synthesis(source.s, source.w_plus)
+        factors = [params.carry * sampler.signal(number, params.walk) for number in (top - 1, top)]
+        below, x = (state + factor * change for state, factor in zip((noise.path[-2], noise.x), factors, strict=True))
+        return Sampled(x, noise.evaluations, (below, x))
+
+    def drawn(self, noise: Sampled, s: Tensor, own: Tensor | None = None, held: Held | None = None) -> Sampled:
+        """Pictures of the style s [B,S] out of the noise; guided away from those of `own`, where that is given."""
+        denoiser, guidance = self.backbones.denoiser, self.params.guidance
+        if own is None or guidance == 1:
+            return sampler.decode(denoiser, noise, self.told(s), self.params.walk, denoiser.objective, held)
+        before = self.told(own)
+
+        def guided(x: Tensor, t: Tensor, told: Tensor) -> Tensor:
+            return torch.lerp(denoiser(x, t, before), denoiser(x, t, told), guidance)
+
+        down = sampler.decode(guided, noise, self.told(s), self.params.walk, denoiser.objective, held)
+        return Sampled(down.x, 2 * down.evaluations)
 
 
 @dataclass(frozen=True)
@@ -138,7 +164,8 @@ class Inside(Walker):
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s, noise = self.moved(source, direction, strength), self.noise(source, keep=True)
         mask = self.mask(source, s)
-        drawn = self.drawn(noise, s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
+        start = self.carried(noise, source, s)
+        drawn = self.drawn(start, s, source.s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
         evaluations = noise.evaluations + drawn.evaluations + 2 * self.params.draws
         return Edited(drawn.x, s=s, mask=mask, evaluations=evaluations)
 

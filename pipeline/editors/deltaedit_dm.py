@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.editors._walks import NEEDS, Inside
+from pipeline.editors._walks import CARRIED as NEEDS
+from pipeline.editors._walks import Inside
 from pipeline.editors._walks import Masked as Params
 
 if TYPE_CHECKING:

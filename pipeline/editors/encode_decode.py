@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.editors._walks import NEEDS, Walker
+from pipeline.editors._walks import CARRIED as NEEDS
 from pipeline.editors._walks import Partial as Params
+from pipeline.editors._walks import Walker
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
