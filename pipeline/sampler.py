@@ -87,6 +87,8 @@ class Walk:
             raise InputError(f"refine is {self.refine}: 0 or more is expected, and 0 for belm, which needs none")
         if not 0 < self.ratio <= 1:
             raise InputError(f"ratio is {self.ratio:g}: more than 0 and at most 1 is expected")
+        if self.solver == "belm" and self.count < 2:
+            raise InputError("belm walks two steps or more: raise steps, or ratio")
 
     @property
     def count(self) -> int:

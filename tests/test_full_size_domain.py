@@ -42,7 +42,12 @@ TOY = {
     "relevance": {"images": 1, "layers": [15, 16]},
     "mapper": {"steps": 3, "batch": 2},
     "diffusion": {"init": "random", "steps": 1, "batch": 1},
-    "edit_diffusion": {"deltaedit_d": {"steps": 1, "refine": 0}},
+    "edit_diffusion": {
+        "deltaedit_d": {
+            **{"strength": 1.0, "threshold": 0.1, "agree": True},
+            **{"steps": 1, "solver": "ddim", "refine": 0, "guidance": 1.0},
+        }
+    },
     "evaluate": {"repeats": 10, "batch": 1},
 }
 STAGES = (

@@ -335,6 +335,7 @@ def test_what_cannot_be_walked_is_one_line():
         "refine is -1": {"refine": -1},
         "0 for belm": {"solver": "belm", "refine": 1},
         "ratio is 0": {"ratio": 0.0},
+        "belm walks two steps or more": {"solver": "belm", "ratio": 0.1},
         "do not divide 1000": {"steps": 7},
     }.items():
         with pytest.raises(InputError, match=words):
