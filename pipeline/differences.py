@@ -65,7 +65,7 @@ class Base:
     def embed(self, first: int, change: Tensor) -> Tensor:
         """change [B,O,H,W] of what the activation of layer `first` reads -> embeddings [B,E] of the changed pictures.
 
-        B / N changes of the first picture, then of the second, and so on.
+        `change` may be written over. B / N changes of the first picture, then of the second, and so on.
         """
         image = self._image(first, change.to(self.dtype))
         if self.tower is None:
@@ -76,7 +76,7 @@ class Base:
             return F.conv2d(x, next(kernels), None, conv.stride, conv.padding)  # type: ignore[arg-type]
 
         def activate(x: Tensor) -> Tensor:
-            return epilogue_difference(x, next(before), slope=0.0, gain=1.0)
+            return epilogue_difference(x, next(before), slope=0.0, gain=1.0, overwrite=True)
 
         x = _last(self.clip.clip_input_change(image), self.dtype)
         x = _features(self.tower.network, x, convolve, activate).float()
@@ -91,7 +91,8 @@ class Base:
                 x = layer.conv.convolve(x, layer.kernel)
             scaled = number % 2 == 1  # only the next convolution reads it
             following = self.layers[number + 1].style if scaled else None
-            x = epilogue_difference(x, layer.before, layer.demod if number > first else None, following)
+            demod = layer.demod if number > first else None
+            x = epilogue_difference(x, layer.before, demod, following, overwrite=True)
             image = image if scaled else self._shown(number, x, image)
         assert image is not None
         return image
@@ -147,7 +148,7 @@ def _features(network: Any, x: Tensor, convolve: Convolve, activate: Activate) -
     """open_clip's ModifiedResNet up to its pooling, with given convolutions (normalised) and activations."""
     for number in (1, 2, 3):
         x = activate(convolve(x, getattr(network, f"conv{number}"), getattr(network, f"bn{number}")))
-    x = network.avgpool(x)
+    x = upfirdn2d(x, torch.full((2, 2), 0.25, device=x.device), down=2)  # its avgpool, in half of the time
     for block in (*network.layer1, *network.layer2, *network.layer3, *network.layer4):
         y = activate(convolve(x, block.conv1, block.bn1))
         y = activate(convolve(y, block.conv2, block.bn2))

@@ -313,6 +313,7 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
         "epilogue_difference": [
             ("epilogue_difference", (changes, x.detach(), detached[0], detached[-1], 0.2, GAIN)),
             ("epilogue_difference", (changes, x.detach(), None, None, 0.0, 1.0)),
+            ("epilogue_difference_", (changes, x.detach(), detached[0], detached[-1], 0.2, GAIN)),
         ],
     }[operation]
 

@@ -416,6 +416,18 @@ def test_the_difference_of_an_epilogue_is_its_formula_value_by_value(impl: str, 
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_difference_may_be_written_over_its_input(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    x = torch.randn(6, 16, 5, 4).to(dtype, memory_format=layout)
+    sides = torch.randn(2, 16, 5, 4), torch.randn(2, 16), torch.randn(2, 16)
+    expected, given = epilogue_difference(x, *sides), x.clone()
+    found = epilogue_difference(given, *sides, overwrite=True)
+    assert torch.equal(found, expected)
+    if build.choose("epilogue_difference", "auto", x) != "ref":
+        assert found.data_ptr() == given.data_ptr()
+
+
 def test_a_difference_in_bfloat16_is_rounded_as_such_and_not_as_what_it_is_added_to() -> None:
     x, base = torch.full((1, 1, 2, 2), 2.0**-12).bfloat16(), torch.ones(1, 1, 2, 2).bfloat16()
     for impl in ("ref", "auto"):

@@ -12,10 +12,10 @@ inline W changed(W x, W z, W demod, W scale, W slope) {
   return ((moved > 0 ? moved : moved * slope) - (z > 0 ? z : z * slope)) * scale;
 }
 
-// Pixels that lie one after another; demod and scale repeat after `period` values.
+// Pixels that lie one after another; demod and scale repeat after `period` values. y may be x.
 template <typename T, typename W>
-ALONE void line(const T* __restrict x, const T* __restrict base, const W* __restrict demod, const W* __restrict scale,
-                W slope, T* __restrict y, int64_t size, int64_t period) {
+ALONE void line(const T* x, const T* __restrict base, const W* __restrict demod, const W* __restrict scale, W slope,
+                T* y, int64_t size, int64_t period) {
   for (int64_t at = 0; at < size; at += period, x += period, base += period, y += period) {
 #pragma omp simd
     for (int64_t i = 0; i < period; ++i) {
@@ -26,9 +26,8 @@ ALONE void line(const T* __restrict x, const T* __restrict base, const W* __rest
 
 #ifdef __AVX512BF16__
 template <>
-void line<BFloat16, float>(const BFloat16* __restrict x, const BFloat16* __restrict base, const float* __restrict demod,
-                           const float* __restrict scale, float slope, BFloat16* __restrict y, int64_t size,
-                           int64_t period) {
+void line<BFloat16, float>(const BFloat16* x, const BFloat16* __restrict base, const float* __restrict demod,
+                           const float* __restrict scale, float slope, BFloat16* y, int64_t size, int64_t period) {
   const __m512 zero = _mm512_setzero_ps(), low = _mm512_set1_ps(slope);
   const auto bent = [&](__m512 z) { return _mm512_mask_mul_ps(z, _mm512_cmp_ps_mask(z, zero, _CMP_NGT_UQ), z, low); };
   for (int64_t at = 0; at < size; at += period, x += period, base += period, y += period) {
@@ -43,14 +42,13 @@ void line<BFloat16, float>(const BFloat16* __restrict x, const BFloat16* __restr
 #endif
 
 template <typename T, typename W>
-ALONE void plane(const T* __restrict x, const T* __restrict base, W demod, W scale, W slope, T* __restrict y,
-                 int64_t size) {
+ALONE void plane(const T* x, const T* __restrict base, W demod, W scale, W slope, T* y, int64_t size) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) y[i] = narrow<T>(changed<W>(widen(x[i]), widen(base[i]), demod, scale, slope));
 }
 
-Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optional<Tensor>& demod,
-                           const std::optional<Tensor>& style, double slope, double gain) {
+void write(const Tensor& x, const Tensor& base, const std::optional<Tensor>& demod, const std::optional<Tensor>& style,
+           double slope, double gain, Tensor& y) {
   const Shape s = shape_of(x), b = shape_of(base);
   const int64_t times = s.n / std::max<int64_t>(b.n, 1);  // changes per picture
   STD_TORCH_CHECK(s.n == times * b.n && s.c == b.c && s.h == b.h && s.w == b.w &&
@@ -60,8 +58,7 @@ Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optio
     STD_TORCH_CHECK(!*side || ((*side)->is_contiguous() && (*side)->scalar_type() == wide &&
                                (*side)->numel() == b.n * b.c), "expected one value per map in float32");
   }
-  Tensor y = torch::stable::empty_like(x);
-  if (x.numel() == 0) return y;
+  if (x.numel() == 0) return;
   STD_TORCH_CHECK(s.last == b.last, "expected changes that lie as the base does");
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
@@ -95,9 +92,24 @@ Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optio
       });
     }
   });
+}
+
+Tensor epilogue_difference(const Tensor& x, const Tensor& base, const std::optional<Tensor>& demod,
+                           const std::optional<Tensor>& style, double slope, double gain) {
+  Tensor y = torch::stable::empty_like(x);
+  write(x, base, demod, style, slope, gain, y);
   return y;
+}
+
+// The same in the memory of x, which halves what is moved.
+void epilogue_difference_(Tensor x, const Tensor& base, const std::optional<Tensor>& demod,
+                          const std::optional<Tensor>& style, double slope, double gain) {
+  write(x, base, demod, style, slope, gain, x);
 }
 
 }  // namespace deltaspace
 
-STABLE_TORCH_LIBRARY_IMPL(deltaspace, CPU, m) { m.impl("epilogue_difference", TORCH_BOX(&deltaspace::epilogue_difference)); }
+STABLE_TORCH_LIBRARY_IMPL(deltaspace, CPU, m) {
+  m.impl("epilogue_difference", TORCH_BOX(&deltaspace::epilogue_difference));
+  m.impl("epilogue_difference_", TORCH_BOX(&deltaspace::epilogue_difference_));
+}
