@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.evaluation import FRAMES
 from pipeline.showcase import label
 
-MEASURED = ("reached", "kept", "psnr", "evaluations", "round_trip")  # of a trial; all else is its setting
+MEASURED = ("reached", "kept", "psnr", "evaluations", "seconds", "round_trip")  # of a trial; all else is its setting
 
 
 def tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> list[dict[str, Any]]:

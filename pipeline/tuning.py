@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,7 +25,8 @@ class Trial:
     """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB.
 
     evaluations: passes of the network that draws, per edit. round_trip: mean squared error, on [0,1], of people whom it
-    edits with strength 0.
+    edits with strength 0. seconds: of the processor per edit, encoding shared by all edits of a person; of the clock on a
+    GPU.
     """
 
     settings: dict[str, Any]
@@ -33,6 +35,7 @@ class Trial:
     psnr: float
     evaluations: int
     round_trip: float
+    seconds: float
 
     @property
     def score(self) -> float:
@@ -86,14 +89,17 @@ def settings_of(name: str, root: Path, domain: Any) -> Any:
 @torch.no_grad()
 def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
     """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
-    editor, evaluations = editors.load(name, backbones, settings), 0
+    editor, evaluations, spent, edits = editors.load(name, backbones, settings), 0, 0.0, 0
+    clock = time.process_time if backbones.device == "cpu" else time.perf_counter
     table: dict[str, list[float]] = {"reached": [], "kept": [], "psnr": []}
     for condition in editing.conditions(backbones.domain):
         rows = [row for row in range(len(people)) if (row, condition.target) in goals.index]
         if not rows:
             continue
         cases = [goals.index[row, condition.target] for row in rows]
-        edited = editor.edit(people.select(rows), editor.fit(condition), settings.strength)
+        direction, started = editor.fit(condition), clock()
+        edited = editor.edit(people.select(rows), direction, settings.strength)
+        spent, edits = spent + clock() - started, edits + len(rows)
         pictures, evaluations = edited.images.clamp(-1, 1), edited.evaluations
         read = torch.stack([value.cpu() for value in backbones.oracle.read(pictures).values()], dim=1)
         reached = metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases])
@@ -103,7 +109,8 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
     means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
     still = editor.edit(people, editor.fit(editing.conditions(backbones.domain)[0]), 0.0).images
     error = metrics.mse(still, people.image).mean().item()
-    return Trial(vars(settings), **means, evaluations=evaluations, round_trip=error)
+    costs = {"evaluations": evaluations, "seconds": spent / max(1, edits)}
+    return Trial(vars(settings), **means, **costs, round_trip=error)
 
 
 def save(path: Path, editor: str, people: int, trials: Sequence[Trial]) -> None:
@@ -111,7 +118,7 @@ def save(path: Path, editor: str, people: int, trials: Sequence[Trial]) -> None:
     rows = [
         {"editor": editor, "people": people}
         | trial.settings
-        | {name: getattr(trial, name) for name in ("reached", "kept", "psnr", "evaluations", "round_trip")}
+        | {name: getattr(trial, name) for name in ("reached", "kept", "psnr", "evaluations", "seconds", "round_trip")}
         for trial in trials
     ]
     text = io.StringIO()

@@ -161,5 +161,6 @@ def tune(
     for trial in trials:
         chosen = " ".join(f"{name} {trial.settings[name]}" for name in values)
         found = f"reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
-        typer.echo(f"{chosen}: {found}, round trip {trial.round_trip:.1e}, {trial.evaluations} passes")
+        cost = f"{trial.evaluations} passes, {trial.seconds:.3f} s"
+        typer.echo(f"{chosen}: {found}, round trip {trial.round_trip:.1e}, {cost}")
     typer.echo(f"the last is the best; it belongs into params.yaml, edit_{editors.module(editor).KIND}.{editor}")

@@ -293,7 +293,7 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
         for steps in (10, 100)
     ]
     found = [
-        tuning.Trial(chosen, 0.5 + 0.1 * i, 0.9, 20.0 + i, chosen["steps"] * 2, 10.0**-i)
+        tuning.Trial(chosen, 0.5 + 0.1 * i, 0.9, 20.0 + i, chosen["steps"] * 2, 10.0**-i, 0.1)
         for i, chosen in enumerate(settings)
     ]
     tuning.save(artefacts.Layout(domain, project).trials / "solvers.csv", "deltaedit_d", 24, found)
