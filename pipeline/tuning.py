@@ -25,8 +25,8 @@ class Trial:
     """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB.
 
     evaluations: passes of the network that draws, per edit. round_trip: mean squared error, on [0,1], of people whom it
-    edits with strength 0. seconds: of the processor per edit, encoding shared by all edits of a person; of the clock on a
-    GPU.
+    edits with strength 0. seconds: of the processor per edit, what is done once per person shared by all of its edits;
+    on a GPU, of the clock.
     """
 
     settings: dict[str, Any]
