@@ -42,6 +42,7 @@ NO_SOURCE = {  # by choice, so nothing that `auto` has to tell
 }
 
 CSRC = Path(__file__).resolve().parent / "csrc"
+_PLAIN: set[str] = set()  # operations that `auto` leaves to PyTorch for the time
 _SUFFIX = {"cpp": ".cpp", "cuda": ".cu"}
 _HEADER = {"cpp": "cpu.h", "cuda": "gpu.h"}
 _NATIVE = {"cpu": "cpp", "cuda": "cuda"}  # device -> the native implementation for it
@@ -84,6 +85,17 @@ def resized(x: Tensor, height: int, width: int) -> Tensor:
     return torch.empty((*x.shape[:2], height, width), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
+@contextmanager
+def as_with(impl: str) -> Iterator[None]:
+    """Within it `auto` means plain PyTorch for operations that have no source of `impl`, on whatever device."""
+    plain = {name for name, stem in OPERATIONS.items() if not (CSRC / f"{stem}{_SUFFIX[impl]}").exists()}
+    _PLAIN.update(plain)
+    try:
+        yield
+    finally:
+        _PLAIN.difference_update(plain)
+
+
 def choose(operation: str, impl: str, *tensors: Tensor) -> str:
     """The implementation to run for `tensors`: `auto` takes the fastest that is there, a name is obeyed or refused.
 
@@ -99,7 +111,7 @@ def choose(operation: str, impl: str, *tensors: Tensor) -> str:
             raise ValueError(f"tensors on several devices: {', '.join(sorted(devices))}")
     native = _NATIVE.get(device.type, "ref")
     if impl == "auto":
-        known = native != "ref" and dtype in _DTYPES and dtype != _SLOW.get(native)
+        known = native != "ref" and operation not in _PLAIN and dtype in _DTYPES and dtype != _SLOW.get(native)
         return _automatic(operation, native) if known else "ref"
     if impl == "ref":
         return impl

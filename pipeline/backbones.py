@@ -71,6 +71,8 @@ class Backbones:
         if published.url is not None:
             return f"run `deltaspace fetch {self.domain.name} {name}`"
         trained = name not in IMPORTED or name in self.domain.defaults.get("pretrain", {})
+        if name == "generator" and published.original:
+            return f"run `deltaspace import-generator {published.original} --name {self.domain.name} --force`"
         if published.original or not trained:
             return f"run `deltaspace import-{name} {published.original or 'FILE'} --domain {self.domain.name}`"
         return f"run `deltaspace pretrain {self.domain.name} {name}`"

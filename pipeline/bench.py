@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import build
 from pipeline import files, workers
 from pipeline.values import InputError, nearest
 
@@ -86,6 +87,9 @@ class Watch(TorchDispatchMode):
         before = {x.untyped_storage()._cdata for x in inputs}
         out = func(*args, **(kwargs or {}))
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        if not outputs:  # what is written over its inputs
+            written = [bool(told.alias_info and told.alias_info.is_write) for told in func._schema.arguments]
+            outputs = [x for x, over in zip(args, written, strict=False) if over]
         for tensor in outputs:
             if tensor.untyped_storage()._cdata not in before:
                 storage = tensor.untyped_storage()
@@ -122,7 +126,8 @@ def seconds(run: Run, device: str) -> tuple[float, Tensor | None]:
 
 
 def watched(run: Run) -> Watch:
-    with Watch() as mode:
+    """A round as a GPU would take it: what has no CUDA source runs as the plain PyTorch that it is there."""
+    with build.as_with("cuda"), Watch() as mode:
         run()
     return mode
 

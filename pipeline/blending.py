@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class End:
-    """A picture as the diffusion model draws it: its noise, and the style s [1,S]."""
+    """A picture as the diffusion model draws it: its noise, the style s [1,S], and own [1,S], of the encoding."""
 
     noise: Sampled
     s: Tensor
+    own: Tensor
 
 
 def end(walker: Walker, source: Source, direction: Direction | None = None, strength: float = 1.0) -> End:
     """A picture itself, or its edit."""
     s = source.s if direction is None else walker.moved(source, direction, strength)
-    return End(walker.noise(source), s)
+    return End(walker.noise(source), s, source.s)
 
 
 def slerp(start: Tensor, stop: Tensor, weight: float) -> Tensor:
@@ -46,12 +47,13 @@ def slerp(start: Tensor, stop: Tensor, weight: float) -> Tensor:
 @torch.no_grad()
 def between(walker: Walker, start: End, stop: End, weights: Sequence[float]) -> Tensor:
     """Pictures [K,3,R,R] on the way: weight 0 is `start`, 1 is `stop`."""
-    found = []
+    found, edited = [], any(not torch.equal(end.s, end.own) for end in (start, stop))
     for weight in weights:
         pairs = zip(start.noise.path, stop.noise.path, strict=True)
         path = tuple(slerp(one, other, weight) for one, other in pairs)
         noise = Sampled(slerp(start.noise.x, stop.noise.x, weight), start.noise.evaluations, path)
-        found.append(walker.drawn(noise, torch.lerp(start.s, stop.s, weight)).x)
+        own = torch.lerp(start.own, stop.own, weight) if edited else None
+        found.append(walker.drawn(noise, torch.lerp(start.s, stop.s, weight), own).x)
     return torch.cat(found).clamp(-1, 1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.evaluation import FRAMES
 from pipeline.showcase import label
 
+NEEDED = ("people", "evaluations", "psnr", "kept", "reached")
 MEASURED = ("reached", "kept", "psnr", "evaluations", "seconds", "round_trip")  # of a trial; all else is its setting
 
 
@@ -66,7 +67,7 @@ def trials(path: Path) -> dict[str, Any]:
     In the charts a line joins the trials of one editor that differ in their numbers alone.
     """
     with path.open(encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+        rows = [row for row in csv.DictReader(lines) if all(_number(row.get(key) or "") is not None for key in NEEDED)]
     varied = [key for key in rows[0] if key not in MEASURED and len({row[key] for row in rows}) > 1] if rows else []
     groups: dict[str, list[dict[str, str]]] = {}
     for row in sorted(rows, key=lambda row: [_number(row[key]) or 0.0 for key in varied]):
@@ -81,13 +82,16 @@ def trials(path: Path) -> dict[str, Any]:
         "charts": [
             _lines(groups, "evaluations", "psnr", "passes", "PSNR to the counterfactual, dB", logarithmic=True),
             _lines(groups, "kept", "reached", "kept", "reached"),
-        ],
+        ]
+        if rows
+        else [],
     }
 
 
 def _number(text: str) -> float | None:
+    """The finite number that `text` is, if it is one."""
     try:
-        return float(text)
+        return float(text) if np.isfinite(float(text)) else None
     except ValueError:
         return None
 
@@ -118,7 +122,7 @@ def _lines(
             )
             for row in rows
         ]
-        lines.append({"name": name, "color": number + 1, "points": drawn})
+        lines.append({"name": name, "color": number % 9 + 1, "points": drawn})
     ends = (float(np.exp(side)) if logarithmic else side for side in (left, right))
     return {
         "lines": lines,

@@ -58,7 +58,7 @@ Held = Callable[[int, Tensor], Tensor]
 class Sampled(NamedTuple):
     """x [B,3,R,R]: noise after `encode`, images after `decode`. evaluations: network passes per image.
 
-    path: the states on the way, from the image on, where `encode` was to keep them; belm keeps two at least.
+    path: the states on the way, of `encode`: the last two, or all from the image on where they were to be kept.
     """
 
     x: Tensor
@@ -193,6 +193,7 @@ def _ddim(
     return scheduler.step(eps.float(), t, x, return_dict=False)[0]
 
 
+@lru_cache(maxsize=8)
 def levels(steps: int) -> list[tuple[int, float, float]]:
     """(timestep, signal = sqrt(abar), noise / signal) of the image, whose timestep is none, and of belm's levels."""
     abar = schedulers()[0].alphas_cumprod.double()
@@ -205,10 +206,11 @@ def _belm_up(
 ) -> Tensor:
     """From level `number` and the one below it to the next; the first step is Euler's."""
     stairs = levels(steps)
-    (_, low, under), (t, here, at), (up, high, over) = stairs[number - 1], stairs[number], stairs[number + 1]
+    (t, here, at), (up, high, over) = stairs[number : number + 2]
     eps = noise_of(denoiser, objective)
     if below is None:
         return high * (x + over * eps(x, torch.full((len(x),), up, device=x.device), s).float())
+    _, low, under = stairs[number - 1]
     step, wider = at - under, over - at
     noise = eps(x, torch.full((len(x),), t, device=x.device), s).float()
     back = below / low - x / here + step * (step + wider) / wider * noise

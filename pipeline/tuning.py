@@ -90,6 +90,7 @@ def settings_of(name: str, root: Path, domain: Any) -> Any:
 def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
     """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
     editor, evaluations, spent, edits = editors.load(name, backbones, settings), 0, 0.0, 0
+    direction = None
     clock = time.process_time if backbones.device == "cpu" else time.perf_counter
     table: dict[str, list[float]] = {"reached": [], "kept": [], "psnr": []}
     for condition in editing.conditions(backbones.domain):
@@ -107,8 +108,9 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
         table["kept"].append(metrics.kept(read, goals.answers[cases], goals.counted[cases]).nanmean().item())
         table["psnr"].append(metrics.psnr(pictures.cpu(), goals.images(cases)).mean().item())
     means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
-    still = editor.edit(people, editor.fit(editing.conditions(backbones.domain)[0]), 0.0).images
-    error = metrics.mse(still, people.image).mean().item()
+    if direction is None:
+        raise InputError("no prompt of the domain concerns one of these people: try more people")
+    error = metrics.mse(editor.edit(people, direction, 0.0).images, people.image).mean().item()
     costs = {"evaluations": evaluations, "seconds": spent / max(1, edits)}
     return Trial(vars(settings), **means, **costs, round_trip=error)
 

@@ -17,6 +17,7 @@ from pipeline.encoder import StyleEncoder
 from pipeline.generator import Generator
 from pipeline.sampler import standardise
 from pipeline.training import Metrics
+from pipeline.values import InputError
 from pretrain import copying, session
 from pretrain.pictures import Pictures
 
@@ -97,6 +98,8 @@ def steps(
     """
     params = diffusion.DiffusionParams(images // batch, "random", batch, lr, 0.01, 1.0, ema, seed)
     network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
+    if led and network.objective != "flow":
+        raise InputError(f"only flows can be led, this denoiser tells {network.objective}: set led to false")
     batches = coded(data, encoder, generator, mean, std, device, told, made, led)
     for done, metrics, average in diffusion.steps(network, params, batches, len(data), state, 250, seconds, device):
         yield done * batch, metrics, average

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOptio
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.gallery import Gallery
     from pipeline.service import Person, Studio
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")]
@@ -42,8 +44,10 @@ def interpolate(
 
     Styles change in a straight line, noise along a sphere. Writes every picture and a grid.
     """
-    if not 2 <= len(words) <= 3:
+    pictures = [word for word in words[1:] if _is_picture(word)]
+    if not 2 <= len(words) <= 3 or (pictures and len(words) == 3):
         raise InputError("give two pictures, or a picture and one or two texts: deltaspace interpolate a.png b.png")
+    target = _gallery(out, words)
     started, studio = _studio(domain, device)
 
     from pipeline import blending
@@ -51,16 +55,19 @@ def interpolate(
 
     person, editor = _person(studio, words[0]), _editor(studio)
     whole = blending.end(editor, person.source)
-    if len(words) == 2 and _is_picture(words[1]):
+    if pictures:
         ends = [whole, blending.end(editor, _person(studio, words[1]).source)]
     else:
-        directions = [editor.fit(studio.prompt(text).pair) for text in words[1:]]
+        prompts = [studio.prompt(text) for text in words[1:]]
+        for warning in dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings):
+            print(f"warning: {warning}", file=sys.stderr)
+        directions = [editor.fit(prompt.pair) for prompt in prompts]
         edits = [blending.end(editor, person.source, one, in_range(strength)) for one in directions]
         ends = [whole, *edits] if len(edits) == 1 else edits
     start, stop = ends
     found = blending.between(editor, start, stop, [number / (steps - 1) for number in range(steps)])
-    names = [f"{person.name.split('.')[0]}-between-{number}" for number in range(steps)]
-    _write(out, dict(zip(names, found, strict=True)), [], _paths(words), as_json, started)
+    names = [f"{_stem(person)}-between-{number}" for number in range(steps)]
+    _write(target, dict(zip(names, found, strict=True)), [], as_json, started)
 
 
 def mix(
@@ -77,16 +84,16 @@ def mix(
     debug: DebugOption = False,
 ) -> None:
     """Draw a picture with style levels of another: coarse is shape, fine is colour. Writes pictures and a grid."""
+    target = _gallery(out, [content, style])
     started, studio = _studio(domain, device)
 
     from pipeline import blending
 
     people, editor = [_person(studio, name) for name in (content, style)], _editor(studio)
     one, other = (blending.end(editor, person.source) for person in people)
-    asked = [text.split(",") for text in levels or studio.backbones.generator.layout.levels]
-    stem = people[0].name.split(".")[0]
-    found = {f"{stem}-{'-'.join(names)}": blending.mixed(editor, one, other, names)[0] for names in asked}
-    _write(out, found, [person.picture for person in people], _paths([content, style]), as_json, started)
+    asked = [[name.strip() for name in text.split(",")] for text in levels or studio.backbones.generator.layout.levels]
+    found = {f"{_stem(people[0])}-{'-'.join(names)}": blending.mixed(editor, one, other, names)[0] for names in asked}
+    _write(target, found, [person.picture for person in people], as_json, started)
 
 
 def _studio(domain: str, device: str) -> tuple[float, Studio]:
@@ -104,28 +111,44 @@ def _editor(studio: Studio) -> Any:
 
 
 def _is_picture(word: str) -> bool:
-    return word.startswith("portrait:") or os.path.exists(word)
+    """Whether a word names a picture, be it there or not."""
+    from pipeline.sources import ENDINGS
+
+    return word.startswith("portrait:") or os.path.exists(word) or Path(word).suffix.lower() in ENDINGS
 
 
 def _person(studio: Studio, word: str) -> Person:
     if word.startswith("portrait:"):
-        return studio.portrait(arguments.ids([word.removeprefix("portrait:")], "portrait:")[0])
+        number = word.removeprefix("portrait:")
+        if not (number.isascii() and number.isdigit() and len(number) < 16):
+            raise InputError(f"'{word[:80]}' is no drawn person: write portrait: and an id, as in portrait:58007")
+        return studio.portrait(int(number))
     if not os.path.exists(word):
         raise InputError(f"{word[:80]} does not exist: give a picture, or portrait:ID for a drawn person")
-    return studio.photo(Path(word))
+    person = studio.photo(Path(word))
+    for warning in person.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return person
 
 
-def _paths(words: list[str]) -> list[Path]:
-    return [Path(word) for word in words if os.path.exists(word)]
+def _stem(person: Person) -> str:
+    from pipeline import gallery
+
+    return gallery.stem_of(Path(person.name))
 
 
-def _write(
-    out: Path, found: dict[str, Tensor], before: list[Tensor], inputs: list[Path], as_json: bool, started: float
-) -> None:
+def _gallery(out: Path, words: list[str]) -> Gallery:
+    """Where results go, none of them over a picture that is read; InputError before any work."""
+    from pipeline.gallery import Gallery
+
+    return Gallery(out, [Path(word) for word in words if os.path.exists(word)])
+
+
+def _write(target: Gallery, found: dict[str, Tensor], before: list[Tensor], as_json: bool, started: float) -> None:
     """Every picture under its name, and a grid of all of them in one row, `before` first."""
     from pipeline import gallery, images
 
-    target, paths = gallery.Gallery(out, inputs), []
+    paths = []
     for name, picture in found.items():
         paths.append(target.named(name, gallery.ENDING))
         images.save_png(paths[-1], picture.cpu())

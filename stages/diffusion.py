@@ -17,6 +17,14 @@ def pairs(stage: Stage, split: str) -> tuple[diffusion.Batches, int]:
     return diffusion.in_memory(photos, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
 
 
+def by_time(stage: Stage, network: denoiser.Denoiser) -> training.Curve:
+    """The loss on some unseen pictures, time by time; nothing where there are none."""
+    if not artefacts.count(stage.files.images, "images", {"split": "val"}):
+        return training.Curve(1)
+    unseen, count = pairs(stage, "val")
+    return diffusion.loss_by_time(network, unseen, min(JUDGED, count))
+
+
 def main(stage: Stage) -> None:
     params, files, nets = stage.params(diffusion.DiffusionParams), stage.files, stage.networks.load()
     shipped, curve = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY)
@@ -36,13 +44,11 @@ def main(stage: Stage) -> None:
             meta = stage.meta(params, "generator", "clip")
             denoiser.save(unit.path("diffusion"), network, **meta)
         unit.mark("diffusion")
-        unseen, count = pairs(stage, "val")
-        judged = denoiser.load(unit.path("diffusion"), nets.device)
         stage.save_curve(unit, curve)
-        stage.save_curve(unit, diffusion.loss_by_time(judged, unseen, min(JUDGED, count)), "by_time")
+        stage.save_curve(unit, by_time(stage, denoiser.load(unit.path("diffusion"), nets.device)), "by_time")
         stage.log_curve(tracked, curve)
-        by_time = {"by_time": files.curve("diffusion_by_time")}
-        unit.publish({"diffusion": files.diffusion, "curve": files.curve("diffusion"), **by_time})
+        curves = {"curve": files.curve("diffusion"), "by_time": files.curve("diffusion_by_time")}
+        unit.publish({"diffusion": files.diffusion, **curves})
 
 
 if __name__ == "__main__":

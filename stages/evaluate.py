@@ -19,8 +19,8 @@ def main(stage: Stage) -> None:
     w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
     fakes, walk = None, None
     if "deltaedit_d" in edits:
-        settings = params.load_yaml(stage.root)["edit_diffusion"]["deltaedit_d"]
-        walk = sampler.Walk(settings["steps"], settings["solver"], settings["refine"])
+        made = artefacts.metadata(edits["deltaedit_d"], "edits")["params"]
+        walk = sampler.Walk(made["steps"], made["solver"], made["refine"])
     if test.people is not None:
         fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
     if tuple(inverted["id"].tolist()) != test.ids:

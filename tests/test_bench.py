@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels import build
+from kernels.difference import epilogue_difference
 from kernels.resample import box_resample
 from pipeline import bench, benchmarks, published, relevance, report
 from pipeline.bench import Case, Gpu, Watch
@@ -131,16 +133,26 @@ def test_what_a_gpu_would_take_is_projected_from_bytes_and_operations() -> None:
     x, w = torch.randn(8, 1000), torch.randn(1000, 2000)
     half_x, half_w = x.bfloat16(), w.bfloat16()
     images, kernel = torch.randn(1, 4, 10, 10), torch.randn(9, 4, 3, 3)
+    written = x.clone()
     for run, expected in (
         (lambda: x + 1, 64_000 / 1e9 + 1e-6),  # read and written once: more than its additions take
         (lambda: x @ w, 2 * 8 * 1000 * 2000 / 1e9 + 1e-6),
         (lambda: half_x @ half_w, 2 * 8 * 1000 * 2000 / 4e9 + 1e-6),
         (lambda: F.conv2d(images, kernel, padding=1), 2 * 900 * 36 / 2e9 + 1e-6),
         (lambda: x.view(4, 2000).permute(1, 0), 0),  # only looked at otherwise
+        (lambda: written.add_(1), 64_000 / 1e9 + 1e-6),
     ):
         with Watch(gpu) as mode:
             run()
         assert mode.projected == pytest.approx(expected, rel=1e-3), expected
+
+
+def test_operations_without_a_cuda_source_are_counted_as_the_plain_pytorch_that_a_gpu_would_run() -> None:
+    x, base = torch.randn(4, 16, 8, 8), torch.randn(2, 16, 8, 8)
+    found = [bench.watched(lambda i=i: epilogue_difference(x, base, impl=i)).projected for i in ("auto", "ref")]
+    assert found[0] == pytest.approx(found[1])
+    native = "ref" if build.unavailable("epilogue_difference", "cpp") else "cpp"
+    assert build.choose("epilogue_difference", "auto", x) == native  # as before
 
 
 def test_an_interval_holds_the_ratio_and_is_a_point_without_spread() -> None:

@@ -63,6 +63,25 @@ def test_the_ends_are_the_pictures_themselves(walker: Walker) -> None:
     assert middle.abs().max() < 0.2 and (found[1] - found[0]).abs().max() > 0.1
 
 
+def test_an_edit_at_the_end_is_the_guided_one_and_pictures_are_not_guided(walker: Walker) -> None:
+    person, other = source(1), source(2)
+    whole, edited = blending.end(walker, person), blending.End(walker.noise(person), person.s + 0.5, person.s)
+    found = blending.between(walker, whole, edited, [0, 1])
+    expected = walker.drawn(edited.noise, edited.s, person.s).x.clamp(-1, 1)
+    assert torch.equal(found[1:], expected) and not torch.equal(expected, walker.drawn(edited.noise, edited.s).x)
+    calls = []
+    draw = walker.backbones.denoiser
+
+    def counted(x, t, s):
+        calls.append(t)
+        return draw(x, t, s)
+
+    counted.objective = "eps"  # type: ignore[attr-defined]
+    walker.backbones.denoiser = counted  # type: ignore[misc]
+    blending.between(walker, whole, blending.End(walker.noise(other), other.s, other.s), [0.5])
+    assert len(calls) == 49 + 50  # the other's noise, and one way down without guidance
+
+
 def test_only_the_levels_that_are_asked_for_are_the_others(walker: Walker) -> None:
     content, style = (blending.end(walker, source(seed)) for seed in (1, 2))
     s = content.s.clone()
@@ -114,7 +133,10 @@ def test_mix_writes_a_picture_per_level_or_the_levels_asked_for(
     [
         (["interpolate", "0.png"], "give two pictures"),
         (["interpolate", "none.png", "1.png"], "none.png does not exist"),
-        (["interpolate", "0.png", "portrait:x"], "'x' is not an id"),
+        (["interpolate", "0.png", "portrait:x"], "'portrait:x' is no drawn person"),
+        (["interpolate", "0.png", "typo.png"], "typo.png does not exist"),
+        (["interpolate", "0.png", "1.png", "face"], "give two pictures"),
+        (["mix", "0.png", "1.png", "-o", "0.png"], "0.png is one file"),
         (["interpolate", "0.png", "face with red hair"], "dvc repro mapper@tiny"),
         (["mix", "0.png", "1.png", "--levels", "corse"], "did you mean 'coarse'?"),
     ],

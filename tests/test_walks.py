@@ -11,13 +11,11 @@ from pipeline import sampler
 from pipeline.denoiser import Denoiser
 from pipeline.editors import _walks, encode_decode, load
 from pipeline.editors._walks import Masked, Settings
-from pipeline.values import ImagePair, Source, TextPair
+from pipeline.values import ImagePair, InputError, Source, TextPair
 
 S, E, R = 7, 5, 16
 PARAMS = Settings(strength=1.0, threshold=0.3, agree=False, steps=4, solver="ddim", refine=1, guidance=1.0)
-MASKED = Masked(
-    1.0, 0.3, False, 4, "belm", 0, 1.0, ratio=1.0, carry=0.0, draws=2, noise=1.0, amplify=2.0, cell=4, cut=0.4, seed=0
-)
+MASKED = Masked(1.0, 0.3, False, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0)
 PROMPT = TextPair("face", "face with red hair")
 
 
@@ -212,6 +210,47 @@ def known(world):
             "s_stats": (0 * ones, ones),
         }
     )
+
+
+def test_a_carried_change_stays_inside_the_mask(known):
+    class Everywhere:
+        def synthesis(self, s, w_plus):
+            return s[:, :1, None, None].expand(-1, 3, R, R)
+
+    known.generator = Everywhere()
+    source = people()
+    editor = load("deltaedit_dm", known, replace(MASKED, carry=2.0, ratio=0.5))
+    plain = load("deltaedit_dm", known, replace(MASKED, ratio=0.5))
+    one, other = (each.edit(source, each.fit(PROMPT), 1.0) for each in (editor, plain))
+    outside = one.mask.expand_as(source.image) == 0
+    assert torch.equal(one.images[outside], source.image[outside])
+    assert (one.images - other.images).abs().max() > 0.1
+    seen = []
+    draw = known.denoiser.forward
+    known.denoiser.forward = lambda x, t, s: seen.append(x) or draw(x, t, s)
+    editor.edit(source, editor.fit(PROMPT), 1.0)
+    path = editor.noise(source, keep=True).path
+    first = seen[2 * MASKED.draws]  # after the mask's: the first state on the way down
+    assert torch.equal(first[outside], path[-2][outside]) and not torch.equal(first, path[-2])
+
+
+@pytest.mark.parametrize("clamp", ["mean", "peak"])
+def test_the_cut_is_of_three_times_the_mean_or_of_the_peak(known, clamp):
+    known.denoiser = Sloped()
+    source = people()
+    editor = load("diffedit", known, replace(MASKED, cut=0.3, clamp=clamp))
+    noisy_free = torch.linspace(0, 1, R) ** 3
+    cells = noisy_free.view(-1, 4).mean(dim=1)
+    most = 3 * cells.mean() if clamp == "mean" else cells.max()
+    expected = (cells > 0.3 * most).float().repeat_interleave(4)
+    mask = editor.edit(source, editor.fit(PROMPT), 1.0).mask
+    assert (mask[:, 0, 8] == expected).all()
+
+
+def test_cells_that_do_not_fill_the_picture_are_refused(world):
+    editor = load("diffedit", world, replace(MASKED, cell=3))
+    with pytest.raises(InputError, match="16 pixels are no whole cells of 3"):
+        editor.edit(people(), editor.fit(PROMPT), 1.0)
 
 
 @pytest.mark.parametrize("name", ["diffedit", "deltaedit_dm"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NEEDS = ("denoiser", "clip", "mapper", "relevance", "s_stats")
 CARRIED = ("generator", *NEEDS)
-REMEMBERED = 32  # batches of people whose noise is kept for their next edit
+REMEMBERED = 4  # batches of people whose noise is kept for their next edit
 CLAMP = 3.0  # times the mean contrast of a picture counts as the most there is (DiffEdit)
 FLAT = 2.0  # where the greatest contrast is less than this many times the median, nothing stands out
 
@@ -77,13 +77,15 @@ class Partial(Settings):
 class Masked(Partial):
     """draws: noises that the contrast is averaged over. noise: the mixture it is seen in, noise to signal; Stable
     Diffusion's half way is 1.6. amplify: factor on delta_s for the contrast alone. cell: pixels of a square that is in
-    the mask or out. cut: of the clamped contrast, which 1 is the most of. seed: of the noises.
+    the mask or out. cut: of the most contrast there is, which by `clamp` is CLAMP times the mean, as in DiffEdit, or
+    the peak. seed: of the noises.
     """
 
     draws: int
     noise: float
     amplify: float
     cell: int
+    clamp: Literal["mean", "peak"]
     cut: float
     seed: int
 
@@ -120,7 +122,8 @@ class Walker:
 
     def noise(self, source: Source, keep: bool = False) -> Sampled:
         """What the source's pictures come from, computed once for all their edits. keep: the whole way there."""
-        key = hashlib.sha256(source.image.cpu().numpy().tobytes() + source.s.cpu().numpy().tobytes()).hexdigest()
+        seen = source.image.cpu().numpy().tobytes() + source.s.cpu().numpy().tobytes()
+        key = f"{hashlib.sha256(seen).hexdigest()} {keep}"
         if key not in self.noises:
             denoiser, told = self.backbones.denoiser, self.told(source.s)
             self.noises[key] = sampler.encode(denoiser, source.image, told, self.params.walk, denoiser.objective, keep)
@@ -164,7 +167,9 @@ class Inside(Walker):
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s, noise = self.moved(source, direction, strength), self.noise(source, keep=True)
         mask = self.mask(source, s)
-        start = self.carried(noise, source, s)
+        led = self.carried(noise, source, s)
+        path = tuple(torch.where(mask > 0, *both) for both in zip(led.path[-2:], noise.path[-2:], strict=True))
+        start = Sampled(path[-1], noise.evaluations, path)
         drawn = self.drawn(start, s, source.s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
         evaluations = noise.evaluations + drawn.evaluations + 2 * self.params.draws
         return Edited(drawn.x, s=s, mask=mask, evaluations=evaluations)
@@ -173,9 +178,11 @@ class Inside(Walker):
         """Where a change of style from source.s to s [B,S] shows, [B,1,R,R] of 0 and 1 (DiffEdit, section 3.2).
 
         What the denoiser says under both styles of the same noisy pictures is compared in squares of `cell` pixels;
-        those with more than cut * CLAMP of the mean contrast are in. Where nothing stands out, nothing is.
+        those with more than `cut` of the most there is are in. Where nothing stands out, nothing is.
         """
         params, denoiser, image = self.params, self.backbones.denoiser, source.image
+        if image.shape[-1] % params.cell:
+            raise InputError(f"pictures of {image.shape[-1]} pixels are no whole cells of {params.cell}: change cell")
         own, other = self.told(source.s), self.told(source.s + params.amplify * (s - source.s))
         t = torch.full((len(image),), sampler.time_of(params.noise, denoiser.objective), device=image.device)
         chance = torch.Generator().manual_seed(params.seed)
@@ -186,7 +193,10 @@ class Inside(Walker):
             contrast += (denoiser(noisy, t, other) - denoiser(noisy, t, own)).float().abs().mean(dim=1, keepdim=True)
         cells = F.avg_pool2d(contrast, params.cell)
         flat = cells.flatten(1)
-        inside = cells > params.cut * CLAMP * cells.mean(dim=(2, 3), keepdim=True)
+        whole = cells.amax(dim=(2, 3), keepdim=True)
+        if params.clamp == "mean":
+            whole = CLAMP * cells.mean(dim=(2, 3), keepdim=True)
+        inside = cells > params.cut * whole
         stands_out = flat.amax(dim=1) > FLAT * flat.median(dim=1).values
         found = (inside & stands_out[:, None, None, None]).to(image)
         return F.interpolate(found, size=image.shape[2:], mode="nearest")

@@ -1,6 +1,6 @@
 """DeltaEdit-DM, ours: DeltaEdit-D inside DiffEdit's mask; outside it the input's own pixels come back exactly.
 
-That is DiffEdit all the way to noise, with masks and a strength that suit styles.
+That is DiffEdit with masks that suit styles, half way to noise, where the generator's own change is carried in.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class DeltaEditGR:
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         direction = clip_direction(self.backbones, condition)
         measured = self.params.alpha * global_direction(self.backbones, direction, beta=0.0)
-        return Direction(condition, direction.delta, {"delta_s": measured})
+        return Direction(condition, direction.delta, {**direction.data, "delta_s": measured})
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:

@@ -104,7 +104,10 @@ def place(file: Path, domain: Domain, root: Path, model: str | None = None) -> t
 def _normalised(imported: Imported, domain: Domain, root: Path) -> list[str]:
     """A note where a CLIP of ours was trained on other pixels than this domain would show it."""
     origin = imported.heading.get("domain")
-    if origin not in domains.names(root) or domains.load(origin, root).clip_normalise == domain.clip_normalise:
+    try:
+        if origin not in domains.names(root) or domains.load(origin, root).clip_normalise == domain.clip_normalise:
+            return []
+    except InputError:  # of that other domain's file, which is not what is asked for here
         return []
     wanted = str(not domain.clip_normalise).lower()
     return [f"{origin} shows it pixels otherwise: set clip_normalise: {wanted} in {blank.domain_file(domain.name)}"]
@@ -120,6 +123,8 @@ def load(path: Path, model: str | None = None) -> Imported:
     try:
         kind, claims = _claims(content)
         shapes = _Shapes(kind, claims)
+        if kind == OURS and model:
+            raise InputError("it says itself which model it is: leave --model out")
         heading = _heading(path) if kind == OURS else {}
         numbers = heading.pop("model", None) or (
             named(model) if model else _numbers(shapes, _quick(path, kind, content.tree))
