@@ -43,8 +43,7 @@ EDITS = {
     "edit_baseline@tiny-identity_editor",
     "edit_baseline@tiny-counterfactual",
     "edit_baseline@tiny-styleclip_gd",
-    "edit_diffusion@tiny-deltaedit_d",
-    "edit_diffusion@tiny-deltaedit_dm",
+    *(f"edit_diffusion@tiny-{name}" for name in ("deltaedit_d", "deltaedit_dm", "diffedit", "encode_decode", "sdedit")),
 }
 
 
@@ -154,8 +153,7 @@ def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follo
         "edit_latent@tiny-deltaedit_g",
         "edit_latent@tiny-deltaedit_gr",
         "edit_latent@tiny-deltaedit_g_unmasked",
-        "edit_diffusion@tiny-deltaedit_d",
-        "edit_diffusion@tiny-deltaedit_dm",
+        *(edit for edit in EDITS if edit.startswith("edit_diffusion")),
         "evaluate@tiny",
         "report@tiny",
     }
