@@ -89,7 +89,8 @@ class Watch(TorchDispatchMode):
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not outputs:  # what is written over its inputs
             written = [bool(told.alias_info and told.alias_info.is_write) for told in func._schema.arguments]
-            outputs = [x for x, over in zip(args, written, strict=False) if over]
+            found = tree_leaves([x for x, over in zip(args, written, strict=False) if over])
+            outputs = [x for x in found if isinstance(x, Tensor)]
         for tensor in outputs:
             if tensor.untyped_storage()._cdata not in before:
                 storage = tensor.untyped_storage()

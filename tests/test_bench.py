@@ -141,6 +141,7 @@ def test_what_a_gpu_would_take_is_projected_from_bytes_and_operations() -> None:
         (lambda: F.conv2d(images, kernel, padding=1), 2 * 900 * 36 / 2e9 + 1e-6),
         (lambda: x.view(4, 2000).permute(1, 0), 0),  # only looked at otherwise
         (lambda: written.add_(1), 64_000 / 1e9 + 1e-6),
+        (lambda: torch._foreach_add_([written, written], 1), 2 * 64_000 / 1e9 + 1e-6),
     ):
         with Watch(gpu) as mode:
             run()
