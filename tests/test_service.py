@@ -170,7 +170,7 @@ def test_what_is_no_picture_is_refused(studio: Studio, picture: object) -> None:
 def test_a_missing_network_names_the_command_that_makes_it(project: Path, tmp_path: Path) -> None:
     root = tiny_project.copy(project, tmp_path / "copy")
     (root / "data/pretrained/tiny/clip.safetensors").unlink()
-    with pytest.raises(InputError, match="deltaspace pretrain tiny clip"):
+    with pytest.raises(InputError, match="deltaspace import-clip FILE --domain tiny"):
         pipeline.load("tiny", device="cpu", root=root).prompt(TEXT)
 
 
