@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
-from pipeline import domains, generator, portraits, weights
+from pipeline import domains, generator, portraits, sampling, weights
 from pipeline.backbones import Backbones
 from pipeline.domains import Domain
 from pipeline.values import InputError
@@ -233,7 +233,7 @@ def loop_of(name: str, root: Path, state: Path, seconds: float | None = None) ->
         nets = networks.generator, judge, networks.identity
         return encoder.steps(plan.model, *nets, data, state, images, progressive=(BATCH, BATCH), **options)
     if name == "denoiser":
-        spread = pretrain_denoiser.spread(networks.generator)
+        spread = sampling.spread(networks.generator)
         nets = networks.encoder, networks.generator
         return pretrain_denoiser.steps(plan.model, data, *nets, *spread, state, images, **options)
     people = {"people": PEOPLE} if name == "identity" else {}
