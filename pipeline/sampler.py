@@ -105,13 +105,9 @@ def signal(number: int, walk: Walk) -> float:
     """The factor that the picture has in a state `number` steps from it."""
     if walk.solver in FLOWS or not number:
         return 1 - number / walk.steps
-    stride = TIMESTEPS // walk.steps
-    return (
-        schedulers()[0]
-        .alphas_cumprod[number * stride - 1 if walk.solver == "belm" else (number - 1) * stride]
-        .sqrt()
-        .item()
-    )
+    if walk.solver == "belm":
+        return levels(walk.steps)[number][1]
+    return schedulers()[0].alphas_cumprod[(number - 1) * (TIMESTEPS // walk.steps)].sqrt().item()
 
 
 @lru_cache

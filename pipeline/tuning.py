@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import collection, editing, editors, files, images, inversion, metrics, params, truth
+from pipeline.charts import MEASURED
 from pipeline.values import InputError, Source, nearest
 
 if TYPE_CHECKING:
@@ -118,9 +119,7 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
 def save(path: Path, editor: str, people: int, trials: Sequence[Trial]) -> None:
     """Write a table of trials as CSV: a row each, settings first."""
     rows = [
-        {"editor": editor, "people": people}
-        | trial.settings
-        | {name: getattr(trial, name) for name in ("reached", "kept", "psnr", "evaluations", "seconds", "round_trip")}
+        {"editor": editor, "people": people} | trial.settings | {name: getattr(trial, name) for name in MEASURED}
         for trial in trials
     ]
     text = io.StringIO()

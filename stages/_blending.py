@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,8 +58,7 @@ def interpolate(
         ends = [whole, blending.end(editor, _person(studio, words[1]).source)]
     else:
         prompts = [studio.prompt(text) for text in words[1:]]
-        for warning in dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings):
-            print(f"warning: {warning}", file=sys.stderr)
+        _shell.warn(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
         directions = [editor.fit(prompt.pair) for prompt in prompts]
         edits = [blending.end(editor, person.source, one, in_range(strength)) for one in directions]
         ends = [whole, *edits] if len(edits) == 1 else edits
@@ -83,7 +81,7 @@ def mix(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw a picture with style levels of another: coarse is shape, fine is colour. Writes pictures and a grid."""
+    """Draw a picture with style levels of another: coarse ones are shapes. Writes pictures and a grid."""
     target = _gallery(out, [content, style])
     started, studio = _studio(domain, device)
 
@@ -126,8 +124,7 @@ def _person(studio: Studio, word: str) -> Person:
     if not os.path.exists(word):
         raise InputError(f"{word[:80]} does not exist: give a picture, or portrait:ID for a drawn person")
     person = studio.photo(Path(word))
-    for warning in person.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _shell.warn(person.warnings)
     return person
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.values import InputError
+from stages import _shell
 from stages._arguments import DebugOption, DomainOption, JsonOption
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def import_generator(
             typer.echo(f"wrote {path}")
         typer.echo(f"look at {where.grid}, and fill in {placed.domain_file(name)}")
         typer.echo(f"next: deltaspace import-clip FILE --domain {name}, then: deltaspace pretrain {name}")
-    _warn(imported.notes)
+    _shell.warn(imported.notes)
 
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -174,7 +174,7 @@ def _take_in(network: str, file: Path, domain: str, force: bool, **told: str) ->
 
     line, notes = importers.of(network)(file, found, root, **told)
     typer.echo(line)
-    _warn(notes)
+    _shell.warn(notes)
 
 
 def _domain(name: str) -> tuple[Domain, Path]:
@@ -188,8 +188,3 @@ def _free(path: Path, force: bool) -> Path:
     if path.exists() and not force:
         raise InputError(f"{path} exists already: give --force to replace it")
     return path
-
-
-def _warn(notes: list[str]) -> None:
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)

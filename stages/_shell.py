@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import typer
 
@@ -45,6 +45,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
 def one_thread() -> None:
     """For work on single pictures, before torch is imported: two threads gain nothing there and stall each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """One line each on stderr."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:

@@ -127,7 +127,7 @@ def edit(
     tool = studio.tool(editor, threshold)
     prompts = [studio.prompt(text, source) for text in texts]
     told = list(dict.fromkeys([*tool.warnings, *(warning for prompt in prompts for warning in prompt.warnings)]))
-    _warn(told)
+    _shell.warn(told)
     report = batch.Report(domain, studio.device, editor)
     results = batch.edit(studio, pictures, prompts, strengths, tool, target, report, seed, face)
     _watch(results, edits, "editing")
@@ -203,16 +203,11 @@ def _finish(report: Report, as_json: bool, told: Sequence[str] = ()) -> None:
         _shell.print_json(vars(report))
     else:
         typer.echo(f"wrote {report.grid} in {report.seconds:.1f} s")
-    _warn(warning for warning in report.warnings if warning not in told)
+    _shell.warn(warning for warning in report.warnings if warning not in told)
     if report.failed:
         for entry in report.failed:
             print(f"deltaspace: skipped: {entry['reason']}", file=sys.stderr)
         raise typer.Exit(2)
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- training

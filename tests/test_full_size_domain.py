@@ -37,8 +37,8 @@ TOY = {
     },
     "prepare": {"train": 4, "val": 2, "test": 2},
     "sample": {"count": 6},
-    "invert": {"batch": 1, "refine": 1},
-    "cache": {"batch": 1},
+    "invert": {"batch": 8, "refine": 1},
+    "cache": {"batch": 8},
     "relevance": {"images": 1, "layers": [15, 16]},
     "mapper": {"steps": 3, "batch": 2},
     "diffusion": {"init": "random", "steps": 1, "batch": 1},
@@ -73,6 +73,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["prepare"]["source"] = "photographs"
     params["prepare"]["test_start"] = 4
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copy(ROOT / "dvc.yaml", root)
+    for room in ("kernels", "pipeline", "pretrain", "stages"):  # what dvc.yaml's deps name
+        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "photographs").mkdir()
     rng = np.random.default_rng(0)
     for number in range(6):

@@ -30,28 +30,39 @@ FLAT = 2.0  # where the greatest contrast is less than this many times the media
 
 
 @dataclass(frozen=True)
-class Settings:
+class Moving:
     """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
-    that delta_s moves against their own effect (not in the paper).
-
-    steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step, which
-    make decoding give the picture back; they are paid once per person. guidance: on the way down, factor on how what
-    the denoiser says changes with the style; 1, as in the paper, asks it once.
-    """
+    that delta_s moves against their own effect (not in the paper). ValueError for a walk that nobody can take."""
 
     strength: float
     threshold: float
     agree: bool
-    steps: int
-    solver: Solver
-    refine: int
-    guidance: float
+
+    @property
+    def walk(self) -> Walk:
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         try:
             _ = self.walk
         except InputError as error:
             raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Settings(Moving):
+    """steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step,
+    which make decoding give the picture back; they are paid once per person. guidance: on the way down, factor on how
+    what the denoiser says changes with the style; 1, as in the paper, asks it once.
+    """
+
+    steps: int
+    solver: Solver
+    refine: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.guidance > 0:
             raise ValueError(f"guidance is {self.guidance}: more than 0 is expected")
 
@@ -96,21 +107,14 @@ class Masked(Partial):
 
 
 @dataclass(frozen=True)
-class Walker:
-    """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
+class Mover:
+    """What moves a style as the mapper says, before anything is drawn."""
 
     backbones: Backbones
-    params: Settings
-    noises: OrderedDict[str, Sampled] = field(default_factory=OrderedDict, repr=False, compare=False)
+    params: Moving
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         return clip_direction(self.backbones, condition)
-
-    @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        s, noise = self.moved(source, direction, strength), self.noise(source)
-        drawn = self.drawn(self.carried(noise, source, s), s, source.s)
-        return Edited(drawn.x, s=s, evaluations=noise.evaluations + drawn.evaluations)
 
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
         """s + delta_s [B,S] of the mapper, masked by relevance."""
@@ -119,6 +123,20 @@ class Walker:
 
     def told(self, s: Tensor) -> Tensor:
         return sampler.standardise(s, *self.backbones.s_stats)
+
+
+@dataclass(frozen=True)
+class Walker(Mover):
+    """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
+
+    params: Settings
+    noises: OrderedDict[str, Sampled] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    @torch.no_grad()
+    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
+        s, noise = self.moved(source, direction, strength), self.noise(source)
+        drawn = self.drawn(self.carried(noise, source, s), s, source.s)
+        return Edited(drawn.x, s=s, evaluations=noise.evaluations + drawn.evaluations)
 
     def noise(self, source: Source, keep: bool = False) -> Sampled:
         """What the source's pictures come from, computed once for all their edits. keep: the whole way there."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import sampler
-from pipeline.editors._deltas import clip_direction, mapped
+from pipeline.editors import _walks
 from pipeline.editors._walks import NEEDS
-from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
+from pipeline.values import Direction, Edited, Source
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -23,22 +23,12 @@ __all__ = ["KIND", "NEEDS", "Params", "SDEdit", "build"]
 
 
 @dataclass(frozen=True)
-class Params:
-    """strength, threshold, agree: of delta_s, as in `deltaedit_g`. steps: of the whole way. ratio: the part of it that
-    pictures are buried. seed: of all noise."""
+class Params(_walks.Moving):
+    """steps: of the whole way. ratio: the part of it that pictures are buried. seed: of all noise."""
 
-    strength: float
-    threshold: float
-    agree: bool
     steps: int
     ratio: float
     seed: int
-
-    def __post_init__(self) -> None:
-        try:
-            _ = self.walk
-        except InputError as error:
-            raise ValueError(str(error)) from error
 
     @property
     def walk(self) -> sampler.Walk:
@@ -46,19 +36,14 @@ class Params:
 
 
 @dataclass(frozen=True)
-class SDEdit:
-    backbones: Backbones
+class SDEdit(_walks.Mover):
     params: Params
-
-    def fit(self, condition: TextPair | ImagePair) -> Direction:
-        return clip_direction(self.backbones, condition)
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         params, denoiser = self.params, self.backbones.denoiser
-        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
-        told = sampler.standardise(s, *self.backbones.s_stats)
-        drawn = sampler.unburied(denoiser, source.image, told, params.walk, denoiser.objective, params.seed)
+        s = self.moved(source, direction, strength)
+        drawn = sampler.unburied(denoiser, source.image, self.told(s), params.walk, denoiser.objective, params.seed)
         return Edited(drawn.x, s=s, evaluations=drawn.evaluations)
 
 
