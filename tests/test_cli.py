@@ -1,88 +1,27 @@
-"""The command line as a person uses it: what it writes, what it prints, and one line for whatever is wrong."""
+"""The command line as a person uses it: what it writes, and what it prints."""
 
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import os
-import resource
-import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 import tiny_project
+from command_line import TEXT, Deltaspace, R, edit, outside, photo
 from PIL import Image
 
-from pipeline import faces, portraits, weights
-from stages import app
+from pipeline import weights
 from stages._training import TRAINED
 
-TEXT = "face with red hair"
-R = tiny_project.R
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line of an error: exit code 2, nothing on stdout."""
-        lines = self.err.strip().splitlines()
-        assert (self.code, self.out, len(lines)) == (2, "", 1), self
-        assert lines[0].startswith("deltaspace: ") and "Traceback" not in self.err
-        return lines[0]
-
-
-Deltaspace = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_project.make(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture
-def deltaspace(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Deltaspace:
-    """Run a command line in an empty folder, on the tiny project."""
-    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Outcome:
-        capsys.readouterr()
-        code = app.run(arguments)
-        return Outcome(code, *capsys.readouterr())
-
-    return run
-
-
-def edit(*arguments: str) -> tuple[str, ...]:
-    return ("edit", *arguments, "--domain", "tiny", "--device", "cpu")
-
-
-def photo(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 40), **options: object) -> Path:
-    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path, **options)
-    return path
-
-
-def outside(project: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess:
-    """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "stages.app", *arguments]
-    environment = {**os.environ, "DELTASPACE_ROOT": str(project), "PYTHONPATH": str(tiny_project.ROOT)}
-    environment |= options.pop("env", {})  # type: ignore[operator]
-    return subprocess.run(command, capture_output=True, env=environment, **options)  # type: ignore[call-overload]
+project, deltaspace = command_line.project, command_line.deltaspace  # fixtures
 
 
 # ---------------------------------------------------------------- help
@@ -226,226 +165,6 @@ def test_a_terminal_without_unicode_still_gets_its_answer(project: Path, tmp_pat
     done = outside(project, *edit("--sample", "1", "顔"), cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert b"wrote" in done.stdout and (tmp_path / "edited/sample-1-顔.png").is_file()
-
-
-# ---------------------------------------------------------------- faces
-
-
-def turned_portrait(row: int, degrees: float, size: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """A portrait, turned about its middle; and its landmarks in pixels."""
-    person = portraits.sample(row)
-    picture = Image.fromarray(portraits.render(person, size)).rotate(-degrees, Image.Resampling.BICUBIC)
-    angle, middle = np.radians(degrees), size / 2
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return np.asarray(picture), (portraits.landmarks(person) * size - middle) @ matrix.T + middle - 0.5
-
-
-@pytest.fixture
-def aligned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny project, whose domain says that its faces are aligned; two.png and one.png to edit, with a finder."""
-    root = tiny_project.copy(project, tmp_path / "project")
-    monkeypatch.setenv("DELTASPACE_ROOT", str(root))
-    path = root / "domains/tiny.yaml"
-    path.write_text(path.read_text().replace("aligned: null", "aligned: ffhq"))
-    small, at_small = turned_portrait(5, 10, 80)
-    large, at_large = turned_portrait(9, -20)
-    two = np.full((200, 300, 3), 127, np.uint8)
-    two[60:140, 10:90], two[20:180, 120:280] = small, large
-    found = {(300, 200): [at_large + np.array((120, 20)), at_small + np.array((10, 60))], (160, 160): [at_large]}
-    Image.fromarray(two).save(tmp_path / "two.png")
-    Image.fromarray(large).save(tmp_path / "one.png")
-    Image.fromarray(two[:, :100]).save(tmp_path / "none.png")
-    monkeypatch.setattr(faces, "finder", lambda: lambda picture: found.get(picture.size, []))
-    return tmp_path
-
-
-def inverted(deltaspace: Deltaspace, *arguments: str) -> tuple[Outcome, np.ndarray]:
-    """The outcome, and the picture as it was cut out: the left one of the grid."""
-    outcome = deltaspace("invert", *arguments, "--domain", "tiny", "--device", "cpu", "--json", "-o", "out")
-    grid = np.asarray(Image.open("out/" + Path(arguments[0]).stem + "-grid.png").convert("RGB"))
-    return outcome, grid[8 : 8 + 8 * R : 8, 8 : 8 + 8 * R : 8]
-
-
-def test_the_largest_face_is_aligned_with_a_warning_and_another_one_on_demand(
-    deltaspace: Deltaspace, aligned: Path
-) -> None:
-    alone, large = inverted(deltaspace, "one.png")
-    assert alone.code == 0 and "found" not in alone.err, alone.err
-    assert "aligned by its face" in json.loads(alone.out)["pictures"][0]["notes"]
-    outcome, largest = inverted(deltaspace, "two.png")
-    warning = "two.png: 2 faces found, took the largest, number 2 from the left: --face N takes another"
-    assert warning in json.loads(outcome.out)["warnings"] and warning in outcome.err
-    assert np.abs(largest.astype(int) - large).mean() < 12
-    first, small = inverted(deltaspace, "two.png", "--face", "1")
-    second, again = inverted(deltaspace, "two.png", "--face", "2")
-    assert "faces found" not in first.err + second.err
-    assert np.array_equal(again, largest) and np.abs(small.astype(int) - largest).mean() > 20
-
-
-def test_a_face_that_is_not_there_and_a_picture_without_one(deltaspace: Deltaspace, aligned: Path) -> None:
-    assert "--face 3: 2 faces found in two.png, give 1 to 2" in deltaspace(*edit("two.png", TEXT, "--face", "3")).line
-    assert "--face 1: 0 faces found in none.png" in deltaspace(*edit("none.png", TEXT, "--face", "1")).line
-    outcome = deltaspace(*edit("none.png", TEXT))
-    assert outcome.code == 0 and "none.png: no face found, cropped to its centre and not aligned" in outcome.err
-    assert deltaspace(*edit("one.png", TEXT, "--face", "0")).code == 2
-    assert "give a picture" in deltaspace(*edit("--sample", "1", TEXT, "--face", "1")).line
-
-
-def test_without_the_extra_one_line_says_that_nothing_was_aligned(
-    deltaspace: Deltaspace, aligned: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faces, "finder", lambda: None)
-    outcome = deltaspace(*edit(".", TEXT))
-    assert outcome.code == 0 and outcome.err.count("not aligned") == 1, outcome.err
-    assert "pip install 'deltaspace[faces]'" in outcome.err
-    assert "pip install 'deltaspace[faces]'" in deltaspace(*edit("one.png", TEXT, "--face", "1")).line
-
-
-def test_a_domain_without_alignment_says_nothing_of_faces(
-    deltaspace: Deltaspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faces, "finder", lambda: pytest.fail("nobody asked for faces"))
-    photo(tmp_path / "me.png")
-    assert "aligned" not in deltaspace(*edit("me.png", TEXT)).err
-    assert "leave --face out" in deltaspace(*edit("me.png", TEXT, "--face", "1")).line
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def bomb(path: Path) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
-
-
-def truncated(path: Path) -> None:
-    content = io.BytesIO()
-    Image.effect_noise((200, 200), 80).convert("RGB").save(content, "JPEG")
-    path.write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.write_bytes(b""), "empty"),
-        (lambda path: path.write_text("hello"), "not a picture"),
-        (truncated, "cut short"),
-        (bomb, "Mpixel"),
-        (lambda path: photo(path, size=(4, 4), format="PNG"), "4 x 4"),
-        (lambda path: path.mkdir(), "holds no pictures"),
-        (lambda path: None, "does not exist"),
-    ],
-)
-def test_a_file_that_is_no_good_picture_is_one_line(
-    deltaspace: Deltaspace, tmp_path: Path, make: Callable[[Path], object], reason: str
-) -> None:
-    make(tmp_path / "x.jpg")
-    assert reason in deltaspace(*edit("x.jpg", TEXT)).line
-    assert not (tmp_path / "edited").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("edti",), "Did you mean 'edit'"),
-        (("edit",), "no picture and no text"),
-        (("edit", "me.png"), "no text"),
-        (("edit", "--sample", "1"), "no text"),
-        (("edit", "me.png", TEXT, "--sample", "1"), "give one of them"),
-        (("edit", "me.png", ""), "the prompt is empty"),
-        (("edit", "me.png", "\u200f "), "the prompt is empty"),
-        (("edit", "me.png", TEXT, "--domain", "tinny"), "did you mean 'tiny'"),
-        (edit("me.png", TEXT, "--editor", "deltaeditg"), "did you mean 'deltaedit_g'"),
-        (edit("me.png", TEXT, "--source", " "), "the --source word is empty"),
-        (edit("me.png", TEXT, "--strength", "strong"), "--strength 'strong' is not a number"),
-        (edit("me.png", TEXT, "--strength", "1,,2"), "--strength '' is not a number"),
-        (edit("me.png", TEXT, "--strength", "nan"), "out of range"),
-        (edit("me.png", TEXT, "--strength", "1e6"), "out of range"),
-        (edit("me.png", TEXT, "--threshold", "low"), "'--threshold'"),
-        (edit("me.png", TEXT, "--threshold", "inf"), "out of range"),
-        (edit("me.png", TEXT, "--editor", "identity_editor", "--threshold", "0.1"), "has no threshold"),
-        (("edit", "me.png", TEXT, "--domain", "tiny", "--device", "cdua"), "did you mean 'cuda'"),
-        (("edit", "me.png", TEXT, "--domain", "tiny", "--device", "cuda:99"), "is not there"),
-        (edit("--sample", "one", TEXT), "--sample 'one' is not an id"),
-        (edit("--sample", "-1", TEXT), "--sample '-1' is not an id"),
-        (edit("--sample", "1", TEXT, "--seed", "x"), "'--seed'"),
-        (edit("me.png", TEXT, "--strenth", "1"), "did you mean '--strength'"),
-        (edit("me.png", TEXT, "happy face", "-o", "out.png"), "one file, but several"),
-        (edit("me.png", TEXT, "-o", "me.png"), "is the picture itself"),
-        (edit("me.png", TEXT, "-o", "taken"), "is a file, not a folder"),
-        (edit("me.png", TEXT, "-o", "taken/below"), "is a file, not a folder"),
-        (edit(".", TEXT, "-o", "."), "is the folder of the pictures"),
-        (edit("n" * 300, TEXT), "does not exist"),
-        (("invert", "n" * 300, "--domain", "tiny"), "does not exist"),
-        (edit("me.png", TEXT, "-o", "n" * 300), "File name too long"),
-        (("invert",), "IMAGE"),
-        (("invert", "nowhere.png", "--domain", "tiny"), "does not exist"),
-        (("pretrain",), "DOMAIN"),
-        (("pretrain", "tinny"), "did you mean 'tiny'"),
-        (("pretrain", "tiny", "clop"), "did you mean 'clip'"),
-        (("pretrain", "tiny", "clip", "--minutes", "0"), "--minutes 0"),
-        (("pretrain", "tiny", "clip", "--images", "0"), "'--images'"),
-    ],
-)
-def test_what_is_wrong_is_one_line_that_says_what_to_do(
-    deltaspace: Deltaspace, tmp_path: Path, arguments: tuple[str, ...], reason: str
-) -> None:
-    photo(tmp_path / "me.png")
-    before = (tmp_path / "me.png").read_bytes()
-    (tmp_path / "taken").write_text("mine")
-    assert reason in deltaspace(*arguments).line
-    assert (tmp_path / "me.png").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["me.png", "taken"]
-
-
-def test_a_prompt_of_broken_bytes_is_one_line(project: Path, tmp_path: Path) -> None:
-    done = outside(project, *edit("--sample", "1"), os.fsdecode(b"red \xff hair"), cwd=tmp_path)
-    assert done.returncode == 2 and b"not valid UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(project: Path, tmp_path: Path) -> None:
-    old = tmp_path / "out.png"
-    old.write_bytes(b"an older result")
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
-    done = outside(project, *edit("--sample", "1", TEXT, "-o", "out.png"), cwd=tmp_path, preexec_fn=small_files)
-    assert done.returncode == 2, done.stderr
-    assert b"cannot write out.png" in done.stderr and b"Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["out.png"] and old.read_bytes() == b"an older result"
-
-
-def test_broken_weights_are_one_line(
-    deltaspace: Deltaspace, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tiny_project.copy(project, tmp_path / "project")
-    monkeypatch.setenv("DELTASPACE_ROOT", str(root))
-    path = root / "data/pretrained/tiny/generator.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "generator.safetensors" in deltaspace(*edit("--sample", "1", TEXT)).line
-
-
-def test_a_traceback_is_shown_with_debug_only(deltaspace: Deltaspace) -> None:
-    for arguments in (
-        ("--debug", "domains"),
-        ("edit", "none.png", TEXT, "--debug"),
-        ("--debug", "edit", "none.png", TEXT),
-    ):
-        outcome = deltaspace(*arguments)
-        assert ("Traceback" in outcome.err) == ("edit" in arguments)
-    assert "Traceback" not in deltaspace("edit", "none.png", "--", "--debug").err
-
-
-def test_a_fault_of_the_program_is_told_apart(deltaspace: Deltaspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.domains.names", lambda root: 1 / 0)
-    outcome = deltaspace("domains")
-    assert outcome.code == 1 and "a fault of the program" in outcome.err and outcome.err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- the other commands

@@ -2,74 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_project
+import small_trainings
 import torch
-import yaml
-from torch import Tensor, nn
-from torch.nn import functional as F
+from small_trainings import BATCH, CHUNK, PARTS, PEOPLE, D, R, domain_at, loop_of
+from torch import Tensor
 
-from kernels.upfirdn2d import binomial_kernel, upfirdn2d
-from pipeline import domains, generator, portraits, sampling, weights
+from pipeline import portraits, weights
 from pipeline.backbones import Backbones
-from pipeline.domains import Domain
 from pipeline.values import InputError
-from pretrain import clip, encoder, identity, oracle, renders, session
-from pretrain import denoiser as pretrain_denoiser
+from pretrain import clip, encoder, oracle, renders, session
 from pretrain import generator as gan
-from pretrain.augment import degrade
 
-R, D, BATCH, CHUNK, PEOPLE = tiny_project.R, tiny_project.D, 8, 24, 5
-PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser")  # as they build on one another
-GAN = {
-    "size": R,
-    "style_dim": D,
-    "n_mlp": 2,
-    "widths": {4: 8, 8: 7, 16: 6},
-    "split": [2, 4],
-    "discriminator": {16: 4, 8: 6, 4: 9},
-}
-MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the network's numbers, and options of its training
-    "generator": (GAN, {"images_half_size": 21}),  # 21 is no multiple of the batch
-    "clip": (tiny_project.CLIP, {}),
-    "identity": ({"widths": [6, 8], "dim": 9}, {"people": PEOPLE}),
-    "oracle": ({"widths": [6, 8]}, {}),
-    "encoder": (tiny_project.ENCODER, {"progressive": [8, 8]}),
-    "denoiser": ({"channels": 8, "mult": [1, 2], "attention": [], "time_dim": 16, "style_dim": 12}, {}),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Small chunks of renders, a short vocabulary, and a project of our own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(renders, "CHUNK", CHUNK)
-        patch.setattr(clip, "vocabulary", functools.partial(clip.vocabulary, 200))
-        draw = renders.unseen
-        patch.setattr(renders, "unseen", lambda count, resolution: draw(min(count, 16), resolution))
-        patch.setenv("DELTASPACE_ROOT", str(tmp_path_factory.mktemp("nowhere")))
-        yield
-
-
-def domain_at(root: Path, **changes: Any) -> Domain:
-    """The tiny domain with a plan for every training, written into `root`."""
-    plans = {
-        name: {"model": model, "images": 2 * BATCH + 3, "renders": CHUNK + 1, "batch": BATCH, **options}
-        for name, (model, options) in MODELS.items()
-    }
-    (root / "domains").mkdir(parents=True, exist_ok=True)
-    content = {**tiny_project.DOMAIN, "defaults": {"pretrain": plans}, **changes}
-    (root / "domains/tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return domains.load("tiny", root)
+few_pictures = small_trainings.few_pictures  # a fixture of every test here
 
 
 @pytest.fixture(scope="module")
@@ -219,27 +171,6 @@ def test_what_a_renderer_tells_cannot_be_learnt_from_photographs(name: str, proj
         train(domain_at(project, renderer=None), project)
 
 
-def loop_of(name: str, root: Path, state: Path, seconds: float | None = None) -> Iterator[tuple[int, Any, nn.Module]]:
-    """Four steps of a training on the networks of `root`, with its state in `state`."""
-    domain, images = domain_at(root), 4 * BATCH
-    plan, networks = session.plan(domain, name, images), Backbones(domain, root)
-    data = renders.Renders(root, R, PEOPLE if name == "identity" else None)
-    options: dict[str, Any] = {"batch": BATCH, "seconds": seconds}
-    if name == "generator":
-        smaller = root / "data/pretraining/tiny/generator-half.pt"
-        return gan.steps(plan.model, data, state, images, smaller=smaller, settle=2 * BATCH, **options)
-    if name == "encoder":
-        judge = encoder.judge(domain, root)
-        nets = networks.generator, judge, networks.identity
-        return encoder.steps(plan.model, *nets, data, state, images, progressive=(BATCH, BATCH), **options)
-    if name == "denoiser":
-        spread = sampling.spread(networks.generator)
-        nets = networks.encoder, networks.generator
-        return pretrain_denoiser.steps(plan.model, data, *nets, *spread, state, images, **options)
-    people = {"people": PEOPLE} if name == "identity" else {}
-    return import_module(f"pretrain.{name}").steps(plan.model, data, state, images, **people, **options)
-
-
 @pytest.mark.parametrize("name", PARTS)
 def test_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     name: str, trained: Path, tmp_path: Path
@@ -296,52 +227,6 @@ def test_out_of_time_at_half_the_size_nothing_is_promoted_and_the_next_call_goes
     assert state_of(tmp_path, "generator")["step"] == 2
 
 
-def test_halving_leaves_out_the_largest_resolution_of_both_networks() -> None:
-    half = gan.halved({**GAN, "widths": {"4": 8, "8": 7, "16": 6}})
-    assert half == {**GAN, "size": 8, "widths": {4: 8, 8: 7}, "discriminator": {8: 6, 4: 9}}
-    assert generator.build(half).size == 8
-
-
-def grown() -> tuple[Any, Any, generator.Generator, gan.Discriminator]:
-    """Networks of half the size with random weights, and those grown from them."""
-    torch.manual_seed(3)
-    half = gan.halved(GAN)
-    small, small_d = generator.build(half), gan.Discriminator(8, half["discriminator"])
-    with torch.no_grad():
-        for parameter in (*small.parameters(), *small_d.parameters()):
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    whole, whole_d = generator.build(GAN), gan.Discriminator(R, GAN["discriminator"])
-    gan.grow({"ema": small.state_dict(), "d": small_d.state_dict()}, whole, whole_d)
-    return small, small_d, whole, whole_d
-
-
-def test_the_first_pictures_of_a_grown_generator_are_the_smaller_ones_enlarged() -> None:
-    small, _, whole, _ = grown()
-    z = torch.randn(4, D)
-    with torch.no_grad():
-        w = whole.mapping(z)
-        torch.testing.assert_close(w, small.mapping(z))
-        enlarged = upfirdn2d(small(small.repeat(w)), binomial_kernel(2), up=2, pad=(2, 1))
-        torch.testing.assert_close(whole(whole.repeat(w)), enlarged, atol=1e-5, rtol=1e-5)
-
-
-def test_the_new_colours_of_a_grown_generator_can_still_learn() -> None:
-    _, _, whole, _ = grown()
-    (whole(whole.repeat(whole.mapping(torch.randn(2, D)))) * torch.randn(2, 3, R, R)).sum().backward()
-    assert whole.to_rgbs[-1].conv.weight.grad.abs().max() > 0  # type: ignore[union-attr, operator]
-
-
-def test_a_grown_discriminator_judges_features_of_half_the_size_as_before() -> None:
-    _, small_d, _, whole_d = grown()
-    x = torch.randn(4, 6, 8, 8)
-    with torch.no_grad():
-        for old, new in zip(small_d.blocks, whole_d.blocks[1:], strict=True):
-            torch.testing.assert_close(new(x), old(x))
-    for name in ("conv.weight", "linear.weight", "out.bias"):
-        assert torch.equal(whole_d.state_dict()[name], small_d.state_dict()[name])
-    assert whole_d.from_rgb.weight.shape[0] == 4
-
-
 def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(trained: Path, tmp_path: Path) -> None:
     loop = loop_of("generator", trained, tmp_path / "state.pt")
     weights_after = []
@@ -354,91 +239,7 @@ def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(tra
     assert not torch.equal(d1, d2) and not torch.equal(d2, d3)
 
 
-def test_the_mean_w_is_the_average_of_many_mapped_codes() -> None:
-    torch.manual_seed(0)
-    made = generator.build(GAN)
-    with torch.no_grad():
-        many = made.mapping(torch.randn(50_000, D)).mean(dim=0)
-    torch.testing.assert_close(gan.mean_w(made), many, atol=0.06, rtol=0)
-    assert torch.equal(gan.mean_w(made), gan.mean_w(made))
-
-
-# ---------------------------------------------------------------- the discriminator
-
-
-def test_the_discriminator_sees_how_alike_the_pictures_of_a_group_are() -> None:
-    torch.manual_seed(0)
-    net = gan.Discriminator(R, GAN["discriminator"])
-    seen: dict[str, Tensor] = {}
-    net.conv.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
-    images = torch.randn(8, 3, R, R)
-    assert net(images).shape == (8,)
-    features = net.blocks(net.from_rgb(images))
-    for i in range(8):  # 4 to a group: pictures i, i + 2, i + 4, i + 6
-        group = features[[(i + 2 * k) % 8 for k in range(4)]]
-        spread = (group.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
-        torch.testing.assert_close(seen["x"][i, -1], spread.expand(4, 4))
-    net(images[:1].expand(8, -1, -1, -1))
-    assert seen["x"][:, -1].max() < 1e-3  # all the same: no spread
-
-
-@pytest.mark.parametrize("taps", [1, 3])
-def test_a_downward_convolution_is_a_blur_and_every_second_result(taps: int) -> None:
-    torch.manual_seed(0)
-    conv = gan.EqualConv(5, 6, taps, down=True, activate=False).double()
-    x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
-    line = torch.tensor([1, 3, 3, 1], dtype=torch.float64) / 8
-    blur = torch.outer(line, line).expand(5, 1, 4, 4)
-    pad = 1 if taps == 1 else 2
-    blurred = F.conv2d(F.pad(x, (pad,) * 4), blur, groups=5)
-    expected = F.conv2d(blurred, conv.weight / math.sqrt(5 * taps**2))[:, :, ::2, ::2]
-    assert conv(x).shape == (2, 6, 4, 4)
-    torch.testing.assert_close(conv(x), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_the_gradient_penalty_can_be_differentiated_again() -> None:
-    net = gan.Discriminator(R, GAN["discriminator"])
-    images = torch.randn(4, 3, R, R, requires_grad=True)
-    (slope,) = torch.autograd.grad(net(images).sum(), images, create_graph=True)
-    slope.square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for n, p in net.named_parameters() if "weight" in n)
-
-
-# ---------------------------------------------------------------- the other losses
-
-
-def test_the_arcface_loss_by_hand() -> None:
-    angles = np.array([[0.4, 1.2, 2.0], [1.0, 0.7, 1.5]])
-    cosine, label = torch.from_numpy(np.cos(angles)), torch.tensor([0, 2])
-    expected = 0.0
-    for row, own in enumerate(label.tolist()):
-        logits = [8.0 * math.cos(angle + (0.3 if k == own else 0.0)) for k, angle in enumerate(angles[row])]
-        expected += (math.log(sum(math.exp(value) for value in logits)) - logits[own]) / 2
-    assert identity.arcface(cosine, label, margin=0.3, scale=8.0).item() == pytest.approx(expected)
-    plain = F.cross_entropy(8.0 * cosine, label)
-    assert identity.arcface(cosine, label, margin=0.0, scale=8.0).item() == pytest.approx(plain.item(), rel=1e-5)
-    assert identity.arcface(cosine, label, 0.5, 8.0) > identity.arcface(cosine, label, 0.3, 8.0) > plain
-
-
-def test_the_arcface_loss_has_a_slope_even_at_a_perfect_match() -> None:
-    cosine = torch.tensor([[1.0, -1.0], [1.0, -1.0]], requires_grad=True)
-    identity.arcface(cosine, torch.tensor([0, 1]), 0.3, 24.0).backward()
-    assert cosine.grad is not None and torch.isfinite(cosine.grad).all()
-
-
-def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
-    people = [portraits.sample(row) for row in range(60)]
-    labels = oracle.labels(people)
-    hidden = 0
-    for i, person in enumerate(people):
-        for name, seen in portraits.visible(person).items():
-            value = labels[name][i].item()
-            hidden += not seen
-            assert value == (portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name]) if seen else -100)
-    assert hidden > 5
-    logits = torch.randn(60, len(portraits.ATTRIBUTES["bangs"]), requires_grad=True)
-    F.cross_entropy(logits, labels["bangs"], ignore_index=oracle.HIDDEN).backward()
-    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == oracle.HIDDEN)
+# ---------------------------------------------------------------- what CLIP and the encoder begin with
 
 
 def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> None:
@@ -470,24 +271,6 @@ def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> 
     found = clip.unlearnt(Reader(*learnt), torch.zeros(40, 3, R, R), people)  # type: ignore[arg-type]
     assert found is not None and not set(found) & set(learnt) and {"expression", "facial_hair", "lips"} <= set(found)
     assert clip.unlearnt(Reader(*portraits.ATTRIBUTES), torch.zeros(40, 3, R, R), people) is None  # type: ignore[arg-type]
-
-
-def test_the_vocabulary_is_the_words_of_training_captions() -> None:
-    known = clip.vocabulary()
-    assert known == sorted(set(known)) and {"face", "hair"} <= set(known)
-    rng = np.random.default_rng(9)
-    caption = portraits.caption(portraits.sample(renders.FIRST_ID), rng, "train")
-    assert caption and "elderly" not in known  # a word that is held out of all training
-
-
-def test_rows_of_latent_codes_are_judged_one_by_one_and_features_are_unit_per_pixel() -> None:
-    torch.manual_seed(0)
-    assert encoder.LatentDiscriminator(D)(torch.randn(5, D)).shape == (5,)
-    judge = gan.Discriminator(32, {32: 4, 16: 5, 8: 6, 4: 7})
-    maps = encoder.feature_maps(judge, torch.randn(2, 3, 32, 32))
-    assert [tuple(m.shape) for m in maps] == [(2, 5, 16, 16), (2, 6, 8, 8), (2, 7, 4, 4)]
-    for features in maps:
-        torch.testing.assert_close(features.norm(dim=1), torch.ones(2, *features.shape[2:]))
 
 
 def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_there(project: Path) -> None:
@@ -542,23 +325,3 @@ def test_finished_chunks_stay_and_new_ones_are_seen_after_a_refresh(project: Pat
     (folder / "00004.npy").write_bytes((folder / "00000.npy").read_bytes())  # beyond a gap
     data.refresh()
     assert len(data) == 3 * CHUNK
-
-
-def test_people_for_the_measure_of_far_pictures_are_neither_trainings_nor_the_benchmarks() -> None:
-    images = renders.unseen(3, R)
-    drawn = torch.from_numpy(portraits.render(portraits.sample(renders.FIRST_ID - 3), R)).permute(2, 0, 1)
-    assert torch.equal(((images[2] + 1) * 127.5).round().byte(), drawn)
-
-
-def test_flaws_are_small_differ_from_picture_to_picture_and_stay_in_range() -> None:
-    images = (torch.rand(1, 3, 32, 32) * 1.6 - 0.8).expand(16, -1, -1, -1)
-    before = images.clone()
-    torch.manual_seed(0)
-    flawed = degrade(images)
-    assert flawed.shape == images.shape and flawed.abs().max() <= 1
-    assert torch.equal(images, before)
-    assert len({tuple(image.flatten()[:20].tolist()) for image in flawed}) == 16
-    torch.manual_seed(0)
-    assert torch.equal(degrade(images), flawed)
-    flat = degrade(torch.full((64, 3, 16, 16), 0.3))
-    assert (flat.mean(dim=(1, 2, 3)) - 0.3).abs().mean() < 0.1

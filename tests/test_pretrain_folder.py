@@ -1,4 +1,4 @@
-"""A folder of pictures and nothing else: what is learnt from it, what stays unseen, and trainings that go on."""
+"""A folder of pictures and nothing else: trainings on it that go on, in one process and in several."""
 
 from __future__ import annotations
 
@@ -10,204 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import grey_photographs
 import pytest
 import tiny_project
 import torch
 import yaml
-from PIL import Image
-from torch import Tensor
+from grey_photographs import BATCH, PLANS, TRAIN, VAL, R, domain_at
 
 from pipeline import domains, weights
 from pipeline.backbones import Backbones
 from pipeline.domains import Domain
 from pipeline.values import InputError
-from pretrain import ada, encoder, photographs, session
+from pretrain import ada, encoder, session
 from pretrain import generator as gan
-from pretrain.photographs import Photographs
 from stages import app
 
-R, D, BATCH, COUNT = tiny_project.R, tiny_project.D, 8, 30
-TRAIN, VAL, TEST = 24, 4, 5  # 20 to learn from, 4 for validation, 5 to test on; one is left over
-PLANS: dict[str, dict[str, Any]] = {
-    "generator": {
-        "model": {
-            "size": R,
-            "style_dim": D,
-            "n_mlp": 2,
-            "widths": {4: 8, 8: 7, 16: 6},
-            "discriminator": {16: 4, 8: 6, 4: 9},
-        },
-        "images": 2 * BATCH,
-        "images_half_size": BATCH,
-        "batch": BATCH,
-    },
-    "encoder": {
-        "model": {"resolution": R, "widths": [6, 8, 12, 16], "rows": 6, "style_dim": D},
-        "images": 2 * BATCH,
-        "batch": BATCH,
-        "progressive": [8, 8],
-    },
-    "denoiser": {
-        "model": {"channels": 8, "mult": [1, 2], "attention": [], "time_dim": 16, "style_dim": 12},
-        "images": 2 * BATCH,
-        "batch": BATCH,
-    },
-}
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(tmp_path))
-    monkeypatch.setenv("DELTASPACE_WORKERS", "1")
-    monkeypatch.setattr(photographs, "CHUNK", 7)
-
-
-def shade(place: int) -> int:
-    return 8 * place
-
-
-def photos(folder: Path, count: int = COUNT) -> Path:
-    """Grey pictures that are told apart by their shade, of several sizes."""
-    folder.mkdir(exist_ok=True)
-    for place in range(count):
-        Image.new("RGB", (R + place % 3, R + 4), (shade(place),) * 3).save(folder / f"{place:03}.png")
-    return folder
-
-
-def domain_at(root: Path, source: str | None = "photos", **sizes: Any) -> Domain:
-    """A project with one domain, of photographs."""
-    params = {"prepare": {"source": None, "train": None, "val": None, "test": None, "test_start": 100, "shard": 8}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    (root / "domains").mkdir(exist_ok=True)
-    prepare = {"source": source, "train": TRAIN, "val": VAL, "test": TEST, **sizes}
-    content = {"resolution": R, "neutral": "cat", "level_split": [2, 4]}
-    content |= {"defaults": {"prepare": prepare, "pretrain": PLANS}}
-    (root / "domains/cats.yaml").write_text(yaml.safe_dump(content))
-    return domains.load("cats", root)
-
-
-@pytest.fixture
-def domain(tmp_path: Path) -> Domain:
-    photos(tmp_path / "photos")
-    return domain_at(tmp_path)
-
-
-def shades(images: Tensor) -> list[int]:
-    assert (images == images[:, :1, :1, :1]).all()
-    return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-
-
-# ---------------------------------------------------------------- the pictures
-
-
-def test_only_training_rows_are_learnt_from_in_the_order_of_the_names(domain: Domain, tmp_path: Path) -> None:
-    data = session.pictures(domain, tmp_path, 0)
-    assert len(data) == TRAIN - VAL and len(data.chunks) == 3  # of seven each, the last one smaller
-    rows = torch.tensor([0, 6, 7, 19, 13, 14, 0])
-    assert shades(data.images(rows)) == [shade(row) for row in rows.tolist()]
-    assert data.images(rows).shape == (7, 3, R, R)
-    assert shades(session.unseen(domain, tmp_path)) == [shade(row) for row in range(TRAIN - VAL, TRAIN)]
-
-
-def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: Domain, tmp_path: Path) -> None:
-    from pipeline import collection, params
-
-    sizes = params.section(collection.PrepareParams, tmp_path, "prepare", domain=domain)
-    listing = collection.photographs(sizes.source, tmp_path, 1)
-    (tmp_path / "photos/002.png").write_bytes(b"no picture")
-    seen = [collection.examine(listing.path, member, False) for member in listing.members]
-    prepared = collection.chosen(listing, seen, sizes, R)
-    train = [place for place, (_, split) in enumerate(prepared.rows) if split == "train"]
-    data = session.pictures(domain, tmp_path, 0)
-    assert len(data) == len(train)
-    for row in (0, 1, 2, 3, 19):
-        from pipeline import images
-
-        assert torch.equal(data.images(torch.tensor([row]))[0], images.decode_png(prepared(train[row]).image))
-
-
-def test_pictures_stay_on_the_disk_and_are_looked_up_there(domain: Domain, tmp_path: Path) -> None:
-    data = session.pictures(domain, tmp_path, 0)
-    assert all(isinstance(chunk, np.memmap) and chunk.dtype == np.uint8 for chunk in data.chunks)
-
-
-def test_what_was_read_is_not_read_again(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session.pictures(domain, tmp_path, 0)
-    monkeypatch.setattr(photographs.collection, "looked_at", None)
-    assert len(session.pictures(domain, tmp_path, 0)) == TRAIN - VAL
-
-
-def test_a_changed_folder_is_noticed_and_a_running_training_is_not_disturbed(domain: Domain, tmp_path: Path) -> None:
-    before = session.pictures(domain, tmp_path, 0)
-    Image.new("RGB", (R, R), (255, 255, 255)).save(tmp_path / "photos/000.png")
-    after = session.pictures(domain, tmp_path, 0)
-    before.refresh()
-    assert shades(before.images(torch.tensor([0, 1]))) == [shade(0), shade(1)]
-    assert shades(after.images(torch.tensor([0, 1]))) == [255, shade(1)]
-
-
-def test_another_share_for_validation_is_noticed(domain: Domain, tmp_path: Path) -> None:
-    session.pictures(domain, tmp_path, 0)
-    fewer = session.pictures(domain_at(tmp_path, val=10), tmp_path, 0)
-    assert len(fewer) == TRAIN - 10
-    assert shades(session.unseen(domain_at(tmp_path, val=10), tmp_path, 3)) == [shade(14), shade(15), shade(16)]
-
-
-def test_without_validation_the_last_pictures_are_measured_with(tmp_path: Path) -> None:
-    photos(tmp_path / "photos")
-    domain = domain_at(tmp_path, val=0)
-    assert len(session.unseen(domain, tmp_path)) == TRAIN == len(Photographs(domain, tmp_path))
-
-
-def test_what_cannot_be_used_is_left_out_and_named(
-    domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "photos/003.png").write_bytes(b"no picture")
-    data = session.pictures(domain, tmp_path, 0)
-    assert shade(3) not in shades(data.images(torch.arange(len(data))))
-    assert "skipped 1, such as 003.png" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("part", ["generator", "encoder", "denoiser"])
-def test_without_a_source_one_line_says_where_to_put_it(
-    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    domain_at(tmp_path, source=None)
-    shutil.copytree(tiny_project.make(tmp_path / "made") / "data/pretrained/tiny", tmp_path / "data/pretrained/cats")
-    assert app.run(["pretrain", "cats", part]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "into domains/cats.yaml, defaults.prepare.source" in line
-    assert not (tmp_path / "data/pretraining").exists()
-
-
-def test_a_killed_reading_goes_on(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], photographs.write
-
-    def stopped(job: photographs.Job, path: Path) -> None:
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(job, path)
-
-    monkeypatch.setattr(photographs, "write", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        session.pictures(domain, tmp_path, 0)
-    assert not photographs.folder(domain, tmp_path).exists()
-    written.clear()
-    monkeypatch.setattr(photographs, "write", lambda job, path: (written.append(path), write(job, path)))
-    assert len(session.pictures(domain, tmp_path, 0)) == TRAIN - VAL
-    assert len(written) == 2  # the third chunk, and those that stay unseen
-
-
-def test_reading_leaves_the_training_its_threads(domain: Domain, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        session.pictures(domain, tmp_path, 0)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+here, domain = grey_photographs.here, grey_photographs.domain  # fixtures, `here` of every test
 
 
 # ---------------------------------------------------------------- the trainings

@@ -1,4 +1,4 @@
-"""The page and the grid, from artefacts made by hand."""
+"""The page, from artefacts made by hand."""
 
 from __future__ import annotations
 
@@ -8,66 +8,15 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-import torch
+from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, numbers, test_people, write_edits
 from PIL import Image
 
-from pipeline import (
-    artefacts,
-    charts,
-    evaluation,
-    flowchart,
-    images,
-    metrics,
-    portraits,
-    report,
-    showcase,
-    truth,
-    tuning,
-)
-from pipeline.domains import NETWORKS, Domain, Prompt, Weights, default_path
-from pipeline.truth import TestSet
+from pipeline import artefacts, charts, evaluation, images, metrics, portraits, report, tuning
+from pipeline.domains import NETWORKS, Domain, Weights, default_path
 from pipeline.values import InputError
-
-SIZE, PEOPLE, FIRST = 16, 12, 70_000
-PROMPTS = (
-    Prompt("face with red hair", "hair_color", "red"),
-    Prompt("face with <b>sunglasses</b>", "glasses", "sunglasses"),
-    Prompt("face with grey hair", "hair_color", "grey"),
-    Prompt("face with ginger hair", "hair_color", "red", "heldout"),
-)
-EDITORS = ("deltaedit_g", "identity_editor", "counterfactual")
-WORKFLOW = {
-    "stages": {
-        "prepare": {"matrix": {"domain": "${domains}"}, "outs": ["data/${item.domain}/images"]},
-        "sample": {"foreach": "${domains}", "do": {"outs": ["data/${item}/fakes"]}},
-        "cache": {
-            "deps": ["pipeline/clip.py", "data/${item.domain}/images", "data/${item.domain}/fakes"],
-            "outs": [{"data/${item.domain}/codes": {"cache": True}}],
-        },
-        "edit_latent": {
-            "deps": ["data/${item.domain}/codes", "data/${item.domain}/images"],
-            "outs": ["data/${item.domain}/edits/${item.editor}"],
-        },
-        "evaluate": {
-            "deps": ["data/${item.domain}/edits", "data/${item.domain}/images"],
-            "metrics": [{"reports/${item.domain}/metrics.json": {"cache": False}}],
-        },
-    }
-}
-
-
-def test_people() -> TestSet:
-    people = tuple(portraits.sample(FIRST + i) for i in range(PEOPLE))
-    pictures = torch.stack([images.from_uint8(portraits.render(person, SIZE)) for person in people])
-    return TestSet(tuple(range(FIRST, FIRST + PEOPLE)), pictures, people)
-
-
-test_people.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -111,51 +60,6 @@ def project(tmp_path: Path, domain: Domain) -> Path:
     layout.timings.mkdir(parents=True)
     layout.timing("cache").write_text('{"seconds": 125.0, "peak_rss": 1500000000}')
     return tmp_path
-
-
-def write_edits(path: Path, test: TestSet, ids: tuple[int, ...] | None = None) -> None:
-    """Every edit is one flat colour that tells its person and prompt."""
-    rows = [(row_id, i) for row_id in ids or test.ids for i in range(-1, len(PROMPTS))]
-    columns: dict[str, Any] = {
-        "id": [row_id for row_id, _ in rows],
-        "prompt": ["" if i < 0 else PROMPTS[i].text for _, i in rows],
-        "strength": [0.0 if i < 0 else 1.0 for _, i in rows],
-        "image": [images.encode_png(colour(row_id, i)) for row_id, i in rows],
-        "s": None,
-        "mask": None,
-        "evaluations": [1] * len(rows),
-    }
-    artefacts.write_shard(path / artefacts.shard_name(0), "edits", columns, {})
-
-
-def colour(row_id: int, prompt: int) -> torch.Tensor:
-    levels = torch.tensor([(row_id - FIRST) * 20, 40 + prompt * 50, 128]).float()
-    return (levels / 127.5 - 1)[:, None, None].expand(3, SIZE, SIZE)
-
-
-def numbers() -> dict[str, Any]:
-    def leaf(value: float) -> metrics.Leaf:
-        return metrics.leaf(value, value - 0.01, value + 0.01)
-
-    def editor(reached: float) -> dict[str, Any]:
-        found = {"reached": leaf(reached), "kept": leaf(0.875), "identity": leaf(0.5), "people": metrics.leaf(12)}
-        each = {"reached": leaf(reached), "kept": leaf(0.9), "people": metrics.leaf(7)}
-        return found | {"heldout": {"reached": leaf(0.123)}, "prompts": {prompt.text: each for prompt in PROMPTS}}
-
-    return {
-        "domain": "portraits",
-        "oracle": {
-            "mean": leaf(0.98),
-            "min": leaf(0.91),
-            "chance": leaf(0.4),
-            "attributes": {"hair_color": leaf(0.97)},
-        },
-        "clip": {"zero_shot": leaf(0.86), "attributes": {"hair_color": leaf(0.77)}},
-        "inversion": {"psnr": leaf(21.5)},
-        "mapper": {"val_cos": metrics.leaf(0.654), "val_mse": metrics.leaf(float("nan"))},
-        "diffusion": {"reconstruction": {}},
-        "editors": {"deltaedit_g": editor(0.444), "counterfactual": editor(0.999), "identity_editor": editor(0.011)},
-    }
 
 
 # ---------------------------------------------------------------- the page
@@ -382,103 +286,3 @@ def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Doma
     header = next(row for row in read.rows if "CLIP direction" in row)
     assert "kept" not in header and "identity" not in header
     assert "0.22" in read.words and "hair color" in read.words
-
-
-# ---------------------------------------------------------------- the grid
-
-
-def test_prompts_of_different_attributes_come_first() -> None:
-    ids, texts = showcase.choose(test_people(), PROMPTS, people=3, columns=2)
-    assert texts == [PROMPTS[0].text, PROMPTS[1].text]
-    assert len(ids) == 3 and ids == sorted(ids)
-
-
-def test_people_are_those_whom_most_prompts_concern() -> None:
-    test = test_people()
-    ids, texts = showcase.choose(test, PROMPTS[:2], people=4, columns=2)
-    known = {prompt.text: prompt for prompt in PROMPTS}
-    count = {i: len(truth.cases(test, [(i, text) for text in texts], known)) for i in test.ids}
-    assert min(count[i] for i in ids) >= max((count[i] for i in test.ids if i not in ids), default=0)
-
-
-def test_only_people_whom_every_editor_edited_are_shown(tmp_path: Path) -> None:
-    test = test_people()
-    few = test.ids[3:6]
-    write_edits(tmp_path / "a", test)
-    write_edits(tmp_path / "b", test, few)
-    shown = showcase.gather(test, PROMPTS, {"a": tmp_path / "a", "b": tmp_path / "b"}, 8, 3)
-    assert shown.ids == few
-    assert set(shown.edits["b"]) == {(i, text) for i in few for text in shown.prompts}
-
-
-def test_the_grid_has_the_edit_and_the_truth_side_by_side(tmp_path: Path) -> None:
-    test = test_people()
-    assert test.people is not None
-    write_edits(tmp_path / "g", test)
-    shown = showcase.gather(test, PROMPTS[:2], {"g": tmp_path / "g"}, 3, 2)
-    sheet = np.asarray(showcase.draw(shown, "g", "DeltaEdit-G"))
-    tile, row_id = 128, shown.ids[0]
-    top = sheet.shape[0] - 14 - 3 * tile - 2 * 3
-    left = 14 + tile + 14
-    edit, beside = sheet[top : top + tile, left : left + tile], sheet[top : top + tile, left + tile + 3 :][:, :tile]
-    assert tuple(edit[64, 64]) == tuple(images.to_uint8(colour(row_id, 0))[0, 0])
-    goal = shown.truth.get((row_id, PROMPTS[0].text))
-    expected = np.full((SIZE, SIZE, 3), 236.0) if goal is None else goal.astype(float)
-    assert abs(beside.reshape(SIZE, 8, SIZE, 8, 3).mean((1, 3)) - expected).mean() < 12
-    assert (sheet[: top - 4] < 128).any()  # words above
-
-
-def test_saving_the_grid_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    test = test_people()
-    write_edits(tmp_path / "g", test)
-    shown = showcase.gather(test, PROMPTS, {"g": tmp_path / "g"}, 2, 2)
-    for name in ("one.png", "two.png"):
-        showcase.save(tmp_path / name, showcase.draw(shown, "g", "DeltaEdit-G"))
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
-def test_a_long_prompt_stays_within_two_lines() -> None:
-    lines = showcase._wrapped("a face with " + "very " * 40 + "long hair", lambda line: len(line) <= 30)
-    assert len(lines) == 2 and all(len(line) <= 30 for line in lines) and lines[1].endswith("...")
-    assert showcase._wrapped("x" * 100, lambda line: len(line) <= 30)[0].endswith("...")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("deltaedit_g", "DeltaEdit-G"), ("styleclip_gd", "StyleCLIP-GD"), ("counterfactual", "counterfactual")],
-)
-def test_editors_are_called_as_in_print(name: str, text: str) -> None:
-    assert showcase.label(name) == text
-
-
-# ---------------------------------------------------------------- the workflow
-
-
-def test_a_stage_needs_those_whose_outputs_it_reads() -> None:
-    assert flowchart.edges(WORKFLOW) == {
-        "prepare": set(),
-        "sample": set(),
-        "cache": {"prepare", "sample"},
-        "edit_latent": {"cache", "prepare"},
-        "evaluate": {"edit_latent", "prepare"},
-    }
-
-
-def test_boxes_stand_after_what_they_need_and_never_on_each_other() -> None:
-    chart = flowchart.chart(WORKFLOW)
-    place = {box.name: (box.x, box.y) for box in chart.boxes}
-    for name, needed in flowchart.edges(WORKFLOW).items():
-        assert all(place[other][0] < place[name][0] for other in needed)
-    assert len(set(place.values())) == len(place)
-    assert all(x + flowchart.WIDTH <= chart.width and y + flowchart.HEIGHT <= chart.height for x, y in place.values())
-
-
-def test_arrows_that_follow_from_others_are_left_out() -> None:
-    assert len(flowchart.chart(WORKFLOW).arrows) == 4  # not prepare -> edit_latent, nor prepare -> evaluate
-
-
-def test_the_projects_own_workflow_can_be_drawn() -> None:
-    from pipeline import params
-
-    workflow = params.read_mapping(Path(__file__).parents[1] / "dvc.yaml")
-    assert {box.name for box in flowchart.chart(workflow).boxes} == set(workflow["stages"]) == set(flowchart.STAGES)
