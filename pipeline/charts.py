@@ -12,8 +12,16 @@ import numpy as np
 from pipeline.evaluation import FRAMES
 from pipeline.showcase import label
 
-NEEDED = ("people", "evaluations", "psnr", "kept", "reached")
-MEASURED = ("reached", "kept", "psnr", "evaluations", "seconds", "round_trip")  # of a trial; all else is its setting
+MEASURED = (  # of a trial; all else is its setting
+    *("reached", "kept", "psnr", "distance", "agreement", "evaluations", "seconds", "round_trip"),
+)
+TITLES = {
+    "psnr": "PSNR to the counterfactual, dB",
+    "distance": "distance to the input",
+    "agreement": "agreement with the text",
+    "evaluations": "passes",
+}
+AXES = (("evaluations", "psnr"), ("strength", "psnr"), ("kept", "reached"), ("distance", "agreement"))
 
 
 def tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> list[dict[str, Any]]:
@@ -62,73 +70,102 @@ def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int =
 
 
 def trials(path: Path) -> dict[str, Any]:
-    """What `deltaspace tune --out` wrote: the settings that were varied, a row each, and two charts of them.
+    """What `deltaspace tune --out` wrote: the settings that were varied, a row each, and charts of them.
 
-    In the charts a line joins the trials of one editor that differ in their numbers alone.
+    In the charts a line joins the trials of one editor that differ in their numbers alone. Rows that are not whole are
+    left out.
     """
     with path.open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if all(_number(row.get(key) or "") is not None for key in NEEDED)]
-    varied = [key for key in rows[0] if key not in MEASURED and len({row[key] for row in rows}) > 1] if rows else []
+        rows = [row for row in csv.DictReader(lines) if all(_number(row.get(key)) is not None for key in MEASURED)]
+    names = [key for key in (rows[0] if rows else {}) if key not in (*MEASURED, "editor", "style")]
+    editors = {row["editor"]: [other for other in rows if other["editor"] == row["editor"]] for row in rows}
+    varied = [key for key in names if any(len({row[key] for row in own}) > 1 for own in editors.values())]
+    varied = [key for key in ("editor", "style") if len({row[key] for row in rows}) > 1] + varied
     groups: dict[str, list[dict[str, str]]] = {}
     for row in sorted(rows, key=lambda row: [_number(row[key]) or 0.0 for key in varied]):
-        words = [row["editor"], *(row[key] for key in varied if _number(row[key]) is None)]
-        groups.setdefault(" ".join(dict.fromkeys(words)), []).append(row)
+        words = [label(row["editor"]), *(row[key] for key in varied if key != "editor" and _is_word(row[key]))]
+        groups.setdefault(" ".join(words), []).append(row)
+    shown = [
+        (x, y)
+        for x, y in AXES
+        if any(len({row.get(x) for row in group}) > 1 for group in groups.values())
+        and all(_number(row.get(x)) is not None for row in rows)
+    ]
     return {
         "title": path.stem.replace("_", " "),
         "people": rows[0]["people"] if rows else "0",
         "varied": varied,
-        "measured": [key for key in MEASURED if rows and key in rows[0]],
+        "measured": list(MEASURED),
         "rows": rows,
-        "charts": [
-            _lines(groups, "evaluations", "psnr", "passes", "PSNR to the counterfactual, dB", logarithmic=True),
-            _lines(groups, "kept", "reached", "kept", "reached"),
-        ]
-        if rows
-        else [],
+        "charts": [_lines(groups, x, y, logarithmic=x == "evaluations") for x, y in shown],
     }
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | None) -> float | None:
     """The finite number that `text` is, if it is one."""
     try:
-        return float(text) if np.isfinite(float(text)) else None
+        return float(text) if text and np.isfinite(float(text)) else None
     except ValueError:
         return None
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and _number(text) is None
 
 
 def _lines(
     groups: Mapping[str, Sequence[Mapping[str, str]]],
     across: str,
     up: str,
-    x_title: str,
-    y_title: str,
     logarithmic: bool = False,
     width: int = 320,
     height: int = 200,
 ) -> dict[str, Any]:
-    """Lines within width x height, and the values at the ends of both axes."""
+    """Lines within width x height, the values at the ends of both axes, and every line's `mean_height`."""
 
     def place(value: str) -> float:
         return float(np.log(max(1.0, float(value)))) if logarithmic else float(value)
 
-    points = [(place(row[across]), float(row[up])) for rows in groups.values() for row in rows]
+    curves = {name: [(place(row[across]), float(row[up])) for row in rows] for name, rows in groups.items()}
+    points = [point for curve in curves.values() for point in curve]
     (left, right), (low, high) = ((min(side), max(side)) for side in zip(*points))
+    heights = mean_heights(curves)
     lines = []
-    for number, (name, rows) in enumerate(groups.items()):
+    for number, (name, curve) in enumerate(curves.items()):
         drawn = [
             (
-                round(width * (place(row[across]) - left) / max(right - left, 1e-9), 1),
-                round(height * (1 - (float(row[up]) - low) / max(high - low, 1e-9)), 1),
+                round(width * (x - left) / max(right - left, 1e-9), 1),
+                round(height * (1 - (y - low) / max(high - low, 1e-9)), 1),
             )
-            for row in rows
+            for x, y in curve
         ]
-        lines.append({"name": name, "color": number % 9 + 1, "points": drawn})
+        lines.append({"name": name, "color": number % 9 + 1, "points": drawn, "mean_height": heights.get(name)})
     ends = (float(np.exp(side)) if logarithmic else side for side in (left, right))
     return {
         "lines": lines,
         "x": tuple(ends),
         "y": (low, high),
-        "x_title": x_title,
-        "y_title": y_title,
+        "x_title": TITLES.get(across, across),
+        "y_title": TITLES.get(up, up),
         "size": (width, height),
+    }
+
+
+def mean_heights(curves: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """The area under every curve over the range of x that all of them cover, divided by that range.
+
+    Between its points a curve is straight. Curves of one point are left out; none where the ranges have nothing in
+    common.
+    """
+    ordered = {name: np.array(sorted(curve)) for name, curve in curves.items() if len({x for x, _ in curve}) > 1}
+    if not ordered:
+        return {}
+    left = max(curve[0, 0] for curve in ordered.values())
+    right = min(curve[-1, 0] for curve in ordered.values())
+    if not left < right:
+        return {}
+    along = np.linspace(left, right, 201)
+    return {
+        name: float(np.trapezoid(np.interp(along, curve[:, 0], curve[:, 1]), along) / (right - left))
+        for name, curve in ordered.items()
     }

@@ -107,10 +107,11 @@ def looked_at(unit: work.Unit, listing: Listing, wanted: int, aligned: bool) -> 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Portraits drawn from their row id."""
+    """Portraits drawn from their row id, in one of `portraits.STYLES`."""
 
     resolution: int
     rows: tuple[tuple[int, str], ...]
+    style: str = "painted"
 
     def part(self, some: slice) -> Rendered:
         return replace(self, rows=self.rows[some])
@@ -119,7 +120,7 @@ class Rendered:
         from pipeline import portraits
 
         row, split = self.rows[position]
-        person = portraits.sample(row)
+        person = portraits.restyled(portraits.sample(row), self.style)
         picture = images.encode_png(images.from_uint8(portraits.render(person, self.resolution)))
         return Row(row, split, picture, json.dumps(portraits.to_dict(person), sort_keys=True))
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, files, foundations, images, metrics, scoring, workers
+from pipeline import artefacts, claims, files, foundations, images, metrics, scoring, workers
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud, Draws, Leaf
@@ -140,6 +140,8 @@ def evaluate(
                     found["diffusion"]["evaluations_per_edit"] = numbers["evaluations"]
                 frames.append(scored.frame)
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
+    taught = {text for text, prompt in prompts.items() if prompt.split == "seen"}
+    found["claims"] = claims.tested(found, scores, taught, draws)
     return Evaluation(found, summarise(found), scores, {"prompts": _prompt_rows(found["editors"])})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, charts, files, flowchart, params, showcase
+from pipeline import artefacts, charts, claims, files, flowchart, params, showcase
 from pipeline import truth as truths
 from pipeline.domains import Domain
 from pipeline.evaluation import FRAMES, SCORES
@@ -157,6 +157,7 @@ def page(domain: Domain, root: Path) -> str:
         bests={column.key: _best(column, found["editors"]) for column in EDITOR_COLUMNS},
         notes=_notes(found["editors"]),
         tradeoff=charts.tradeoff(found["editors"], editors),
+        claims=claims.table(found) if found.get("claims") else [],
         prompts=_prompts(found["editors"], editors, domain),
         foundations=_foundations(found),
         attributes=_attributes(found),

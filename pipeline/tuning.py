@@ -1,4 +1,4 @@
-"""Choosing an editor's settings on validation people: one setting for all prompts, never seen by a test person."""
+"""Editors and their settings side by side on validation people: one setting for all prompts, never on a test person."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import collection, editing, editors, files, images, inversion, metrics, params, truth
+from pipeline import collection, editing, editors, files, foundations, images, inversion, metrics, params, truth
 from pipeline.charts import MEASURED
 from pipeline.values import InputError, Source, nearest
 
@@ -25,18 +25,22 @@ if TYPE_CHECKING:
 class Trial:
     """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB.
 
-    evaluations: passes of the network that draws, per edit. round_trip: mean squared error, on [0,1], of people whom it
-    edits with strength 0. seconds: of the processor per edit, what is done once per person shared by all of its edits;
-    on a GPU, of the clock.
+    distance: of the edit to its input, 1 - cosine of the oracle's features. agreement: cosine of the step in CLIP space
+    with the text's. evaluations: passes of the network that draws, per edit. seconds: of the processor per edit, what
+    is done once per person shared by all of its edits; on a GPU, of the clock. round_trip: mean squared error, on
+    [0,1], of people whom it edits with strength 0.
     """
 
+    editor: str
     settings: dict[str, Any]
     reached: float
     kept: float
     psnr: float
+    distance: float
+    agreement: float
     evaluations: int
-    round_trip: float
     seconds: float
+    round_trip: float
 
     @property
     def score(self) -> float:
@@ -58,10 +62,11 @@ def grid(settings: Any, values: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def validation(backbones: Backbones, count: int) -> tuple[Source, truth.Truth]:
+def validation(backbones: Backbones, count: int, style: str = "painted") -> tuple[Source, truth.Truth]:
     """The first `count` validation people, inverted as the workflow inverts people to edit, and their counterfactuals.
 
-    Raises InputError where true attributes are not known (domains without a renderer), or there are fewer people.
+    style: in which both are drawn, one of `portraits.STYLES`. Raises InputError where true attributes are not known
+    (domains without a renderer), or there are fewer people.
     """
     domain, root = backbones.domain, backbones.root
     if domain.renderer is None:
@@ -70,7 +75,7 @@ def validation(backbones: Backbones, count: int) -> tuple[Source, truth.Truth]:
     rows = [row for row in collection.row_ids(prepare) if row[1] == "val"][:count]
     if len(rows) < count:
         raise InputError(f"{count} validation people are asked for, prepare.val is {len(rows)}")
-    drawn = [collection.Rendered(domain.resolution, tuple(rows))(place) for place in range(count)]
+    drawn = [collection.Rendered(domain.resolution, tuple(rows), style)(place) for place in range(count)]
     photos = torch.stack([images.decode_png(row.image) for row in drawn])
     how = params.section(inversion.InvertParams, root, "invert", domain=domain)
     w_plus, _ = inversion.invert(backbones.encoder, backbones.generator, photos, how.batch, how.refine)
@@ -92,10 +97,12 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
     """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
     editor, evaluations, spent, edits = editors.load(name, backbones, settings), 0, 0.0, 0
     direction = None
+    domain, size = backbones.domain, len(people)
     clock = time.process_time if backbones.device == "cpu" else time.perf_counter
-    table: dict[str, list[float]] = {"reached": [], "kept": [], "psnr": []}
-    for condition in editing.conditions(backbones.domain):
-        rows = [row for row in range(len(people)) if (row, condition.target) in goals.index]
+    before, clip_before = backbones.oracle.features(people.image), foundations.clip_units(backbones, people.image, size)
+    table: dict[str, list[float]] = {name: [] for name in ("reached", "kept", "psnr", "distance", "agreement")}
+    for condition in editing.conditions(domain):
+        rows = [row for row in range(size) if (row, condition.target) in goals.index]
         if not rows:
             continue
         cases = [goals.index[row, condition.target] for row in rows]
@@ -103,27 +110,39 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
         edited = editor.edit(people.select(rows), direction, settings.strength)
         spent, edits = spent + clock() - started, edits + len(rows)
         pictures, evaluations = edited.images.clamp(-1, 1), edited.evaluations
-        read = torch.stack([value.cpu() for value in backbones.oracle.read(pictures).values()], dim=1)
-        reached = metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases])
-        table["reached"].append(reached.mean().item())
-        table["kept"].append(metrics.kept(read, goals.answers[cases], goals.counted[cases]).nanmean().item())
-        table["psnr"].append(metrics.psnr(pictures.cpu(), goals.images(cases)).mean().item())
+        seen = backbones.oracle.features(pictures)
+        logits = backbones.oracle.logits(seen)
+        read = torch.stack([logits[name].argmax(1).cpu() for name in backbones.oracle.attributes], dim=1)
+        moved = foundations.clip_units(backbones, pictures, size) - clip_before[rows]
+        said = backbones.clip.text_delta(domain.neutral, condition.target, domain.templates).cpu()
+        found = {
+            "reached": metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases]),
+            "kept": metrics.kept(read, goals.answers[cases], goals.counted[cases]),
+            "psnr": metrics.psnr(pictures.cpu(), goals.images(cases)),
+            "distance": 1 - metrics.cosine(seen, before[rows]),
+            "agreement": metrics.cosine(moved, said.expand_as(moved)),
+        }
+        for key, values in found.items():
+            table[key].append(values.nanmean().item())
     means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
     if direction is None:
         raise InputError("no prompt of the domain concerns one of these people: try more people")
     error = metrics.mse(editor.edit(people, direction, 0.0).images, people.image).mean().item()
     costs = {"evaluations": evaluations, "seconds": spent / max(1, edits)}
-    return Trial(vars(settings), **means, **costs, round_trip=error)
+    return Trial(name, vars(settings), **means, **costs, round_trip=error)
 
 
-def save(path: Path, editor: str, people: int, trials: Sequence[Trial]) -> None:
-    """Write a table of trials as CSV: a row each, settings first."""
+def save(path: Path, people: int, trials: Sequence[tuple[str, Trial]]) -> None:
+    """Write a table of (style of the pictures, trial) as CSV: a row each, settings first, which differ by editor."""
     rows = [
-        {"editor": editor, "people": people} | trial.settings | {name: getattr(trial, name) for name in MEASURED}
-        for trial in trials
+        {"editor": trial.editor, "people": people, "style": style}
+        | trial.settings
+        | {name: getattr(trial, name) for name in MEASURED}
+        for style, trial in trials
     ]
+    names = dict.fromkeys(name for row in rows for name in row if name not in MEASURED)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, [*names, *MEASURED], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     files.write_bytes(path, text.getvalue().encode())

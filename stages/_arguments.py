@@ -88,6 +88,14 @@ def _plain(text: str) -> bool | int | float | str:
     return text
 
 
+def words(text: str) -> list[str]:
+    """The different words of a list with commas."""
+    found = list(dict.fromkeys(filter(None, _listed([text]))))
+    if not found:
+        raise InputError("an empty list: give names, with commas between them")
+    return found
+
+
 def finite(value: float | None, option: str, example: float) -> float | None:
     """`value` when it is absent or a finite number."""
     if value is not None and not math.isfinite(value):

@@ -212,6 +212,7 @@ def _finish(report: Report, as_json: bool, told: Sequence[str] = ()) -> None:
 
 # ---------------------------------------------------------------- training
 
+app.command()(training.draw)
 app.command()(training.new_domain)
 app.command()(training.pretrain)
 app.command()(training.tune)

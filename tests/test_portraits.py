@@ -307,3 +307,32 @@ def test_landmarks_belong_to_the_head_alone(row_id: int, attribute: str) -> None
     assert found.shape == (4, 2) and (found > 0.1).all() and (found < 0.9).all()
     for value in ATTRIBUTES[attribute]:
         assert np.array_equal(portraits.landmarks(portraits.counterfactual(person, attribute, value)), found)
+
+
+@pytest.mark.parametrize("row_id", PEOPLE)
+def test_the_same_person_in_ink_is_another_picture_of_the_same_traits(row_id):
+    painted = portraits.sample(row_id)
+    inked = portraits.restyled(painted, "inked")
+    assert portraits.attributes(inked) == portraits.attributes(painted)
+    assert portraits.restyled(inked, "painted") == painted
+    pictures = [portraits.render(person, 64) for person in (painted, inked)]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 10
+    assert np.array_equal(pictures[1], portraits.render(portraits.restyled(portraits.sample(row_id), "inked"), 64))
+
+
+def test_an_inked_counterfactual_has_the_same_paper_and_changes_where_the_painted_one_does():
+    person = with_values(3, "lips=natural")
+    paper = portraits.restyled(person, "inked"), portraits.restyled(with_values(3, "lips=red"), "inked")
+    one, other = (portraits.render(side, 128).astype(int) for side in paper)
+    assert (one != other).any() and (one[:40] == other[:40]).all()  # the lips alone
+
+
+def test_a_style_is_kept_on_disk_and_painted_people_are_written_as_they_were():
+    painted = portraits.sample(5)
+    inked = portraits.restyled(painted, "inked")
+    assert portraits.from_dict(json.loads(json.dumps(portraits.to_dict(inked)))) == inked
+    assert "style" not in portraits.to_dict(painted)
+    with pytest.raises(ValueError, match=r"unknown style 'ink'.*did you mean 'inked'"):
+        portraits.restyled(painted, "ink")
+    with pytest.raises(ValueError, match="unknown style"):
+        portraits.from_dict({**portraits.to_dict(painted), "style": "etched"})

@@ -197,18 +197,38 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
         for steps in (10, 100)
     ]
     found = [
-        tuning.Trial(chosen, 0.5 + 0.1 * i, 0.9, 20.0 + i, chosen["steps"] * 2, 10.0**-i, 0.1)
+        tuning.Trial(
+            "deltaedit_d",
+            chosen,
+            **{"reached": 0.5 + 0.1 * i, "kept": 0.9, "psnr": 20.0 + i, "distance": 0.1 * i, "agreement": 0.2},
+            **{"evaluations": chosen["steps"] * 2, "seconds": 0.1, "round_trip": 10.0**-i},
+        )
         for i, chosen in enumerate(settings)
     ]
-    tuning.save(artefacts.Layout(domain, project).trials / "solvers.csv", "deltaedit_d", 24, found)
+    path = artefacts.Layout(domain, project).trials / "solvers.csv"
+    tuning.save(path, 24, [("painted", trial) for trial in found])
     (trial,) = [charts.trials(path) for path in artefacts.Layout(domain, project).trials.glob("*.csv")]
     assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
-    passes, _ = trial["charts"]
-    assert [line["name"] for line in passes["lines"]] == ["deltaedit_d belm", "deltaedit_d ddim"]
+    passes, distance = trial["charts"]
+    assert distance["x_title"] == "distance to the input"
+    assert [line["name"] for line in passes["lines"]] == ["DeltaEdit-D belm", "DeltaEdit-D ddim"]
     assert passes["lines"][0]["points"] == [(0.0, 200.0), (320.0, pytest.approx(133.3))]  # 20 dB, then 21 of 20 to 23
     assert passes["x"] == (pytest.approx(20), pytest.approx(200)) and passes["y"] == (20, 23)
     reader = Reader(report.page(domain, project))
     assert "solvers (24 people)" in reader.words and "All 4 of them" in reader.words
+
+
+def test_claims_are_told_with_their_verdicts_once_there_are_any(project: Path, domain: Domain) -> None:
+    assert "is undecided" not in report.page(domain, project)
+    path = project / "reports/portraits/metrics.json"
+    found = json.loads(path.read_text())
+    found["claims"] = {
+        "relevance_mask": {"kept": metrics.leaf(0.07, 0.06, 0.08), "identity": metrics.leaf(-0.1, -0.2, -0.05)}
+    }
+    path.write_text(json.dumps(found))
+    page = report.page(domain, project)
+    assert '<td class="verdict holds">holds</td>' in page and '<td class="verdict does">does not hold</td>' in page
+    assert "straightforward did not run" in " ".join(Reader(page).words)
 
 
 def test_what_prepare_skipped_is_told_and_cannot_write_html(project: Path, domain: Domain) -> None:

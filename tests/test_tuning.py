@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import domains, portraits, tuning
+from pipeline import charts, domains, metrics, portraits, tuning
 from pipeline.backbones import Backbones
 from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
@@ -91,6 +91,27 @@ def test_the_command_prints_every_trial_and_the_best_last(
     told = json.loads(capsys.readouterr().out)
     assert told["people"] == 3 and len(told["trials"]) == 2
     assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
+
+
+def test_several_editors_and_styles_share_one_table(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    words = ["tune", "counterfactual,identity_editor", "--domain", "tiny", "--people", "3", "--style", "painted,inked"]
+    assert app.run([*words, "--out", str(tmp_path / "both.csv")]) == 0
+    table = charts.trials(tmp_path / "both.csv")
+    assert table["varied"] == ["editor", "style"] and len(table["rows"]) == 4
+    by = {(row["editor"], row["style"]): row for row in table["rows"]}
+    assert float(by["counterfactual", "inked"]["psnr"]) == metrics.PSNR_CEILING  # truth is drawn in the same style
+    assert by["counterfactual", "painted"]["distance"] != by["counterfactual", "inked"]["distance"]
+    assert capsys.readouterr().out.count(" inked: reached") == 2
+
+
+def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Backbones, validated) -> None:
+    people, goals = validated
+    settings = tuning.settings_of("identity_editor", networks.root, networks.domain)
+    still = tuning.trial(networks, "identity_editor", settings, people, goals)
+    assert still.distance == pytest.approx(0, abs=1e-5) and still.agreement == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption, in_a_phrase
 from .drawing import landmarks, render, svg
 from .people import (
     ATTRIBUTES,
+    STYLES,
     Identity,
     Look,
     Portrait,
@@ -12,6 +13,7 @@ from .people import (
     attributes,
     counterfactual,
     from_dict,
+    restyled,
     sample,
     to_dict,
     visible,
@@ -23,6 +25,7 @@ __all__ = [
     "HELDOUT_PAIRS",
     "PHRASES",
     "SPLITS",
+    "STYLES",
     "Identity",
     "Look",
     "Portrait",
@@ -35,6 +38,7 @@ __all__ = [
     "in_a_phrase",
     "landmarks",
     "render",
+    "restyled",
     "sample",
     "svg",
     "to_dict",

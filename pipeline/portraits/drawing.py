@@ -8,6 +8,7 @@ from PIL import Image
 
 from . import features, hair, worn
 from .geometry import BACKGROUND, Face, darker, face_of, lighter, mix, placing_of, span
+from .inking import inked
 from .people import Portrait
 from .strokes import ink
 
@@ -19,8 +20,15 @@ def render(params: Portrait, size: int) -> np.ndarray:
     """The portrait as RGB uint8 pixels [size, size, 3]; the same parameters give the same bytes."""
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f"size must lie in {SIZES[0]}..{SIZES[1]}, not {size}")
+    if params.style == "painted":
+        return np.array(_painted(params, size))
+    large = inked(_painted(params, max(size, CANVAS)), params.look)
+    return np.array(large.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _painted(params: Portrait, size: int) -> Image.Image:
     png = resvg_py.svg_to_bytes(svg_string=svg(params), width=size, height=size, skip_system_fonts=True)
-    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+    return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def svg(params: Portrait) -> str:

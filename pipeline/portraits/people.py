@@ -36,6 +36,7 @@ SHARES: dict[str, dict[str, float]] = {
 }
 ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(shares) for name, shares in SHARES.items()}
 HAIR_WITH_BANGS = ("short", "long", "curly")
+STYLES = ("painted", "inked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Portrait:
-    """One portrait: a person (`identity`), how they look today (`traits`), and how the picture was taken (`look`)."""
+    """One portrait: a person (`identity`), how they look today (`traits`), and how the picture was taken (`look`).
+
+    style: of the drawing, one of STYLES; every network here learns from painted ones.
+    """
 
     identity: Identity
     traits: Traits
     look: Look
+    style: str = STYLES[0]
 
 
 def sample(row_id: int) -> Portrait:
@@ -173,6 +178,12 @@ def with_nuisance(params: Portrait, row_id: int) -> Portrait:
     return replace(sample(row_id), identity=params.identity)
 
 
+def restyled(params: Portrait, style: str) -> Portrait:
+    """The same portrait, drawn in another style."""
+    _check("style", style, STYLES)
+    return replace(params, style=style)
+
+
 def to_dict(params: Portrait) -> dict[str, float | str]:
     """A flat dictionary of floats and strings, ready for JSON or a Parquet row."""
     flat: dict[str, float | str] = {}
@@ -182,17 +193,20 @@ def to_dict(params: Portrait) -> dict[str, float | str]:
         flat[f"u.{name}"] = trait.u
     for part in ("identity", "look"):
         flat |= {f"{part}.{key}": number for key, number in asdict(getattr(params, part)).items()}
-    return flat
+    return flat if params.style == STYLES[0] else flat | {"style": params.style}
 
 
 def from_dict(flat: dict[str, float | str]) -> Portrait:
     """The portrait that `to_dict` wrote."""
     for name, values in ATTRIBUTES.items():
         _check(f"value of {name}", str(flat[f"trait.{name}"]), values)
+    style = str(flat.get("style", STYLES[0]))
+    _check("style", style, STYLES)
     return Portrait(
         Identity(**{field.name: float(flat[f"identity.{field.name}"]) for field in fields(Identity)}),
         Traits(**{name: Trait(str(flat[f"trait.{name}"]), float(flat[f"u.{name}"])) for name in ATTRIBUTES}),
         Look(**{field.name: float(flat[f"look.{field.name}"]) for field in fields(Look)}),
+        style,
     )
 
 

@@ -1,0 +1,200 @@
+"""What the paper claims, in our words, and what the numbers here say to each.
+
+A claim compares two editors on the very same people and prompts, or two numbers of metrics.json. The verdict on a
+difference is its interval's: the claim holds where all of it is above 0, does not hold where all of it is below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import metrics
+from pipeline.metrics import Draws, Leaf
+
+if TYPE_CHECKING:
+    import polars as pl
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """name: in metrics.json. text: what is claimed; source: where. More of every measure is better.
+
+    better, worse: editors; or, without measures, the paths of two numbers in metrics.json.
+    heldout: decided by prompts in words that no network was taught, instead of all others.
+    """
+
+    name: str
+    text: str
+    source: str
+    better: str
+    worse: str
+    measures: tuple[str, ...] = ()
+    heldout: bool = False
+
+
+def _against(editor: str, called: str, source: str) -> Claim:
+    text = f"DeltaEdit-G does what was asked, and less besides, better than {called}"
+    measures = ("reached", "kept", "identity", "psnr_input", "identity_input")
+    return Claim(f"against_{editor}", text, source, "deltaedit_g", editor, measures)
+
+
+CLAIMS = (
+    Claim(
+        "deltas_aligned",
+        "CLIP's differences of two pictures and of their texts point the same way; those of strangers do not",
+        "section 3, figure 2",
+        "clip.delta_cos_paired",
+        "clip.delta_cos_mismatched",
+    ),
+    Claim(
+        "deltas_retrieve",
+        "Differences of pictures find their texts better than the embeddings themselves do",
+        "section 3",
+        "clip.retrieval_delta",
+        "clip.retrieval_raw",
+    ),
+    Claim(
+        "delta_condition",
+        "A mapper told differences edits better than one told the goal itself",
+        "table I, ablation",
+        "deltaedit_g",
+        "straightforward",
+        ("reached", "kept", "identity", "counterfactual_gain"),
+    ),
+    Claim(
+        "relevance_mask",
+        "Masking channels by relevance keeps what the text does not name",
+        "figure 12",
+        "deltaedit_g",
+        "deltaedit_g_unmasked",
+        ("kept", "identity", "counterfactual_gain"),
+    ),
+    _against("styleclip_gd", "StyleCLIP-GD", "tables I and II"),
+    _against("stylemc", "StyleMC", "tables I and II"),
+    _against("styleclip_lm", "StyleCLIP-LM", "tables I and II"),
+    _against("styleclip_op", "StyleCLIP-OP", "table V"),
+    Claim(
+        "new_words",
+        "Words that no network was taught are followed too",
+        "the method's promise",
+        "deltaedit_g",
+        "identity_editor",
+        ("reached",),
+        heldout=True,
+    ),
+    Claim(
+        "diffusion_quality",
+        "DeltaEdit-D keeps identity and quality better than DeltaEdit-G",
+        "table IV",
+        "deltaedit_d",
+        "deltaedit_g",
+        ("identity", "identity_input", "psnr", "psnr_input"),
+    ),
+    Claim(
+        "diffusion_reconstructs",
+        "DeltaEdit-D gives its input back more closely than inversion by a GAN",
+        "table III",
+        "diffusion.reconstruction.ssim",
+        "inversion.ssim",
+    ),
+    Claim(
+        "mask_and_diffusion",
+        "Inside a mask, DeltaEdit-D keeps more and does not reach less",
+        "ours",
+        "deltaedit_dm",
+        "deltaedit_d",
+        ("kept", "reached"),
+    ),
+    Claim(
+        "agreement",
+        "Channels that the mapper and their measured effect agree on keep more",
+        "ours",
+        "deltaedit_gr",
+        "deltaedit_g",
+        ("kept", "reached"),
+    ),
+)
+
+
+def tested(found: Mapping[str, Any], scores: pl.DataFrame, taught: set[str], draws: Draws) -> dict[str, Any]:
+    """The difference that decides each claim, by name and measure; none where a side is not there.
+
+    found: metrics.json without the claims. scores: a row per editor and case, as in evaluation/scores.parquet. taught:
+    the prompts in words that the networks know.
+    """
+    import polars as pl
+
+    ran = set(scores["editor"].unique()) if scores.height else set()
+    differences: dict[str, Any] = {}
+    for claim in CLAIMS:
+        if not claim.measures:
+            differences[claim.name] = _apart(_at(found, claim.better), _at(found, claim.worse))
+        elif {claim.better, claim.worse} <= ran:
+            asked = scores.filter(pl.col("prompt").is_in(list(taught)) != claim.heldout)
+            measures = [name for name in claim.measures if name in asked.columns]
+            differences[claim.name] = {name: paired(asked, claim.better, claim.worse, name, draws) for name in measures}
+    return {name: leaves for name, leaves in differences.items() if leaves}
+
+
+def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every claim for people to read, of a whole metrics.json: {claim, rows: [{measure, leaf, verdict}], note}."""
+    rows = []
+    for claim in CLAIMS:
+        leaves = found.get("claims", {}).get(claim.name, {})
+        tests = [{"measure": name, "leaf": leaf, "verdict": verdict(leaf)} for name, leaf in leaves.items()]
+        absent = [side for side in (claim.better, claim.worse) if side not in found["editors"]]
+        note = f"{' and '.join(absent)} did not run" if claim.measures and absent else "not computed"
+        rows.append({"claim": claim, "rows": tests, "note": None if tests else note})
+    return rows
+
+
+def verdict(leaf: Leaf) -> str:
+    """HOLDS, FAILS or OPEN, by the interval of a difference that is claimed to be positive."""
+    low, high = leaf["low"], leaf["high"]
+    if low is None or high is None:
+        return OPEN
+    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
+def paired(scores: pl.DataFrame, better: str, worse: str, measure: str, draws: Draws) -> Leaf:
+    """Mean difference of a measure between two editors over the cases that both edited.
+
+    Every prompt counts alike; the interval is a bootstrap over people, who keep their pairs.
+    """
+    import polars as pl
+
+    first, second = (
+        scores.filter(pl.col("editor") == name).select("id", "prompt", pl.col(measure).cast(pl.Float64))
+        for name in (better, worse)
+    )
+    both = first.join(second, on=["id", "prompt"], suffix="_worse").sort("id", "prompt")
+    ids, person = np.unique(both["id"].to_numpy(), return_inverse=True)
+    texts, column = np.unique(both["prompt"].to_numpy(), return_inverse=True)
+    cells = np.full((len(ids), len(texts)), np.nan)
+    cells[person, column] = (both[measure] - both[f"{measure}_worse"]).to_numpy()
+    return metrics.interval(cells, draws=draws)
+
+
+def _at(found: Mapping[str, Any], path: str) -> Leaf:
+    node: Any = found
+    for key in path.split("."):
+        node = node.get(key, {})
+    return node
+
+
+def _apart(better: Leaf, worse: Leaf) -> dict[str, Leaf]:
+    """The difference of two numbers that share no cases: as wide as both of their intervals allow."""
+    if better.get("value") is None or worse.get("value") is None:
+        return {}
+
+    def end(leaf: Leaf, name: str) -> float:
+        return leaf["value"] if leaf[name] is None else leaf[name]
+
+    low, high = end(better, "low") - end(worse, "high"), end(better, "high") - end(worse, "low")
+    return {"difference": metrics.leaf(better["value"] - worse["value"], low, high)}
