@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline import files, training
 from pipeline.sampler import TIMESTEPS, Objective, Predict, mixed, schedulers, standardise
-from pipeline.training import Curve, Ema, Metrics, batch_rows, fit, generator_for
+from pipeline.training import Best, Curve, Ema, Metrics, batch_rows, fit, generator_for
 from pipeline.values import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ LEAST, WHOLE = 0.2, 0.7  # times of a flow below which no other picture shows th
 class DiffusionParams:
     """steps: of the optimiser; 0 with init "pretrained" hands the shipped file on, byte for byte.
 
+    images: what the network learns to draw, "photo" (the paper) or "reconstruction", what the generator makes of its
+    code: then s leaves nothing out.
     init: "pretrained" to go on from the domain's weights, "random" to start anew with the domain's network sizes.
     batch: images per step. lr, weight_decay: AdamW's, constant. clip: largest norm of the gradient.
     ema: decay per step of the average that is kept, reached through (1 + step) / (10 + step).
@@ -38,6 +40,7 @@ class DiffusionParams:
     """
 
     steps: int
+    images: Literal["photo", "reconstruction"]
     init: Literal["pretrained", "random"]
     batch: int
     lr: float
@@ -143,15 +146,18 @@ def steps(
     seconds: float | None = None,
     device: str = "cpu",
     curve: Curve | None = None,
+    judge: Callable[[Denoiser], float] | None = None,
 ) -> Iterator[tuple[int, Metrics, Denoiser]]:
     """Yield (finished steps, {"loss"}, averaged network), over `count` rows of data; goes on from `checkpoint`.
 
-    `curve` takes in every step and is saved with the state.
+    With `judge`, its loss chooses among the averages after every `every` steps, at the end, and the first weights: the
+    best so far is what is yielded. `curve` takes in every step and is saved with the state.
 
     Each step is a function of the state and its own number, so a killed and resumed run ends with the same bytes.
     """
     network = network.train().to(device)  # type: ignore[arg-type]
     ema = Ema(network)
+    best = None if judge is None else Best(ema.module, judge)
     adam = torch.optim.AdamW(network.parameters(), lr=params.lr, weight_decay=params.weight_decay)
 
     rank, share = training.share(params.batch)
@@ -168,11 +174,14 @@ def steps(
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.update(network, min(params.ema, (1 + number) / (10 + number)))
+        if best is not None and ((number + 1) % every == 0 or number + 1 == params.steps):
+            best.look(ema.module)
         return {"loss": value.item()}
 
-    parts = {"network": network, "ema": ema, "adam": adam}
+    chosen = best or ema
+    parts = {"network": network, "ema": ema, "adam": adam, **({} if best is None else {"best": best})}
     for done, metrics in fit(step, parts, params.steps, checkpoint, every, seconds, curve):
-        yield done, metrics, ema.module  # type: ignore[misc]
+        yield done, metrics, chosen.module  # type: ignore[misc]
 
 
 @torch.inference_mode()

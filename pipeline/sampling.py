@@ -113,6 +113,18 @@ def sample_w(generator: Generator, row_ids: Iterable[int], seed: int, truncation
 
 
 @torch.no_grad()
+def rendered(generator: Generator, s: Tensor, w_plus: Tensor, batch: int = 64) -> Tensor:
+    """s [N,S] and w_plus [N,L,D] -> the generator's pictures, uint8 [N,3,R,R]."""
+    device = generator.w_mean.device
+
+    def step(codes: Tensor, rows: Tensor) -> tuple[Tensor]:
+        made = generator.synthesis(codes.float().to(device), rows.to(device)).clamp(-1, 1)
+        return (((made + 1) * 127.5).round().byte().cpu(),)
+
+    return fixed_batches(step, batch, s, w_plus)[0]
+
+
+@torch.no_grad()
 def fake_codes(
     generator: Generator, clip: Clip, w: Tensor, batch: int, precision: str = "float32"
 ) -> tuple[Tensor, Tensor]:

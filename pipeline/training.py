@@ -48,6 +48,28 @@ class Ema:
         return self.module.load_state_dict(state)
 
 
+class Best:
+    """A copy of the module that `judge` gave the lowest loss so far, the first one's included."""
+
+    def __init__(self, module: nn.Module, judge: Callable[[Any], float]) -> None:
+        self.judge, self.loss = judge, judge(module)
+        self.module = copy.deepcopy(module)
+
+    def look(self, module: nn.Module) -> None:
+        """Take the module's weights if they do better."""
+        loss = self.judge(module)
+        if loss < self.loss:
+            self.loss = loss
+            self.module.load_state_dict(module.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.loss = float(state["loss"])
+        self.module.load_state_dict(state["module"])
+
+
 class Curve:
     """What a training measured: one row per `every` steps, the means over them. Saved with the state it belongs to."""
 

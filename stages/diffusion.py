@@ -6,28 +6,27 @@ from pipeline import artefacts, denoiser, diffusion, progress, sampling, trainin
 from stages._run import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
-JUDGED = 64  # unseen pictures that the loss is told on, by time
+BY_TIME, JUDGED = 64, 256  # unseen pictures that the loss is told on, time by time, and by which weights are chosen
 
 
-def pairs(stage: Stage, split: str) -> tuple[diffusion.Batches, int]:
+def pairs(stage: Stage, split: str, images: str) -> tuple[diffusion.Batches, int]:
     """The pictures of a split with their codes, and how many there are."""
     files, nets = stage.files, stage.networks.load()
-    photos = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"split": split})["image"])
     s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "split": split})["s"]
-    return diffusion.in_memory(photos, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
-
-
-def by_time(stage: Stage, network: denoiser.Denoiser) -> training.Curve:
-    """The loss on some unseen pictures, time by time; nothing where there are none."""
-    if not artefacts.count(stage.files.images, "images", {"split": "val"}):
-        return training.Curve(1)
-    unseen, count = pairs(stage, "val")
-    return diffusion.loss_by_time(network, unseen, min(JUDGED, count))
+    if images == "photo":
+        pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"split": split})["image"])
+    else:
+        w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"split": split})["w_plus"]
+        pictures = sampling.rendered(nets.generator, s, w_plus.unflatten(1, (nets.generator.num_ws, -1)))
+    return diffusion.in_memory(pictures, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
 
 
 def main(stage: Stage) -> None:
     params, files, nets = stage.params(diffusion.DiffusionParams), stage.files, stage.networks.load()
-    shipped, curve = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY)
+    shipped, curve, by_time = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY), training.Curve(1)
+    unseen, val = None, artefacts.count(files.images, "images", {"split": "val"})
+    if val:
+        unseen, val = pairs(stage, "val", params.images)
     with stage.tracked(params) as tracked, stage.work(params) as unit:
         if params.init == diffusion.PRETRAINED and not params.steps:
             diffusion.hand_on(shipped, unit.path("diffusion"))
@@ -35,9 +34,17 @@ def main(stage: Stage) -> None:
             plan = stage.domain.defaults.get("pretrain", {}).get("denoiser", {})
             numbers = {**plan.get("model", {}), **diffusion.sizes(nets.generator)}
             network = diffusion.first_weights(params, shipped, numbers)
-            batches, count = pairs(stage, "train")
+            batches, count = pairs(stage, "train", params.images)
             fit = diffusion.steps(
-                network, params, batches, count, unit.path("checkpoint.pt"), CHECKPOINT_EVERY, None, nets.device, curve
+                network,
+                params,
+                batches,
+                count,
+                unit.path("checkpoint.pt"),
+                CHECKPOINT_EVERY,
+                device=nets.device,
+                curve=curve,
+                judge=unseen and (lambda one: diffusion.validation_loss(one, unseen, min(JUDGED, val))),
             )
             for _, _, averaged in progress.track(fit, params.steps, "diffusion", unit="steps"):
                 network = averaged
@@ -45,7 +52,10 @@ def main(stage: Stage) -> None:
             denoiser.save(unit.path("diffusion"), network, **meta)
         unit.mark("diffusion")
         stage.save_curve(unit, curve)
-        stage.save_curve(unit, by_time(stage, denoiser.load(unit.path("diffusion"), nets.device)), "by_time")
+        if unseen:
+            network = denoiser.load(unit.path("diffusion"), nets.device)
+            by_time = diffusion.loss_by_time(network, unseen, min(BY_TIME, val))
+        stage.save_curve(unit, by_time, "by_time")
         stage.log_curve(tracked, curve)
         curves = {"curve": files.curve("diffusion"), "by_time": files.curve("diffusion_by_time")}
         unit.publish({"diffusion": files.diffusion, **curves})

@@ -13,7 +13,9 @@ from pipeline.values import InputError
 
 NUMBERS = {"resolution": 16, "style_sizes": (3, 2, 0), "channels": 16, "mult": (1, 2), "time_dim": 24, "style_dim": 20}
 NUMBERS |= {"attention": ()}
-PARAMS = DiffusionParams(steps=6, init="random", batch=4, lr=2e-3, weight_decay=0.01, clip=1.0, ema=0.99, seed=5)
+PARAMS = DiffusionParams(
+    steps=6, images="photo", init="random", batch=4, lr=2e-3, weight_decay=0.01, clip=1.0, ema=0.99, seed=5
+)
 
 
 def circles(count: int, size: int = 16):
@@ -167,6 +169,30 @@ def test_a_run_killed_and_resumed_ends_with_the_bytes_of_an_undisturbed_one(batc
     denoiser.save(tmp_path / "b", resumed)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert torch.isfinite(torch.tensor(metrics["loss"]))
+
+
+def test_the_best_average_by_unseen_pictures_is_kept_and_a_resumed_run_knows_it(batches, tmp_path):
+    """A judge who likes the weights after two steps best gets those, also when the run stops in between."""
+    params, seen = replace(PARAMS, steps=6), []
+
+    def judge(network):
+        seen.append(torch.cat([p.flatten() for p in network.parameters()]).clone())
+        return abs(len(seen) - 2)  # the first weights, after two steps, after four, after six
+
+    (*_, (_, _, best)) = diffusion.steps(
+        diffusion.first_weights(params, None, NUMBERS), params, batches, 32, tmp_path / "whole.pt", 2, judge=judge
+    )
+    kept = torch.cat([p.flatten() for p in best.parameters()])
+    assert len(seen) == 4 and torch.equal(kept, seen[1]) and not torch.equal(kept, seen[3])
+    early = diffusion.steps(
+        diffusion.first_weights(params, None, NUMBERS), params, batches, 32, tmp_path / "cut.pt", 2, judge=lambda _: 1.0
+    )
+    next(early), next(early), next(early)  # the state of two steps is on disk
+    (*_, (_, _, again)) = diffusion.steps(
+        diffusion.first_weights(params, None, NUMBERS), params, batches, 32, tmp_path / "cut.pt", 2, judge=lambda _: 2.0
+    )
+    first = torch.cat([p.flatten() for p in again.parameters()])
+    assert torch.equal(first, seen[0])  # 1.0, told before the run was cut, was never beaten
 
 
 def test_another_seed_is_another_run(batches):

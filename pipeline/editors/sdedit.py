@@ -41,9 +41,9 @@ class SDEdit(_walks.Mover):
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        params, denoiser = self.params, self.backbones.denoiser
+        params, objective = self.params, self.backbones.denoiser.objective
         s = self.moved(source, direction, strength)
-        drawn = sampler.unburied(denoiser, source.image, self.told(s), params.walk, denoiser.objective, params.seed)
+        drawn = sampler.unburied(self.says, source.image, self.told(s), params.walk, objective, params.seed)
         return Edited(drawn.x, s=s, evaluations=drawn.evaluations)
 
 
