@@ -104,6 +104,13 @@ CLAIMS = (
         "inversion.ssim",
     ),
     Claim(
+        "style_reconstructs",
+        "Told the style, DDIM gives its input back more closely than without",
+        "table III",
+        "diffusion.ddim.ssim",
+        "diffusion.ddim_without_style.ssim",
+    ),
+    Claim(
         "mask_and_diffusion",
         "Inside a mask, DeltaEdit-D keeps more and does not reach less",
         "ours",

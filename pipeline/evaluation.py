@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, claims, files, foundations, images, metrics, scoring, workers
+from pipeline import artefacts, claims, files, foundations, images, metrics, scoring, styled, workers
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud, Draws, Leaf
@@ -109,7 +109,8 @@ def evaluate(
         "editors": {},
     }
     if truth is not None and walk is not None and w_plus is not None:
-        found["diffusion"]["style_matters"] = foundations.style_matters(backbones, test, w_plus, walk, draws)
+        found["diffusion"]["style_matters"] = styled.style_matters(backbones, test, w_plus, walk, draws)
+        found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None:
         found["oracle"] = foundations.oracle_metrics(backbones, test, batch, draws)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)

@@ -13,21 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import images, metrics, sampler
+from pipeline import images, metrics
 from pipeline import truth as truths
 from pipeline.metrics import Draws, Leaf
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
     from pipeline.domains import Prompt
-    from pipeline.sampler import Walk
     from pipeline.truth import TestSet, Truth
 
 RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
 VERIFIED_PEOPLE = 500  # who are drawn once more, in other circumstances
 FRESH = 10_000_000  # row ids from here up are used for nothing else
 NEIGHBOURS = 3  # within whose distance a picture covers others, for precision and recall
-STYLED = 48  # people whose noise is drawn in another's style
 FEW_REPEATS = 50  # resamples of a distance of two distributions
 
 
@@ -211,14 +209,14 @@ def direction_metrics(
 def inversion_metrics(
     backbones: Backbones, test: TestSet, w_plus: Tensor | None, batch: int, draws: Draws
 ) -> dict[str, Leaf]:
-    """How well unseen people are given back (psnr, dB; ssim; identity), a latent editor's ceiling.
+    """How well unseen people are given back (psnr, dB; ssim; mse on [0,1]; identity), a latent editor's ceiling.
 
     w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
     encoder_psnr is that of the encoder for the same people.
     """
     note = backbones.absent("identity")
     count = len(test.ids) if w_plus is None else len(w_plus)
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "identity": [], "encoder_psnr": []}
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "mse": [], "identity": [], "encoder_psnr": []}
     for part in batches(count, batch):
         source = test.images[:count][part].to(backbones.device)
         guess = backbones.encoder(source)
@@ -226,35 +224,11 @@ def inversion_metrics(
         again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
         scores["psnr"].append(metrics.psnr(again, source))
         scores["ssim"].append(metrics.ssim(again, source))
+        scores["mse"].append(metrics.mse(again, source))
         if not note:
             scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
     found = {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items() if parts}
     return found | ({"identity": metrics.absent(note)} if note else {})
-
-
-@torch.no_grad()
-def style_matters(backbones: Backbones, test: TestSet, w_plus: Tensor, walk: Walk, draws: Draws) -> Leaf:
-    """Does a picture's noise take on the style of somebody else? Of the attributes in which two people differ, the
-    share that the oracle reads as the other's once the one's noise is decoded with the other's s.
-
-    w_plus [n,L,D]: inversions of the first n people; STYLED of them are tried, each with the next one.
-    """
-    if note := backbones.absent("oracle") or backbones.absent("denoiser"):
-        return metrics.absent(note)
-    count, denoiser = min(STYLED, len(w_plus)), backbones.denoiser
-    values, seen = true_values(test, backbones.oracle.attributes)
-    images = test.images[:count].to(backbones.device)
-    s = sampler.standardise(backbones.generator.styles(w_plus[:count].to(images)), *backbones.s_stats)
-    noise = sampler.encode(denoiser, images, s, walk, denoiser.objective)
-    drawn = sampler.decode(denoiser, noise, s.roll(-1, dims=0), walk, denoiser.objective).x.clamp(-1, 1)
-    read = {name: found.cpu().numpy() for name, found in backbones.oracle.read(drawn).items()}
-
-    def column(name: str) -> np.ndarray:
-        own, other = values[name][:count], np.roll(values[name][:count], -1)
-        asked = (own != other) & np.roll(seen[name][:count], -1)
-        return np.where(asked, read[name] == other, np.nan)
-
-    return metrics.interval(np.stack([column(name) for name in values], axis=1), groups=[0] * len(values), draws=draws)
 
 
 def true_values(

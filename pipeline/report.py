@@ -95,24 +95,9 @@ FOUNDATIONS = (
         ),
     ),
     (
-        "Inversion",
-        ("inversion",),
-        (
-            ("psnr", "PSNR, dB", 2),
-            ("encoder_psnr", "encoder alone, dB", 2),
-            ("ssim", "SSIM", 3),
-            ("identity", "identity", 3),
-        ),
-    ),
-    (
         "Delta Mapper",
         ("mapper",),
         (("val_cos", "cosine, validation", 3), ("val_mse", "MSE, validation", 3), ("explained", "explained", 3)),
-    ),
-    (
-        "Diffusion round trip",
-        ("diffusion", "reconstruction"),
-        (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3), ("mse", "MSE", 6)),
     ),
     (
         "Diffusion",
@@ -122,6 +107,19 @@ FOUNDATIONS = (
             ("evaluations_per_edit", "network passes per edit", 0),
         ),
     ),
+)
+GIVEN_BACK = (  # who gives unedited pictures back, and where in metrics.json (paper, table III)
+    ("inversion in W+, as people are edited", ("inversion",)),
+    ("diffusion told no style, DDIM there and back in 40 passes", ("diffusion", "ddim_without_style")),
+    ("the same, told the style", ("diffusion", "ddim")),
+    ("diffusion as people are edited", ("diffusion", "reconstruction")),
+)
+GIVEN_BACK_COLUMNS = (
+    ("ssim", "SSIM", 3),
+    ("mse", "MSE", 5),
+    ("psnr", "PSNR, dB", 1),
+    ("identity", "identity", 2),
+    ("encoder_psnr", "encoder alone, dB", 1),
 )
 
 
@@ -160,6 +158,8 @@ def page(domain: Domain, root: Path) -> str:
         claims=claims.table(found) if found.get("claims") else [],
         prompts=_prompts(found["editors"], editors, domain),
         foundations=_foundations(found),
+        given_back=_given_back(found),
+        given_back_columns=GIVEN_BACK_COLUMNS,
         attributes=_attributes(found),
         gallery=_gallery(domain, layout, editors),
         curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in charts.curves(path)],
@@ -254,6 +254,17 @@ def _foundations(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tables
 
 
+def _given_back(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for title, path in GIVEN_BACK:
+        node: Any = found
+        for key in path:
+            node = node.get(key, {})
+        if node.get("psnr"):
+            rows.append({"title": title, "found": node})
+    return rows
+
+
 def _attributes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per attribute: what the oracle and CLIP read of it."""
     oracle, clip = (found[network].get("attributes", {}) for network in ("oracle", "clip"))
@@ -326,25 +337,35 @@ def _gallery(domain: Domain, layout: artefacts.Layout, editors: Sequence[str]) -
     for row_id in shown.ids:
         rows = []
         if shown.truth:
-            cells = [_cell(shown.truth.get((row_id, text)), None) for text in shown.prompts]
+            before = shown.before[row_id]
+            cells = [_cell(shown.truth.get((row_id, text)), before, None) for text in shown.prompts]
             rows.append({"label": "truth", "cells": cells})
         for name in proper:
             cells = []
             for text in shown.prompts:
                 score = scores.get((name, row_id, text))
                 picture = shown.edits[name].get((row_id, text)) if score else None  # only whom the prompt concerns
-                cells.append(_cell(picture, score))
+                cells.append(_cell(picture, shown.before[row_id], score))
             rows.append({"label": label(name), "cells": cells})
         people.append({"id": row_id, "before": data_uri(shown.before[row_id]), "rows": rows})
     return {"prompts": shown.prompts, "people": people, "truth": bool(shown.truth)}
 
 
-def _cell(pixels: np.ndarray | None, score: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"uri": None if pixels is None else data_uri(pixels), "score": score}
+def _cell(pixels: np.ndarray | None, before: np.ndarray, score: Mapping[str, Any] | None) -> dict[str, Any]:
+    if pixels is None:
+        return {"uri": None, "score": score}
+    return {"uri": data_uri(pixels), "map": data_uri(difference(pixels, before)), "score": score}
+
+
+def difference(pixels: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """How much of each pixel is not as before, uint8 [R,R]: 255 where nothing is, darker with the largest colour's
+    change, in 16 steps (paper, figure 17)."""
+    most = np.abs(pixels.astype(np.int16) - before).max(axis=2)
+    return (255 - most // 16 * 17).astype(np.uint8)
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """uint8 [R,R,3] as a picture that needs no file."""
+    """uint8 [R,R,3], or [R,R] for a grey one, as a picture that needs no file."""
     from PIL import Image
 
     content = io.BytesIO()

@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, numbers, test_people, write_edits
@@ -68,7 +69,7 @@ def project(tmp_path: Path, domain: Domain) -> Path:
 class Reader(HTMLParser):
     """Collects the page's words, its addresses, and whether every tag is closed."""
 
-    void = frozenset({"meta", "link", "img", "br", "line", "rect", "circle", "path", "polyline"})
+    void = frozenset({"input", "meta", "link", "img", "br", "line", "rect", "circle", "path", "polyline"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -306,3 +307,10 @@ def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Doma
     header = next(row for row in read.rows if "CLIP direction" in row)
     assert "kept" not in header and "identity" not in header
     assert "0.22" in read.words and "hair color" in read.words
+
+
+def test_a_map_is_white_where_nothing_changed_and_black_where_a_colour_turned_over() -> None:
+    before, after = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
+    after[0, 0, 1], after[0, 1] = 255, 128
+    assert report.difference(after, before).tolist() == [[0, 119], [255, 255]]
+    assert report.difference(before, after).tolist() == [[0, 119], [255, 255]]
