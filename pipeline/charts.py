@@ -12,9 +12,7 @@ import numpy as np
 from pipeline.evaluation import FRAMES
 from pipeline.showcase import label
 
-MEASURED = (  # of a trial; all else is its setting
-    *("reached", "kept", "psnr", "distance", "agreement", "evaluations", "seconds", "round_trip"),
-)
+MEASURED = ("reached", "kept", "psnr", "distance", "agreement", "evaluations", "seconds", "round_trip")  # of a trial
 TITLES = {
     "psnr": "PSNR to the counterfactual, dB",
     "distance": "distance to the input",
@@ -24,21 +22,48 @@ TITLES = {
 AXES = (("evaluations", "psnr"), ("strength", "psnr"), ("kept", "reached"), ("distance", "agreement"))
 
 
-def tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> list[dict[str, Any]]:
-    """Points kept -> x, reached -> y on a unit square, with their intervals."""
-    return [
+def tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> dict[str, Any] | None:
+    """Editors proper, kept across and reached up, with their intervals; the axes hold them all. None without any.
+
+    Points of [0,1] within the axes, y downwards as SVG has it; `slot` says in which row their name stands.
+    """
+    rows = [
+        (i, name, found[name]["kept"], found[name]["reached"])
+        for i, name in enumerate(editors)
+        if name not in FRAMES and all(found[name].get(key, {}).get("value") is not None for key in ("reached", "kept"))
+    ]
+    if not rows:
+        return None
+    across = _axis([end for _, _, kept, _ in rows for end in _ends(kept)])
+    up = _axis([end for _, _, _, reached in rows for end in _ends(reached)])
+
+    def place(value: float, axis: Sequence[float]) -> float:
+        return round((value - axis[0]) / (axis[-1] - axis[0]), 4)
+
+    points: list[dict[str, Any]] = [
         {
             "label": label(name),
-            "frame": name in FRAMES,
             "color": i,
-            "x": found[name]["kept"],
-            "y": found[name]["reached"],
+            "x": place(kept["value"], across),
+            "y": 1 - place(reached["value"], up),
+            "whiskers": [place(end, across) for end in _ends(kept)] + [1 - place(end, up) for end in _ends(reached)],
         }
-        for i, name in enumerate(editors)
-        if "reached" in found[name]
-        and found[name]["reached"]["value"] is not None
-        and found[name]["kept"]["value"] is not None
+        for i, name, kept, reached in rows
     ]
+    for slot, point in enumerate(sorted(points, key=lambda point: point["y"])):
+        point["slot"] = slot
+    return {"points": points, "across": across, "up": up}
+
+
+def _ends(leaf: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = (leaf["value"] if leaf[end] is None else leaf[end] for end in ("low", "high"))
+    return low, high
+
+
+def _axis(values: Sequence[float], step: float = 0.05) -> list[float]:
+    """Multiples of `step` around the values, two at least."""
+    low, high = int(np.floor(min(values) / step)), int(np.ceil(max(values) / step))
+    return [round(step * number, 4) for number in range(low, max(high, low + 1) + 1)]
 
 
 def curves(path: Path) -> list[dict[str, Any]]:
@@ -72,11 +97,16 @@ def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int =
 def trials(path: Path) -> dict[str, Any]:
     """What `deltaspace tune --out` wrote: the settings that were varied, a row each, and charts of them.
 
-    In the charts a line joins the trials of one editor that differ in their numbers alone. Rows that are not whole are
-    left out.
+    In the charts a line joins the trials of one editor that differ in their numbers alone. Rows that are not whole, or
+    of another version's tables, are left out.
     """
     with path.open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if all(_number(row.get(key)) is not None for key in MEASURED)]
+        rows = [
+            row
+            for row in csv.DictReader(lines)
+            if all(row.get(key) for key in ("editor", "people", "style"))
+            and all(_number(row.get(key)) is not None for key in MEASURED)
+        ]
     names = [key for key in (rows[0] if rows else {}) if key not in (*MEASURED, "editor", "style")]
     editors = {row["editor"]: [other for other in rows if other["editor"] == row["editor"]] for row in rows}
     varied = [key for key in names if any(len({row[key] for row in own}) > 1 for own in editors.values())]
@@ -129,7 +159,7 @@ def _lines(
     curves = {name: [(place(row[across]), float(row[up])) for row in rows] for name, rows in groups.items()}
     points = [point for curve in curves.values() for point in curve]
     (left, right), (low, high) = ((min(side), max(side)) for side in zip(*points))
-    heights = mean_heights(curves)
+    heights = mean_heights(curves) if across != "strength" else {}  # which is not one scale for all editors
     lines = []
     for number, (name, curve) in enumerate(curves.items()):
         drawn = [
@@ -154,10 +184,13 @@ def _lines(
 def mean_heights(curves: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
     """The area under every curve over the range of x that all of them cover, divided by that range.
 
-    Between its points a curve is straight. Curves of one point are left out; none where the ranges have nothing in
-    common.
+    Between its points a curve is straight. What turns back, and single points, are left out; none where the ranges have
+    nothing in common.
     """
-    ordered = {name: np.array(sorted(curve)) for name, curve in curves.items() if len({x for x, _ in curve}) > 1}
+    steps = {name: np.diff([x for x, _ in curve]) for name, curve in curves.items() if len(curve) > 1}
+    ordered = {
+        name: np.array(sorted(curves[name])) for name, way in steps.items() if (way > 0).all() or (way < 0).all()
+    }
     if not ordered:
         return {}
     left = max(curve[0, 0] for curve in ordered.values())

@@ -1,7 +1,8 @@
 """What the paper claims, in our words, and what the numbers here say to each.
 
-A claim compares two editors on the very same people and prompts, or two numbers of metrics.json. The verdict on a
-difference is its interval's: the claim holds where all of it is above 0, does not hold where all of it is below.
+A claim compares two editors on the very same people and prompts, or is a difference in metrics.json that was measured
+on the same people. The verdict is the interval's: the claim holds where all of it is above 0, does not hold where all
+of it is below.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from pipeline import metrics
 from pipeline.metrics import Draws, Leaf
+from pipeline.showcase import label
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,7 +27,7 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 class Claim:
     """name: in metrics.json. text: what is claimed; source: where. More of every measure is better.
 
-    better, worse: editors; or, without measures, the paths of two numbers in metrics.json.
+    better, worse: editors; or, without measures, `better` is the path of a difference in metrics.json.
     heldout: decided by prompts in words that no network was taught, instead of all others.
     """
 
@@ -33,14 +35,14 @@ class Claim:
     text: str
     source: str
     better: str
-    worse: str
+    worse: str = ""
     measures: tuple[str, ...] = ()
     heldout: bool = False
 
 
-def _against(editor: str, called: str, source: str) -> Claim:
+def _against(editor: str, called: str, source: str = "table I") -> Claim:
     text = f"DeltaEdit-G does what was asked, and less besides, better than {called}"
-    measures = ("reached", "kept", "identity", "psnr_input", "identity_input")
+    measures = ("reached", "kept", "clip_direction", "identity", "psnr_input", "identity_input")
     return Claim(f"against_{editor}", text, source, "deltaedit_g", editor, measures)
 
 
@@ -49,36 +51,34 @@ CLAIMS = (
         "deltas_aligned",
         "CLIP's differences of two pictures and of their texts point the same way; those of strangers do not",
         "section 3, figure 2",
-        "clip.delta_cos_paired",
-        "clip.delta_cos_mismatched",
+        "clip.delta_cos_gap",
     ),
     Claim(
         "deltas_retrieve",
         "Differences of pictures find their texts better than the embeddings themselves do",
         "section 3",
-        "clip.retrieval_delta",
-        "clip.retrieval_raw",
+        "clip.retrieval_gain",
     ),
     Claim(
         "delta_condition",
-        "A mapper told differences edits better than one told the goal itself",
+        "A mapper told differences edits better than one told the goal itself (neither masked)",
         "table I, ablation",
-        "deltaedit_g",
+        "deltaedit_g_unmasked",
         "straightforward",
         ("reached", "kept", "identity", "counterfactual_gain"),
     ),
     Claim(
         "relevance_mask",
-        "Masking channels by relevance keeps what the text does not name",
+        "Masking channels (by relevance, and here by agreement) keeps what the text does not name",
         "figure 12",
         "deltaedit_g",
         "deltaedit_g_unmasked",
         ("kept", "identity", "counterfactual_gain"),
     ),
-    _against("styleclip_gd", "StyleCLIP-GD", "tables I and II"),
-    _against("stylemc", "StyleMC", "tables I and II"),
-    _against("styleclip_lm", "StyleCLIP-LM", "tables I and II"),
-    _against("styleclip_op", "StyleCLIP-OP", "table V"),
+    _against("styleclip_gd", "StyleCLIP-GD"),
+    _against("stylemc", "StyleMC"),
+    _against("styleclip_lm", "StyleCLIP-LM"),
+    _against("styleclip_op", "StyleCLIP-OP", "ours; the paper compares their times"),
     Claim(
         "new_words",
         "Words that no network was taught are followed too",
@@ -98,33 +98,31 @@ CLAIMS = (
     ),
     Claim(
         "diffusion_reconstructs",
-        "DeltaEdit-D gives its input back more closely than inversion by a GAN",
+        "The diffusion model, by DDIM, gives its input back more closely than inversion in W+",
         "table III",
-        "diffusion.reconstruction.ssim",
-        "inversion.ssim",
+        "diffusion.ddim.ssim_over_inversion",
     ),
     Claim(
         "style_reconstructs",
-        "Told the style, DDIM gives its input back more closely than without",
+        "Told a picture's style, DDIM gives it back more closely than told the mean style",
         "table III",
-        "diffusion.ddim.ssim",
-        "diffusion.ddim_without_style.ssim",
+        "diffusion.ddim.ssim_over_mean_style",
     ),
     Claim(
         "mask_and_diffusion",
-        "Inside a mask, DeltaEdit-D keeps more and does not reach less",
+        "Inside a mask, DeltaEdit-D keeps more of the picture",
         "ours",
         "deltaedit_dm",
         "deltaedit_d",
-        ("kept", "reached"),
+        ("kept", "identity", "psnr"),
     ),
     Claim(
-        "agreement",
-        "Channels that the mapper and their measured effect agree on keep more",
+        "measured_effect",
+        "Moving channels by the mean of the mapper and their measured effect keeps more",
         "ours",
         "deltaedit_gr",
         "deltaedit_g",
-        ("kept", "reached"),
+        ("kept", "identity", "psnr"),
     ),
 )
 
@@ -141,23 +139,28 @@ def tested(found: Mapping[str, Any], scores: pl.DataFrame, taught: set[str], dra
     differences: dict[str, Any] = {}
     for claim in CLAIMS:
         if not claim.measures:
-            differences[claim.name] = _apart(_at(found, claim.better), _at(found, claim.worse))
+            differences[claim.name] = {"difference": _at(found, claim.better)}
         elif {claim.better, claim.worse} <= ran:
             asked = scores.filter(pl.col("prompt").is_in(list(taught)) != claim.heldout)
             measures = [name for name in claim.measures if name in asked.columns]
             differences[claim.name] = {name: paired(asked, claim.better, claim.worse, name, draws) for name in measures}
-    return {name: leaves for name, leaves in differences.items() if leaves}
+    known = {
+        name: {measure: leaf for measure, leaf in leaves.items() if leaf.get("value") is not None}
+        for name, leaves in differences.items()
+    }
+    return {name: leaves for name, leaves in known.items() if leaves}
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every claim for people to read, of a whole metrics.json: {claim, rows: [{measure, leaf, verdict}], note}."""
+    """Every claim for people to read, of a whole metrics.json; a row per measure has its leaf and verdict."""
     rows = []
     for claim in CLAIMS:
         leaves = found.get("claims", {}).get(claim.name, {})
         tests = [{"measure": name, "leaf": leaf, "verdict": verdict(leaf)} for name, leaf in leaves.items()]
         absent = [side for side in (claim.better, claim.worse) if side not in found["editors"]]
-        note = f"{' and '.join(absent)} did not run" if claim.measures and absent else "not computed"
-        rows.append({"claim": claim, "rows": tests, "note": None if tests else note})
+        note = f"{' and '.join(map(label, absent))} did not run" if claim.measures and absent else "not computed"
+        sides = f"{label(claim.better)} against {label(claim.worse)}" if claim.measures else ""
+        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if tests else note})
     return rows
 
 
@@ -193,15 +196,3 @@ def _at(found: Mapping[str, Any], path: str) -> Leaf:
     for key in path.split("."):
         node = node.get(key, {})
     return node
-
-
-def _apart(better: Leaf, worse: Leaf) -> dict[str, Leaf]:
-    """The difference of two numbers that share no cases: as wide as both of their intervals allow."""
-    if better.get("value") is None or worse.get("value") is None:
-        return {}
-
-    def end(leaf: Leaf, name: str) -> float:
-        return leaf["value"] if leaf[name] is None else leaf[name]
-
-    low, high = end(better, "low") - end(worse, "high"), end(better, "high") - end(worse, "low")
-    return {"difference": metrics.leaf(better["value"] - worse["value"], low, high)}

@@ -32,7 +32,7 @@ class DiffusionParams:
     """steps: of the optimiser; 0 with init "pretrained" hands the shipped file on, byte for byte.
 
     images: what the network learns to draw, "photo" (the paper) or "reconstruction", what the generator makes of its
-    code: then s leaves nothing out.
+    codes: then s leaves out little.
     init: "pretrained" to go on from the domain's weights, "random" to start anew with the domain's network sizes.
     batch: images per step. lr, weight_decay: AdamW's, constant. clip: largest norm of the gradient.
     ema: decay per step of the average that is kept, reached through (1 + step) / (10 + step).

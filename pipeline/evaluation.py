@@ -108,9 +108,10 @@ def evaluate(
         "diffusion": {"reconstruction": {}},
         "editors": {},
     }
+    if walk is not None and w_plus is not None:
+        found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None and walk is not None and w_plus is not None:
         found["diffusion"]["style_matters"] = styled.style_matters(backbones, test, w_plus, walk, draws)
-        found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None:
         found["oracle"] = foundations.oracle_metrics(backbones, test, batch, draws)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)

@@ -225,20 +225,24 @@ def alignment(images: Tensor, texts: Tensor, draws: Draws | None = None) -> dict
 
     Of the embeddings as they are (raw), and of differences between each pair and another one (delta; a single ring
     through all, in an order that the seed decides): the cosine of a picture and its own text (cos_paired) and the mean
-    one with others' (cos_mismatched), and top-1 retrieval of the text (retrieval).
+    one with others' (cos_mismatched), and top-1 retrieval of the text (retrieval). On the same pictures, delta_cos_gap
+    is paired over mismatched cosine, retrieval_gain retrieval by delta over raw.
     """
     draws = draws or Draws()
     order = torch.from_numpy(np.random.default_rng(draws.seed).permutation(len(images)))
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     images, texts = F.normalize(images.float(), dim=1), F.normalize(texts.float(), dim=1)
-    found = {}
+    found, each = {}, {}
     sides = {"raw": (images, texts), "delta": (images[partner] - images, texts[partner] - texts)}
     for name, (pictures, words) in sides.items():
         paired, mismatched = delta_cosines(pictures, words)
+        each[name] = paired - mismatched, retrieval(pictures, words)
         found[f"{name}_cos_paired"] = interval(paired, draws=draws)
         found[f"{name}_cos_mismatched"] = interval(mismatched, draws=draws)
-        found[f"retrieval_{name}"] = interval(retrieval(pictures, words), draws=draws)
+        found[f"retrieval_{name}"] = interval(each[name][1], draws=draws)
+    found["delta_cos_gap"] = interval(each["delta"][0], draws=draws)
+    found["retrieval_gain"] = interval(each["delta"][1] - each["raw"][1], draws=draws)
     return found
 
 

@@ -48,20 +48,25 @@ def style_matters(backbones: Backbones, test: TestSet, w_plus: Tensor, walk: Wal
 
 @torch.no_grad()
 def given_back(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws) -> dict[str, Any]:
-    """How well DDIM gives pictures back that it was told the style of, and with the mean style in its place.
+    """How well DDIM gives pictures back that it was told the style of, and with everybody's mean style in its place.
 
-    {ddim, ddim_without_style: {psnr in dB, ssim, mse on [0,1]}} (paper, table III) of the first TOLD people; w_plus as
-    above.
+    {ddim, ddim_mean_style: {psnr in dB, ssim, mse on [0,1]}} (paper, table III) of the first TOLD people. Of ddim also
+    ssim_over_mean_style and ssim_over_inversion, the gains on the same people. w_plus as above.
     """
     if note := backbones.absent("denoiser"):
-        return {"ddim": {"psnr": metrics.absent(note)}}
+        return {name: {"psnr": metrics.absent(note)} for name in ("ddim", "ddim_mean_style")}
     count, denoiser = min(TOLD, len(w_plus)), backbones.denoiser
-    images = test.images[:count].to(backbones.device)
-    s = sampler.standardise(backbones.generator.styles(w_plus[:count].to(images)), *backbones.s_stats)
-    found = {}
-    for name, told in (("ddim", s), ("ddim_without_style", torch.zeros_like(s))):
+    images, w_plus = test.images[:count].to(backbones.device), w_plus[:count].to(backbones.device)
+    s = sampler.standardise(backbones.generator.styles(w_plus), *backbones.s_stats)
+    found: dict[str, Any] = {}
+    ssim = {"inversion": metrics.ssim(backbones.generator(w_plus).float().clamp(-1, 1), images)}
+    for name, told in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):
         noise = sampler.encode(denoiser, images, told, INEXACT, denoiser.objective)
         again = sampler.decode(denoiser, noise, told, INEXACT, denoiser.objective).x.clamp(-1, 1)
-        measures = {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
-        found[name] = {key: metrics.interval(one(again, images).cpu(), draws=draws) for key, one in measures.items()}
+        measured = {"psnr": metrics.psnr(again, images), "ssim": metrics.ssim(again, images)}
+        measured["mse"], ssim[name] = metrics.mse(again, images), measured["ssim"]
+        found[name] = {key: metrics.interval(values.cpu(), draws=draws) for key, values in measured.items()}
+    for other in ("mean_style", "inversion"):
+        gain = ssim["ddim"] - ssim[other if other in ssim else f"ddim_{other}"]
+        found["ddim"][f"ssim_over_{other}"] = metrics.interval(gain.cpu(), draws=draws)
     return found

@@ -58,7 +58,7 @@ class Best:
     def look(self, module: nn.Module) -> None:
         """Take the module's weights if they do better."""
         loss = self.judge(module)
-        if loss < self.loss:
+        if not loss >= self.loss:  # also where that is no number
             self.loss = loss
             self.module.load_state_dict(module.state_dict())
 

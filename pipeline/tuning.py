@@ -92,6 +92,14 @@ def settings_of(name: str, root: Path, domain: Any) -> Any:
     return params.section(module.Params, root, f"edit_{module.KIND}.{name}", domain=domain)
 
 
+def tries(name: str, root: Path, domain: Any, values: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """`grid` of the editor's own settings; what is wrong is told with its name."""
+    try:
+        return list(grid(settings_of(name, root, domain), values))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
 @torch.no_grad()
 def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
     """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
@@ -137,7 +145,7 @@ def save(path: Path, people: int, trials: Sequence[tuple[str, Trial]]) -> None:
     rows = [
         {"editor": trial.editor, "people": people, "style": style}
         | trial.settings
-        | {name: getattr(trial, name) for name in MEASURED}
+        | {name: f"{getattr(trial, name):.4g}" for name in MEASURED}
         for style, trial in trials
     ]
     names = dict.fromkeys(name for row in rows for name in row if name not in MEASURED)

@@ -12,7 +12,7 @@ from pipeline import artefacts, editing, editors, params, workers
 from pipeline.values import Direction, InputError
 from stages._run import Networks, Stage
 
-BLOCK = 12  # people per shard, the unit of resuming
+BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
 
 
 class Tool(NamedTuple):

@@ -185,7 +185,7 @@ def tune(
         _known_style(word, portraits.STYLES)
     root = params.root()
     found = domains.load(domain, root)
-    settings = {name: list(tuning.grid(tuning.settings_of(name, root, found), values)) for name in names}
+    settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
     drawn = {word: tuning.validation(networks, people, word) for word in styles}
     tried = [(word, name, one) for word in styles for name in names for one in settings[name]]
@@ -193,7 +193,7 @@ def tune(
         (word, tuning.trial(networks, name, one, *drawn[word]))
         for word, name, one in progress.track(tried, len(tried), f"trying {editors}")
     ]
-    trials.sort(key=lambda pair: pair[1].score)
+    trials.sort(key=lambda pair: (styles.index(pair[0]), pair[1].score))
     if out:
         tuning.save(out, people, trials)
     if as_json:
@@ -205,4 +205,5 @@ def tune(
         cost = f"{trial.evaluations} passes, {trial.seconds:.3f} s"
         what = " ".join([trial.editor, *([word] if len(styles) > 1 else []), *chosen])
         typer.echo(f"{what}: {scores}, round trip {trial.round_trip:.1e}, {cost}")
-    typer.echo("the last is the best; what is chosen belongs into params.yaml, edit_KIND.EDITOR")
+    best = "the last is the best" if len(styles) == 1 else "of every style the last is the best"
+    typer.echo(f"{best}; what is chosen belongs into params.yaml, edit_KIND.EDITOR")

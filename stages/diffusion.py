@@ -9,14 +9,15 @@ CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
 BY_TIME, JUDGED = 64, 256  # unseen pictures that the loss is told on, time by time, and by which weights are chosen
 
 
-def pairs(stage: Stage, split: str, images: str) -> tuple[diffusion.Batches, int]:
-    """The pictures of a split with their codes, and how many there are."""
+def pairs(stage: Stage, split: str, images: str, most: int | None = None) -> tuple[diffusion.Batches, int]:
+    """The pictures of a split with their codes, the first `most`, and how many these are."""
     files, nets = stage.files, stage.networks.load()
-    s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "split": split})["s"]
+    ids = tuple(artefacts.read(files.images, "images", ["id"], {"split": split})["id"].tolist()[:most])
+    s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "id": ids})["s"]
     if images == "photo":
-        pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"split": split})["image"])
+        pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"id": ids})["image"])
     else:
-        w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"split": split})["w_plus"]
+        w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
         pictures = sampling.rendered(nets.generator, s, w_plus.unflatten(1, (nets.generator.num_ws, -1)))
     return diffusion.in_memory(pictures, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
 
@@ -26,7 +27,7 @@ def main(stage: Stage) -> None:
     shipped, curve, by_time = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY), training.Curve(1)
     unseen, val = None, artefacts.count(files.images, "images", {"split": "val"})
     if val:
-        unseen, val = pairs(stage, "val", params.images)
+        unseen, val = pairs(stage, "val", params.images, JUDGED)
     with stage.tracked(params) as tracked, stage.work(params) as unit:
         if params.init == diffusion.PRETRAINED and not params.steps:
             diffusion.hand_on(shipped, unit.path("diffusion"))
@@ -44,7 +45,7 @@ def main(stage: Stage) -> None:
                 CHECKPOINT_EVERY,
                 device=nets.device,
                 curve=curve,
-                judge=unseen and (lambda one: diffusion.validation_loss(one, unseen, min(JUDGED, val))),
+                judge=unseen and (lambda one: diffusion.validation_loss(one, unseen, val)),
             )
             for _, _, averaged in progress.track(fit, params.steps, "diffusion", unit="steps"):
                 network = averaged

@@ -15,9 +15,30 @@ def test_the_mean_height_is_the_area_over_the_range_that_all_curves_share() -> N
     assert charts.mean_heights({"slope": [(0.0, 0.0), (1.0, 1.0)]})["slope"] == pytest.approx(0.5)
 
 
+def test_editors_lie_within_axes_that_hold_their_intervals_and_names_stand_in_rows_of_their_own() -> None:
+    def editor(kept: float, reached: float) -> dict[str, dict[str, float]]:
+        return {
+            "kept": {"value": kept, "low": kept - 0.01, "high": kept + 0.01},
+            "reached": {"value": reached, "low": reached, "high": reached},
+        }
+
+    found = {"low": editor(0.92, 0.71), "high": editor(0.92, 0.79), "identity_editor": editor(0.99, 0.0)}
+    drawn = charts.tradeoff(found, list(found))
+    assert drawn is not None and drawn["across"] == [0.9, 0.95] and drawn["up"] == [0.7, 0.75, 0.8]
+    low, high = drawn["points"]  # the frames would only squeeze them
+    assert (low["x"], low["y"]) == (pytest.approx(0.4), pytest.approx(0.9)) and high["y"] < low["y"]
+    assert low["whiskers"][:2] == [pytest.approx(0.2), pytest.approx(0.6)]
+    assert (high["slot"], low["slot"]) == (0, 1)
+    assert charts.tradeoff({"identity_editor": editor(0.99, 0.0)}, ["identity_editor"]) is None
+
+
 def test_curves_with_nothing_in_common_have_no_heights() -> None:
     assert charts.mean_heights({"left": [(0.0, 1.0), (1.0, 1.0)], "right": [(2.0, 1.0), (3.0, 1.0)]}) == {}
     assert charts.mean_heights({"point": [(0.0, 1.0)]}) == {}
+
+
+def test_a_curve_that_turns_back_has_no_area_under_it() -> None:
+    assert charts.mean_heights({"fold": [(0.0, 0.0), (2.0, 1.0), (1.0, 5.0)]}) == {}
 
 
 def test_a_table_of_several_editors_joins_what_differs_in_numbers_alone(tmp_path: Path) -> None:
@@ -35,5 +56,5 @@ def test_a_table_of_several_editors_joins_what_differs_in_numbers_alone(tmp_path
 
 
 def test_an_empty_table_has_no_charts(tmp_path: Path) -> None:
-    (tmp_path / "none.csv").write_text("editor,people\n")
+    (tmp_path / "none.csv").write_text("editor,people,reached\ndeltaedit_g,8,0.5\n")  # of another version
     assert charts.trials(tmp_path / "none.csv")["charts"] == []

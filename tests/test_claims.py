@@ -34,10 +34,11 @@ def test_a_difference_is_of_the_same_cases_so_that_people_cancel() -> None:
 
 
 def test_one_claim_may_hold_by_one_measure_and_fail_by_another() -> None:
-    differences = claims.tested({}, scores(deltaedit_gr=0.2, deltaedit_g=0.1), {"taught"}, DRAWS)
-    assert set(differences) == {"agreement"}  # the only claim with both sides there
-    verdicts = {name: claims.verdict(leaf) for name, leaf in differences["agreement"].items()}
-    assert verdicts == {"kept": claims.HOLDS, "reached": claims.FAILS}
+    frame = scores(deltaedit_gr=0.2, deltaedit_g=0.1).rename({"reached": "psnr"})
+    differences = claims.tested({}, frame, {"taught"}, DRAWS)
+    assert set(differences) == {"measured_effect"}  # the only claim with both sides there
+    verdicts = {name: claims.verdict(leaf) for name, leaf in differences["measured_effect"].items()}
+    assert verdicts == {"kept": claims.HOLDS, "psnr": claims.FAILS}
 
 
 def test_a_claim_of_new_words_is_decided_by_them_alone() -> None:
@@ -45,7 +46,7 @@ def test_a_claim_of_new_words_is_decided_by_them_alone() -> None:
         reached=pl.when((pl.col("prompt") == "held out") & (pl.col("editor") == "deltaedit_g")).then(1.0).otherwise(0.0)
     )
     assert claims.tested({}, frame, {"taught"}, DRAWS)["new_words"]["reached"]["value"] == 1
-    assert claims.tested({}, frame, set(PROMPTS), DRAWS)["new_words"]["reached"]["value"] is None
+    assert "new_words" not in claims.tested({}, frame, set(PROMPTS), DRAWS)  # no such words were asked
 
 
 @pytest.mark.parametrize(
@@ -56,19 +57,24 @@ def test_an_interval_decides(low: float | None, high: float | None, verdict: str
     assert claims.verdict(metrics.leaf(0.1, low, high)) == verdict
 
 
-def test_two_numbers_without_common_cases_are_apart_when_their_intervals_are() -> None:
-    found = {"clip": {"delta_cos_paired": metrics.leaf(0.4, 0.3, 0.5), "delta_cos_mismatched": metrics.leaf(0.1)}}
-    leaf = claims.tested(found, pl.DataFrame(), set(), DRAWS)["deltas_aligned"]["difference"]
-    assert leaf == {"value": pytest.approx(0.3), "low": pytest.approx(0.2), "high": pytest.approx(0.4)}
+def test_a_difference_that_was_measured_elsewhere_is_taken_over() -> None:
+    found = {
+        "clip": {"delta_cos_gap": metrics.leaf(0.3, 0.2, 0.4)},
+        "diffusion": {"ddim": {"psnr": metrics.absent("-")}},
+    }
+    assert claims.tested(found, pl.DataFrame(), set(), DRAWS) == {
+        "deltas_aligned": {"difference": metrics.leaf(0.3, 0.2, 0.4)}
+    }
 
 
 def test_the_table_names_what_did_not_run() -> None:
     table = {row["claim"].name: row for row in claims.table({"editors": {"deltaedit_g": {}}})}
     assert len(table) == len(claims.CLAIMS)
-    assert table["delta_condition"]["note"] == "straightforward did not run"
+    assert table["measured_effect"]["note"] == "DeltaEdit-GR did not run"
     assert table["deltas_aligned"]["note"] == "not computed"
 
 
 def test_claims_name_editors_that_there_are() -> None:
     sides = {side for claim in claims.CLAIMS if claim.measures for side in (claim.better, claim.worse)}
+    assert all(not claim.worse for claim in claims.CLAIMS if not claim.measures)
     assert sides <= set(names())

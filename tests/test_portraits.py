@@ -315,6 +315,7 @@ def test_the_same_person_in_ink_is_another_picture_of_the_same_traits(row_id):
     inked = portraits.restyled(painted, "inked")
     assert portraits.attributes(inked) == portraits.attributes(painted)
     assert portraits.restyled(inked, "painted") == painted
+    assert portraits.with_nuisance(inked, 5).style == "inked"
     pictures = [portraits.render(person, 64) for person in (painted, inked)]
     assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 10
     assert np.array_equal(pictures[1], portraits.render(portraits.restyled(portraits.sample(row_id), "inked"), 64))

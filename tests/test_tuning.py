@@ -115,7 +115,15 @@ def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Ba
 
 
 @pytest.mark.parametrize(
-    "words", [["--try", "strength"], ["--try", "strength=a"], ["--try", "strength=1,,2"], ["--try", "x=1"]]
+    "words",
+    [
+        ["--style", "oil"],
+        ["--style", ","],
+        ["--try", "strength"],
+        ["--try", "strength=a"],
+        ["--try", "strength=1,,2"],
+        ["--try", "x=1"],
+    ],
 )
 def test_bad_words_are_one_line(
     words: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -175,7 +175,7 @@ def counterfactual(params: Portrait, attribute: str, value: str) -> Portrait:
 
 def with_nuisance(params: Portrait, row_id: int) -> Portrait:
     """The same person with everything that is not their identity drawn again."""
-    return replace(sample(row_id), identity=params.identity)
+    return replace(sample(row_id), identity=params.identity, style=params.style)
 
 
 def restyled(params: Portrait, style: str) -> Portrait:
