@@ -13,6 +13,7 @@ from pipeline.evaluation import FRAMES
 from pipeline.showcase import label
 
 MEASURED = ("reached", "kept", "psnr", "distance", "agreement", "evaluations", "seconds", "round_trip")  # of a trial
+COLORS = 12  # --c-0 and on, of the template
 TITLES = {
     "psnr": "PSNR to the counterfactual, dB",
     "distance": "distance to the input",
@@ -43,7 +44,7 @@ def tradeoff(found: Mapping[str, Any], editors: Sequence[str]) -> dict[str, Any]
     points: list[dict[str, Any]] = [
         {
             "label": label(name),
-            "color": i,
+            "color": i % COLORS,
             "x": place(kept["value"], across),
             "y": 1 - place(reached["value"], up),
             "whiskers": [place(end, across) for end in _ends(kept)] + [1 - place(end, up) for end in _ends(reached)],
@@ -60,8 +61,9 @@ def _ends(leaf: Mapping[str, Any]) -> tuple[float, float]:
     return low, high
 
 
-def _axis(values: Sequence[float], step: float = 0.05) -> list[float]:
-    """Multiples of `step` around the values, two at least."""
+def _axis(values: Sequence[float]) -> list[float]:
+    """Multiples of .05 around the values, or of .1 where those would be many; two at least."""
+    step = 0.05 if max(values) - min(values) < 0.3 else 0.1
     low, high = int(np.floor(min(values) / step)), int(np.ceil(max(values) / step))
     return [round(step * number, 4) for number in range(low, max(high, low + 1) + 1)]
 
@@ -169,7 +171,7 @@ def _lines(
             )
             for x, y in curve
         ]
-        lines.append({"name": name, "color": number % 9 + 1, "points": drawn, "mean_height": heights.get(name)})
+        lines.append({"name": name, "color": number % COLORS, "points": drawn, "mean_height": heights.get(name)})
     ends = (float(np.exp(side)) if logarithmic else side for side in (left, right))
     return {
         "lines": lines,

@@ -191,7 +191,7 @@ def _frame_order(name: str) -> int:
 
 
 def _editor(name: str, found: Mapping[str, Any], index: int) -> dict[str, Any]:
-    return {"name": name, "label": label(name), "frame": name in FRAMES, "color": index, "found": found}
+    return {"name": name, "label": label(name), "frame": name in FRAMES, "color": index % charts.COLORS, "found": found}
 
 
 def _measured(key: str, row: Mapping[str, Any]) -> bool:
