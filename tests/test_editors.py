@@ -44,7 +44,12 @@ def reconstruction(name: str, world: Backbones, source: Source) -> Tensor:
 
         told, own = sampler.standardise(source.s, world.s_mean, world.s_std), settings_of(name, world)
         if name == "sdedit":
-            return sampler.unburied(world.denoiser, source.image, told, own.walk, "eps", own.seed).x
+
+            def says(x: Tensor, t: Tensor, s: Tensor) -> Tensor:  # what need not be undone is asked in bfloat16
+                with torch.autocast("cpu", torch.bfloat16):
+                    return world.denoiser(x, t, s).float()
+
+            return sampler.unburied(says, source.image, told, own.walk, "eps", own.seed).x
         if name in ("diffedit", "deltaedit_dm"):
             return source.image  # nothing is in the mask
         noise = sampler.encode(world.denoiser, source.image, told, own.walk, "eps")

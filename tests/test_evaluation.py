@@ -179,7 +179,7 @@ def test_the_agreed_numbers_are_all_there(world: World) -> None:
     found = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
     assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(found["clip"])
     assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(found["clip"])
-    assert set(found["inversion"]) == {"psnr", "ssim", "identity", "encoder_psnr"}
+    assert set(found["inversion"]) == {"psnr", "ssim", "mse", "identity", "encoder_psnr"}
     assert set(found["mapper"]) == {"val_cos", "val_mse", "explained"}
     assert set(found["diffusion"]["reconstruction"]) == {"psnr", "ssim", "mse"}
     agreed = {"reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain", "gain_over_input"}
