@@ -278,8 +278,7 @@ def _reconstruction(test: TestSet, unedited: Mapping[int, np.ndarray], draws: Dr
         return {}
     source = test.images[[rows[row_id] for row_id in ids]]
     again = images.from_uint8(np.stack([unedited[row_id] for row_id in ids]))
-    measures = {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
-    return {name: metrics.interval(measure(again, source), draws=draws) for name, measure in measures.items()}
+    return {name: metrics.interval(each, draws=draws) for name, each in metrics.closeness(again, source).items()}
 
 
 def _prompt_rows(editors: Mapping[str, Any]) -> list[dict[str, Any]]:

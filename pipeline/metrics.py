@@ -75,6 +75,11 @@ def _window(images: Tensor) -> Tensor:
     return F.conv2d(rows, weights.unsqueeze(3), padding=(reach, 0), groups=channels)
 
 
+def closeness(images: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    """How closely pictures are given back: psnr, ssim and mse of each, [B,3,R,R], twice -> [B] each."""
+    return {measure.__name__: measure(images, reference) for measure in (psnr, ssim, mse)}
+
+
 def changed(images: Tensor, reference: Tensor) -> Tensor:
     """Where two pictures differ to the eye, by more than `CHANGED` in a colour: [B,3,R,R], twice -> [B,1,R,R] bool."""
     return ((unit_range(images) - unit_range(reference)).abs() > CHANGED).any(dim=1, keepdim=True)

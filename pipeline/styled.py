@@ -63,8 +63,8 @@ def given_back(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws
     for name, told in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):
         noise = sampler.encode(denoiser, images, told, INEXACT, denoiser.objective)
         again = sampler.decode(denoiser, noise, told, INEXACT, denoiser.objective).x.clamp(-1, 1)
-        measured = {"psnr": metrics.psnr(again, images), "ssim": metrics.ssim(again, images)}
-        measured["mse"], ssim[name] = metrics.mse(again, images), measured["ssim"]
+        measured = metrics.closeness(again, images)
+        ssim[name] = measured["ssim"]
         found[name] = {key: metrics.interval(values.cpu(), draws=draws) for key, values in measured.items()}
     for other in ("mean_style", "inversion"):
         gain = ssim["ddim"] - ssim[other if other in ssim else f"ddim_{other}"]

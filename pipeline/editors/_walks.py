@@ -6,6 +6,7 @@ What s does not say, the noise keeps. Their files say which of the two they are,
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ FLAT = 2.0  # where the greatest contrast is less than this many times the media
 
 
 @dataclass(frozen=True)
-class Moving:
+class Moving(ABC):
     """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
     that delta_s moves against their own effect (not in the paper). ValueError for a walk that nobody can take."""
 
@@ -41,8 +42,9 @@ class Moving:
     agree: bool
 
     @property
+    @abstractmethod
     def walk(self) -> Walk:
-        raise NotImplementedError
+        """How far people go, and how finely."""
 
     def __post_init__(self) -> None:
         try:
