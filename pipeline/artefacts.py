@@ -71,6 +71,7 @@ class Layout:
         self.s_stats = self.data / "s_stats.safetensors"
         self.relevance = self.data / "relevance.safetensors"
         self.mapper = self.data / "mapper.safetensors"
+        self.mapper_wplus = self.data / "mapper_wplus.safetensors"
         self.diffusion = self.data / "diffusion.safetensors"
         self.evaluation = self.data / "evaluation"  # per-image tables
         self.timings = self.data / "timings"

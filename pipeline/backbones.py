@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     from pipeline.recognition import IdentityNet, Oracle
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
-MADE_BY_DVC = {"mapper": "mapper", "relevance": "relevance", "denoiser": "diffusion", "s_stats": "s_stats"}
+BESIDE_MAPPER = ("mapper_wplus", "s_stats")  # in no domain file
+MADE_BY_DVC = {  # network -> attribute of the layout
+    **{name: name for name in ("mapper", "mapper_wplus", "relevance", "s_stats")},
+    "denoiser": "diffusion",
+}
 IMPORTED = ("inception", "lpips", "clip")  # from originals; a CLIP is trained here where the domain says how large
 ALONE = 32  # pictures that a single text is measured on where there is no matrix
-STAGES = {"mapper": "mapper", "relevance": "relevance", "s_stats": "cache"}  # of dvc.yaml that make what is not trained
+STAGES = {  # of dvc.yaml that make what is not trained
+    **{name: name for name in ("mapper", "mapper_wplus", "relevance")},
+    "s_stats": "cache",
+}
 
 
 class Backbones:
@@ -52,9 +59,9 @@ class Backbones:
         return self.shipped(name)
 
     def shipped(self, name: str) -> Path:
-        """The file under data/pretrained/<domain>/; the statistics of s lie beside the mapper."""
-        if name == "s_stats":
-            return self.root / Path(self.domain.mapper.path).with_name("s_stats.safetensors")
+        """The file under data/pretrained/<domain>/."""
+        if name in BESIDE_MAPPER:
+            return self.root / Path(self.domain.mapper.path).with_name(f"{name}.safetensors")
         return self.root / self.domain.weights(name).path
 
     def absent(self, name: str) -> str | None:
@@ -153,6 +160,12 @@ class Backbones:
         from pipeline import mapper
 
         return self._network("mapper", lambda meta: mapper.build(meta["model"]))
+
+    @cached_property
+    def mapper_wplus(self) -> DeltaMapper:
+        from pipeline import mapper
+
+        return self._network("mapper_wplus", lambda meta: mapper.build(meta["model"]))
 
     @cached_property
     def relevance(self) -> Tensor:

@@ -68,6 +68,14 @@ CLAIMS = (
         ("reached", "kept", "identity", "counterfactual_gain"),
     ),
     Claim(
+        "style_space",
+        "Moving style channels edits better than moving w+ (neither masked)",
+        "table I, ablation",
+        "deltaedit_g_unmasked",
+        "deltaedit_g_wplus",
+        ("reached", "kept", "identity", "counterfactual_gain"),
+    ),
+    Claim(
         "relevance_mask",
         "Masking channels (by relevance, and here by agreement) keeps what the text does not name",
         "figure 12",

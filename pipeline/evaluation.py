@@ -132,7 +132,7 @@ def evaluate(
 
     # Threads: most of it is torch, numpy and the decoding of pictures, which let one another run. Inception, which
     # judges photographs, is not made for several.
-    together = workers.count() if truth is not None and backbones.device == "cpu" else 1
+    together = workers.count() if truth is not None else 1
     with ThreadPoolExecutor(together) as pool:
         for name, (scored, numbers, again) in zip(edits, pool.map(judge, edits), strict=True):
             found["diffusion"]["reconstruction"] |= again

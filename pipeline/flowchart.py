@@ -14,6 +14,7 @@ STAGES = (  # the order of the workflow (design.md section 3), for tables
     "cache",
     "relevance",
     "mapper",
+    "mapper_wplus",
     "diffusion",
     "edit_latent",
     "edit_baseline",

@@ -113,31 +113,33 @@ def losses(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
-def pairs(s: Tensor, clip: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pairs(
+    s: Tensor, clip: Tensor, first: Tensor, second: Tensor, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows `first` and `second` of the codes -> s of the first, the condition, and delta_s to reach the second."""
-    s_first, s_second = s[first].float(), s[second].float()
-    told = condition(clip[first], delta(clip[first], clip[second]))
-    return s_first, told, s_second - s_first
+    s_first, s_second, one, other = (codes[rows].to(device) for codes in (s, clip) for rows in (first, second))
+    s_first, s_second = s_first.float(), s_second.float()
+    return s_first, condition(one, delta(one, other)), s_second - s_first
 
 
 class Trainer:
     """One step of the training: Adam, random pairs; see `pipeline.training.fit`."""
 
-    def __init__(self, s: Tensor, clip: Tensor, layout: StyleLayout, params: MapperParams) -> None:
-        """s [N,S] float16 and clip [N,E] of the training rows."""
+    def __init__(self, s: Tensor, clip: Tensor, layout: StyleLayout, params: MapperParams, device: str = "cpu") -> None:
+        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the mapper is on `device`."""
         if params.loss not in ("code", "paper"):
             raise ValueError(f"mapper.loss is '{params.loss}': 'code' or 'paper' is expected")
         torch.manual_seed(params.seed)
-        self.s, self.clip, self.params = s, clip, params
-        self.mapper = DeltaMapper(layout, clip.shape[1])
+        self.s, self.clip, self.params, self.device = s, clip, params, torch.device(device)
+        self.mapper = DeltaMapper(layout, clip.shape[1]).to(device)
         self.adam = torch.optim.Adam(self.mapper.parameters(), lr=params.lr, fused=True)
         self.parts = {"mapper": self.mapper, "adam": self.adam}
 
     def step(self, number: int) -> Metrics:
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
-        s, told, target = pairs(self.s, self.clip, first, second)
-        with torch.autocast(s.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
+        s, told, target = pairs(self.s, self.clip, first, second, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
             predicted = self.mapper(s, told)
         values = losses(predicted.float(), target)
         (values[self.params.loss] + values["cosine"]).backward()
@@ -152,7 +154,7 @@ def validate(mapper: DeltaMapper, s: Tensor, clip: Tensor, count: int = 2048, se
     """On `count` fixed pairs of unseen codes: cosine, mean squared error, share of delta_s's variance explained."""
     generator = generator_for(seed, -1)
     first, second = (batch_rows(len(s), count, generator) for _ in range(2))
-    style, told, target = pairs(s, clip, first, second)
+    style, told, target = pairs(s, clip, first, second, next(mapper.parameters()).device)
     predicted = torch.cat([mapper(a, b) for a, b in zip(style.split(256), told.split(256), strict=True)])
     mse = (predicted - target).square().mean()
     return {

@@ -52,3 +52,8 @@ class StyleLayout:
         dims = self.level_dims()
         coarse, medium, fine = (sum(dims.get(level, ())) for level in LEVELS)
         return coarse, medium, fine
+
+
+def w_plus_layout(rows: int, dim: int) -> StyleLayout:
+    """W+ [L,D] as if it were a style code: a layer per row, in the levels of StyleCLIP's mapper (0-3, 4-7, rest)."""
+    return StyleLayout((dim,) * rows, split=(4, 8))

@@ -13,6 +13,7 @@ from pipeline.values import Direction, InputError
 from stages._run import Networks, Stage
 
 BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
+BLOCK_ON_GPU = 128  # where starting an operation costs more than twelve pictures in it
 
 
 class Tool(NamedTuple):
@@ -63,10 +64,11 @@ def people(module: Any, scale: editing.Scale) -> int:
 def shared_out(stage: Stage, tool: Tool, meta: dict[str, Any], left: int) -> list[Job]:
     """The first `left` test people in blocks."""
     jobs, files = [], stage.files
+    block = BLOCK if stage.networks.device == "cpu" else BLOCK_ON_GPU
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
         ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
         left -= len(ids)
-        blocks = [tuple(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
+        blocks = [tuple(ids[start : start + block]) for start in range(0, len(ids), block)]
         jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
     return jobs
 

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from pipeline import artefacts, mapper, progress, training, weights
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline import artefacts, mapper, params, progress, training, weights
+from pipeline.stylespace import StyleLayout
 from stages._run import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 500, 50  # steps
 
 
-def main(stage: Stage) -> None:
-    params, files = stage.params(mapper.MapperParams), stage.files
-    layout = stage.networks.load().generator.layout
-    chosen = {"fake": ("fake",), "real": ("real",), "both": ("fake", "real")}[params.source]
-
-    def rows(split: str) -> dict:
-        return artefacts.read(files.codes, "codes", ["s", "clip"], {"source": chosen, "split": split})
-
-    with stage.tracked(params) as tracked, stage.work(params) as unit:
-        codes, unseen, curve = rows("train"), rows("val"), training.Curve(ROW_EVERY)
-        trainer = mapper.Trainer(codes["s"][: params.rows], codes["clip"][: params.rows], layout, params)
+def train(
+    stage: Stage,
+    layout: StyleLayout,
+    codes: Callable[[str, tuple[str, ...]], tuple[Tensor, Tensor]],
+    made: Path,
+) -> None:
+    """Train a mapper on codes(split, sources) -> codes [N,S] of `layout` and clip [N,E]; write it to `made`."""
+    section = params.section(mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
+    chosen = {"fake": ("fake",), "real": ("real",), "both": ("fake", "real")}[section.source]
+    with stage.tracked(section) as tracked, stage.work(section) as unit:
+        (s, clip), unseen, curve = codes("train", chosen), codes("val", chosen), training.Curve(ROW_EVERY)
+        trainer = mapper.Trainer(s[: section.rows], clip[: section.rows], layout, section, stage.networks.device)
         checkpoint = unit.path("checkpoint.pt")
-        fit = training.fit(trainer.step, trainer.parts, params.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)
-        for _ in progress.track(fit, params.steps, "mapper", unit="steps"):
+        fit = training.fit(trainer.step, trainer.parts, section.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)
+        for _ in progress.track(fit, section.steps, stage.name, unit="steps"):
             pass
-        found = mapper.validate(trainer.mapper.eval(), unseen["s"], unseen["clip"])
+        found = mapper.validate(trainer.mapper.eval(), *unseen)
         stage.save_curve(unit, curve)
-        numbers = mapper.numbers(layout, codes["clip"].shape[1])
-        meta = {**stage.meta(params, "generator", "clip"), "model": numbers, "validation": found}
+        numbers = mapper.numbers(layout, clip.shape[1])
+        meta = {**stage.meta(section, "generator", "clip"), "model": numbers, "validation": found}
         weights.save(unit.path("mapper"), trainer.mapper.state_dict(), meta)
         unit.mark("mapper")
         stage.log_curve(tracked, curve)
         stage.log(tracked, found)
-        unit.publish({"mapper": files.mapper, "curve": files.curve("mapper")})
+        unit.publish({"mapper": made, "curve": stage.files.curve(stage.name)})
+
+
+def main(stage: Stage) -> None:
+    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        found = artefacts.read(stage.files.codes, "codes", ["s", "clip"], {"source": sources, "split": split})
+        return found["s"], found["clip"]
+
+    train(stage, stage.networks.load().generator.layout, codes, stage.files.mapper)
 
 
 if __name__ == "__main__":

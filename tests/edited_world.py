@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pipeline import domains, editors, params, portraits, weights
 from pipeline.backbones import Backbones
+from pipeline.stylespace import w_plus_layout
 from pipeline.values import Edited, ImagePair, Source, TextPair
 
 PEOPLE = 5
@@ -21,7 +22,7 @@ PROMPT = TextPair("face", "face with red hair", "hair_color", "red")
 
 @pytest.fixture(scope="module")
 def project(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project with what its DAG would add: statistics of s, a mapper and a relevance matrix, at random.
+    """The tiny project with what its DAG would add: statistics of s, mappers and a relevance matrix, at random.
 
     The denoiser gets random weights as well: an untrained one begins with zeros and does not listen to s.
     """
@@ -46,8 +47,10 @@ def project(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in network.parameters():
         parameter.normal_(std=0.1)
     denoiser.save(folder / "denoiser.safetensors", network)
-    meta = {"model": numbers(layout, dim)}
-    weights.save(folder / "mapper.safetensors", DeltaMapper(layout, dim).state_dict(), meta, half=False)
+    rows = w_plus_layout(networks.generator.num_ws, networks.generator.style_dim)
+    for name, codes in (("mapper", layout), ("mapper_wplus", rows)):
+        meta = {"model": numbers(codes, dim)}
+        weights.save(folder / f"{name}.safetensors", DeltaMapper(codes, dim).state_dict(), meta, half=False)
     return root
 
 

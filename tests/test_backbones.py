@@ -110,7 +110,7 @@ def test_a_clip_is_trained_where_the_domain_says_how_large(project: Path) -> Non
     assert commands(project, "clip").endswith("run `deltaspace pretrain tiny clip`")
 
 
-@pytest.mark.parametrize(("name", "stage"), [("mapper", "mapper"), ("relevance", "relevance")])
+@pytest.mark.parametrize(("name", "stage"), [(name, name) for name in ("mapper", "mapper_wplus", "relevance")])
 def test_a_missing_artefact_names_the_stage_that_makes_it(name: str, stage: str, project: Path) -> None:
     assert commands(project, name).endswith(f"run `dvc repro {stage}@tiny`")
     outputs = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["outs"]
@@ -136,7 +136,7 @@ def test_another_networks_file_is_refused_by_name(name: str, project: Path) -> N
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "mapper", "relevance", "s_stats"])
+@pytest.mark.parametrize("name", [*NETWORKS, "mapper", "mapper_wplus", "relevance", "s_stats"])
 def test_a_file_of_unknown_origin_is_refused_by_name(name: str, project: Path) -> None:
     weights.save(shipped(project, name), {"x": torch.zeros(2)}, {})
     with pytest.raises(InputError, match=rf"{name}.safetensors does not hold"):

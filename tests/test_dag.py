@@ -35,11 +35,15 @@ def tell():
 if "WATCHED" in os.environ:
     atexit.register(tell)
 """
-ALL = {"prepare", "sample", "invert", "cache", "relevance", "mapper", "diffusion", "evaluate", "report"}
+ALL = {
+    *("prepare", "sample", "invert", "cache", "relevance", "mapper", "mapper_wplus", "diffusion"),
+    *("evaluate", "report"),
+}
 EDITS = {
     "edit_latent@tiny-deltaedit_g",
     "edit_latent@tiny-deltaedit_gr",
     "edit_latent@tiny-deltaedit_g_unmasked",
+    "edit_latent@tiny-deltaedit_g_wplus",
     "edit_latent@tiny-straightforward",
     "edit_baseline@tiny-identity_editor",
     "edit_baseline@tiny-counterfactual",
@@ -151,11 +155,8 @@ def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follo
     before = content(root / "data/tiny/edits/styleclip_gd")
     assert ran(shell(root, "dvc", "exp", "run", "--set-param", "mapper.lr=0.1")) == {
         "mapper@tiny",
-        "edit_latent@tiny-deltaedit_g",
-        "edit_latent@tiny-deltaedit_gr",
-        "edit_latent@tiny-deltaedit_g_unmasked",
-        "edit_latent@tiny-straightforward",
-        *(edit for edit in EDITS if edit.startswith("edit_diffusion")),
+        "mapper_wplus@tiny",
+        *(edit for edit in EDITS if edit.startswith(("edit_latent", "edit_diffusion"))),
         "evaluate@tiny",
         "report@tiny",
     }
@@ -194,6 +195,7 @@ def finished(root: Path, stage: str) -> dict[str, Path]:
         ("cache", "codes/shard-00001.parquet", ("codes", "s_stats.safetensors")),
         ("relevance", "rows/shard-00000.safetensors", ("relevance.safetensors",)),
         ("mapper", "checkpoint.pt", ("mapper.safetensors", "curves/mapper.csv")),
+        ("mapper_wplus", "checkpoint.pt", ("mapper_wplus.safetensors", "curves/mapper_wplus.csv")),
         ("diffusion", "checkpoint.pt", ("diffusion.safetensors", "curves/diffusion.csv")),
     ],
 )

@@ -138,6 +138,19 @@ def test_without_its_mask_deltaedit_moves_every_channel_by_the_mappers_answer(wo
     assert unmasked.s is not None and torch.equal(unmasked.s, expected.s)
 
 
+def test_in_w_plus_rows_are_moved_and_colours_follow(world: Backbones, source: Source) -> None:
+    result = edited("deltaedit_g_wplus", world, source, PROMPT, 0.5)
+    delta = world.direction_delta(PROMPT.source, PROMPT.target)
+    told = torch.cat([F.normalize(source.clip, dim=1), F.normalize(delta, dim=0).expand(len(source.clip), -1)], dim=1)
+    with torch.no_grad():
+        w_plus = source.w_plus + 0.5 * world.mapper_wplus(source.w_plus.flatten(1), told).reshape(source.w_plus.shape)
+        expected = world.generator(w_plus)
+        layer_colours = world.generator.synthesis(world.generator.styles(w_plus), source.w_plus)
+    torch.testing.assert_close(result.images, expected, atol=1e-4, rtol=1e-4)
+    assert (result.images - layer_colours).abs().max() > 1e-3
+    torch.testing.assert_close(result.s, world.generator.styles(w_plus), atol=1e-4, rtol=1e-4)
+
+
 def test_the_straightforward_editor_puts_the_text_where_the_second_picture_was(
     world: Backbones, source: Source
 ) -> None:

@@ -70,7 +70,8 @@ def test_an_editor_says_its_stage_its_needs_and_its_parameters(name: str, world:
     module = editors.module(name)
     groups = params.load_yaml(world.root)["editors"]
     assert name in groups[module.KIND] or not any(name in group for group in groups.values())
-    assert set(module.NEEDS) <= {"generator", "encoder", "clip", "denoiser", "mapper", "relevance", "s_stats"}
+    known = {"generator", "encoder", "clip", "denoiser", "mapper", "mapper_wplus", "relevance", "s_stats"}
+    assert set(module.NEEDS) <= known
     assert "strength" in {field.name for field in fields(module.Params)}
     with pytest.raises(AttributeError):
         settings_of(name, world).strength = 2.0
