@@ -62,6 +62,7 @@ def test_what_was_trained_is_read_by_the_pipeline(name: str, trained: Path) -> N
         "clip": lambda net: torch.cat([net.embed_images(images), net.embed_texts(["face", "red hair", ""])]),
         "identity": lambda net: net(images),
         "oracle": lambda net: torch.cat(list(net(images).values()), dim=1),
+        "oracle2": lambda net: torch.cat(list(net(images).values()), dim=1),
         "encoder": lambda net: net(images),
         "denoiser": lambda net: net(
             images, torch.tensor([1, 500, 999]), torch.randn(3, networks.generator.layout.size)
@@ -198,11 +199,11 @@ def leaves(state: Any) -> list[Tensor]:
     return [torch.tensor(float(state))] if isinstance(state, int | float) else []
 
 
-@pytest.mark.parametrize("name", ["identity", "oracle", "clip"])
+@pytest.mark.parametrize("name", ["identity", "oracle", "oracle2", "clip"])
 def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_path: Path) -> None:
     plan = session.plan(domain_at(trained), name)
     data = renders.Renders(trained, R, PEOPLE if name == "identity" else None)
-    people = {"people": PEOPLE, "margin": 0.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
+    people = {"people": PEOPLE, "scale": 4.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
     steps = import_module(f"pretrain.{name}").steps
     loop = steps(plan.model, data, tmp_path / "state.pt", 40 * 16, batch=16, lr=5e-3, **people)
     losses = [metrics["loss"] for _, metrics, _ in loop]
