@@ -85,6 +85,7 @@ class LandmarkTrunk(nn.Module):
         self.blocks = nn.ModuleList([Block(widths[0], widths[0], 1), *(Block(a, b, 2) for a, b in pairs)])
         self.landmarks = nn.ModuleList([Landmarks(width, landmarks) for width in widths[-2:]])
         self.width = widths[-1] + 2 * landmarks * len(self.landmarks)
+        self.norm = nn.BatchNorm1d(self.width)  # places differ by hundredths, and would be learnt last
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -92,7 +93,7 @@ class LandmarkTrunk(nn.Module):
         for block in self.blocks:
             maps.append(block(maps[-1]))
         places = [find(seen) for find, seen in zip(self.landmarks, maps[-len(self.landmarks) :], strict=True)]
-        return torch.cat([maps[-1].float().mean(dim=(2, 3)), *places], dim=1)
+        return self.norm(torch.cat([maps[-1].float().mean(dim=(2, 3)), *places], dim=1))
 
 
 class IdentityNet(nn.Module):

@@ -70,8 +70,9 @@ class Truth:
     """The counterfactuals of N cases, rendered once and seen through the networks.
 
     index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
-    attributes: the names of the A that the oracle reads, in its order. Of them: answers [N,A] indices of the true values; counted [N,A] those that can
-    be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N] its value.
+    attributes: the names of the A that the oracle reads, in its order. Of them: answers [N,A] indices of the true
+    values; counted [N,A] those that can be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N]
+    its value.
     identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's. Of a network that is not here: [0,1].
     """
 

@@ -95,7 +95,9 @@ def steps(
             facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
         progress = min(1.0, number * batch / images)
         for group in adam.param_groups:
-            group["lr"] = lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
+            group["lr"] = (
+                lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
+            )
         person, rows = pairs(len(facts.numbers), people, batch, device)
         with torch.autocast(kind, torch.bfloat16):
             features = net.trunk(degrade(told.images(rows)))
@@ -106,7 +108,12 @@ def steps(
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.update(net, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        return {"loss": loss.item(), "geometry": 12 * drawn.item(), "top1": right.item(), "scale": sharp[0].exp().item()}
+        return {
+            "loss": loss.item(),
+            "geometry": 12 * drawn.item(),
+            "top1": right.item(),
+            "scale": sharp[0].exp().item(),
+        }
 
     parts = {"net": net, "reader": reader, "sharp": sharp, "ema": ema, "adam": adam}
     for done, metrics in fit(step, parts, images // batch, state, every=100, seconds=seconds):

@@ -20,6 +20,7 @@ from pretrain.facts import HIDDEN
 from pretrain.pictures import Held
 from pretrain.renders import Renders
 
+
 def steps(
     numbers: dict[str, Any],
     data: Renders,
@@ -53,7 +54,9 @@ def steps(
             facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
         progress = min(1.0, number * batch / images)
         for group in adam.param_groups:
-            group["lr"] = lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
+            group["lr"] = (
+                lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
+            )
         rows = torch.randint(len(facts.values), (batch,), device=device)
         truth, pictures = facts.labels(rows), degrade(told.images(rows))
         with torch.autocast(kind, torch.bfloat16):
