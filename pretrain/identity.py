@@ -76,7 +76,8 @@ def steps(
     """
     torch.manual_seed(0)
     kind = torch.device(device).type
-    net = IdentityNet(**{**numbers, "widths": tuple(numbers["widths"])}).to(device)
+    net = IdentityNet(**{**numbers, "widths": tuple(numbers["widths"])})
+    net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     told = Held(data, device)
     facts = data.facts().to(device)
     sharp = nn.ParameterList([nn.Parameter(torch.tensor(math.log(scale), device=device))])

@@ -207,8 +207,8 @@ def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_
     data = renders.Renders(trained, R, PEOPLE if name == "identity" else None)
     people = {"people": PEOPLE, "scale": 4.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
     steps = import_module(f"pretrain.{name}").steps
-    lr = 2e-2 if name == "oracle2" else 5e-3
-    loop = steps(plan.model, data, tmp_path / "state.pt", 40 * 16, batch=16, lr=lr, **people)
+    count = 160 if name == "oracle2" else 40  # eight numbers per token, and none of its layers has batch norm
+    loop = steps(plan.model, data, tmp_path / "state.pt", count * 16, batch=16, lr=5e-3, **people)
     losses = [metrics["loss"] for _, metrics, _ in loop]
     assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
 
