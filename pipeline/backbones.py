@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.irse import FaceNet
     from pipeline.mapper import DeltaMapper
     from pipeline.perception import Inception, Lpips
-    from pipeline.recognition import IdentityNet, Oracle
+    from pipeline.recognition import IdentityNet, Reader
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 BESIDE_MAPPER = ("mapper_wplus", "s_stats")  # in no domain file
@@ -132,10 +132,16 @@ class Backbones:
         return self._network("identity", lambda meta: recognition.build(meta["model"]))
 
     @cached_property
-    def oracle(self) -> Oracle:
+    def oracle(self) -> Reader:
         from pipeline import recognition
 
-        return self._network("oracle", lambda meta: recognition.Oracle(**meta["model"]))
+        return self._network("oracle", lambda meta: recognition.reader(meta["model"]))
+
+    @cached_property
+    def oracle2(self) -> Reader:
+        from pipeline import recognition
+
+        return self._network("oracle2", lambda meta: recognition.reader(meta["model"]))
 
     @cached_property
     def inception(self) -> Inception:

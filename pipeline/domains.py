@@ -11,8 +11,9 @@ from pipeline import params
 from pipeline.values import InputError, nearest
 
 NETWORKS = ("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance")
-NETWORKS += ("inception", "lpips")
-OF_TRUTH, OF_PHOTOGRAPHS = ("oracle",), ("inception", "lpips")  # what judges edits where truth is known, and where not
+NETWORKS += ("inception", "lpips", "oracle2")
+OF_TRUTH = ("oracle", "oracle2")  # what judges edits where truth is known
+OF_PHOTOGRAPHS = ("inception", "lpips")  # and where it is not
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Domain:
     relevance: Weights
     inception: Weights
     lpips: Weights
+    oracle2: Weights
     renderer: Literal["portraits"] | None = None
     aligned: Literal["ffhq"] | None = None
     clip_normalise: bool = True

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 FRAMES = ("identity_editor", "counterfactual")  # the two rows between which every editor lies
 AGAINST_TRUTH = (
     *("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input"),
-    *("outside_psnr", "mask_iou"),
+    *("outside_psnr", "mask_iou", "reached_oracle2", "kept_oracle2"),
 )
 AGAINST_INPUT = ("psnr_input", "identity_input", "lpips_input", "clip_direction")
 NEEDS_TRUTH = {"reached": "oracle", "kept": "oracle", "fid_oracle": "oracle", "identity": "identity"}  # which network
+NEEDS_TRUTH |= {"reached_oracle2": "oracle2", "kept_oracle2": "oracle2"}
 NEEDS = {"identity_input": "identity"}
 NEEDS_PHOTOGRAPHS = {"lpips_input": "lpips", "fid": "inception"}
 PER_PROMPT = ("reached", "kept", "identity", "psnr", "counterfactual_gain", "clip_direction")
@@ -100,6 +101,7 @@ def evaluate(
     found: dict[str, Any] = {
         "domain": backbones.domain.name,
         "oracle": {},
+        "oracle2": {},
         "generator": {},
         "clip": {},
         "identity": {},
@@ -113,7 +115,8 @@ def evaluate(
     if truth is not None and walk is not None and w_plus is not None:
         found["diffusion"]["style_matters"] = styled.style_matters(backbones, test, w_plus, walk, draws)
     if truth is not None:
-        found["oracle"] = foundations.oracle_metrics(backbones, test, batch, draws)
+        for name in ("oracle", "oracle2"):
+            found[name] = foundations.oracle_metrics(backbones, test, batch, draws, name)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
         if fakes is not None:
             found["generator"] = foundations.generator_metrics(backbones, test, fakes, batch, draws)
@@ -141,6 +144,8 @@ def evaluate(
                 if name == reconstructor:
                     found["diffusion"]["evaluations_per_edit"] = numbers["evaluations"]
                 frames.append(scored.frame)
+    if differences := _differences(found["editors"]):
+        found["oracle2"]["largest_difference"] = metrics.leaf(max(differences))
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
     taught = {text for text, prompt in prompts.items() if prompt.split == "seen"}
     found["claims"] = claims.tested(found, scores, taught, draws)
@@ -267,6 +272,16 @@ def _editor_metrics(
         | {"people": metrics.leaf(int((column == i).sum()))}
         for i, text in enumerate(texts)
     }
+    return found
+
+
+def _differences(editors: Mapping[str, Any]) -> list[float]:
+    """How far the second oracle's shares reached and kept are from the first's: two numbers per editor."""
+    found = []
+    for row in editors.values():
+        for first, second in zip(*scoring.READERS.values(), strict=True):
+            one, other = (row.get(name, {}).get("value") for name in (first, second))
+            found += [abs(one - other)] if one is not None and other is not None else []
     return found
 
 

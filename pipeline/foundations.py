@@ -20,6 +20,7 @@ from pipeline.metrics import Draws, Leaf
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
     from pipeline.domains import Prompt
+    from pipeline.recognition import Reader
     from pipeline.truth import TestSet, Truth
 
 RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
@@ -40,14 +41,21 @@ def clip_units(backbones: Backbones, images: Tensor, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def oracle_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
-    """Class-balanced accuracy of each attribute where it can be seen; `mean` and `min` over attributes; `chance`."""
-    if note := backbones.absent("oracle"):
+def oracle_metrics(
+    backbones: Backbones, test: TestSet, batch: int, draws: Draws, name: str = "oracle"
+) -> dict[str, Any]:
+    """Class-balanced accuracy of each attribute where it can be seen; `mean` and `min` over attributes; `chance`.
+
+    name: which of a domain's oracles.
+    """
+    if note := backbones.absent(name):
         return {"mean": metrics.absent(note)}
-    truth, seen = true_values(test, backbones.oracle.attributes)
-    parts = [backbones.oracle.read(test.images[part].to(backbones.device)) for part in batches(len(test.ids), batch)]
-    read = {name: torch.cat([part[name].cpu() for part in parts]).numpy() for name in truth}
-    return _balanced({name: np.where(seen[name], read[name] == truth[name], np.nan) for name in truth}, truth, draws)
+    reader: Reader = getattr(backbones, name)
+    truth, seen = true_values(test, reader.attributes)
+    parts = [reader.read(test.images[part].to(backbones.device)) for part in batches(len(test.ids), batch)]
+    read = {asked: torch.cat([part[asked].cpu() for part in parts]).numpy() for asked in truth}
+    right = {asked: np.where(seen[asked], read[asked] == truth[asked], np.nan) for asked in truth}
+    return _balanced(right, truth, draws)
 
 
 @torch.no_grad()

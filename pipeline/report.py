@@ -24,6 +24,7 @@ from pipeline.showcase import label
 from pipeline.values import InputError
 
 SHOWN_PEOPLE, SHOWN_PROMPTS, SHOWN_SKIPPED = 4, 10, 200
+WITHIN = 0.03  # shares by two oracles that agree
 HINT = "run `dvc repro`"
 
 
@@ -67,6 +68,15 @@ EDITOR_COLUMNS = (
 )
 FOUNDATIONS = (
     ("Oracle", ("oracle",), (("mean", "accuracy", 3), ("min", "weakest attribute", 3), ("chance", "chance", 3))),
+    (
+        "Second oracle, another architecture",
+        ("oracle2",),
+        (
+            ("mean", "accuracy", 3),
+            ("min", "weakest attribute", 3),
+            ("largest_difference", "largest difference to the first, of any editor's share reached or kept", 3),
+        ),
+    ),
     (
         "Generator",
         ("generator",),
@@ -160,6 +170,7 @@ def page(domain: Domain, root: Path) -> str:
         foundations=_foundations(found),
         given_back=_given_back(found),
         given_back_columns=GIVEN_BACK_COLUMNS,
+        confirmed=_confirmed(found),
         attributes=_attributes(found),
         gallery=_gallery(domain, layout, editors),
         curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in charts.curves(path)],
@@ -270,6 +281,14 @@ def _attributes(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     oracle, clip = (found[network].get("attributes", {}) for network in ("oracle", "clip"))
     names = dict.fromkeys([*oracle, *clip])
     return [{"name": name.replace("_", " "), "oracle": oracle.get(name), "clip": clip.get(name)} for name in names]
+
+
+def _confirmed(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whether the second oracle's shares are within `WITHIN` of the first's; None where it was not asked."""
+    leaf = found.get("oracle2", {}).get("largest_difference", {})
+    if leaf.get("value") is None:
+        return None
+    return {"points": 100 * leaf["value"], "within": 100 * WITHIN, "holds": leaf["value"] <= WITHIN}
 
 
 def _flat(node: Any, path: str = "") -> list[tuple[str, str]]:

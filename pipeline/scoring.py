@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.backbones import Backbones
+    from pipeline.recognition import Reader
+
+READERS = {"oracle": ("reached", "kept"), "oracle2": ("reached_oracle2", "kept_oracle2")}  # what each is asked
 
 
 def rows(
@@ -84,7 +87,7 @@ def score(
     features: list[np.ndarray] = []
     numbers: list[int] = []
     cloud = Cloud()
-    have = {name for name in ("identity", "oracle", "lpips", "inception") if not backbones.absent(name)}
+    have = {name for name in ("identity", "oracle", "oracle2", "lpips", "inception") if not backbones.absent(name)}
     for part in rows(path, ("id", "prompt", "strength", "image", "mask", "evaluations"), batch):
         chosen = [
             i
@@ -122,15 +125,12 @@ def score(
             cases = [truth.index[pair] for pair in zip(ids, texts, strict=True)]
             goal = truth.images(cases)
             psnr = metrics.psnr(edited, goal)
-            if "oracle" in have:
-                seen = backbones.oracle.features(onto)
-                logits = backbones.oracle.logits(seen)
-                read = torch.stack([logits[name].argmax(1) for name in backbones.oracle.attributes], dim=1).cpu()
-                columns["reached"] = metrics.reached(
-                    read.gather(1, truth.column[cases, None])[:, 0], truth.wanted[cases]
-                )
-                columns["kept"] = metrics.kept(read, truth.answers[cases], truth.counted[cases])
-                features.append(seen.float().cpu().numpy())
+            for name in have & READERS.keys():
+                reader: Reader = getattr(backbones, name)
+                seen = reader.features(onto)
+                columns |= zip(READERS[name], read(reader, seen, truth, cases), strict=True)
+                if name == "oracle":
+                    features.append(seen.float().cpu().numpy())
             if identity is not None:
                 columns["identity"] = metrics.cosine(identity, truth.identity[cases])
             columns |= {
@@ -153,6 +153,14 @@ def score(
         numbers,
         cloud,
     )
+
+
+def read(reader: Reader, seen: Tensor, truth: Truth, cases: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(reached, kept) [n] each, of edits whose features a reader has seen [n,F]; cases: their numbers in the truth."""
+    logits = reader.logits(seen)
+    values = torch.stack([logits[name].argmax(1) for name in truth.attributes], dim=1).cpu()
+    asked = values.gather(1, truth.column[cases, None])[:, 0]
+    return metrics.reached(asked, truth.wanted[cases]), metrics.kept(values, truth.answers[cases], truth.counted[cases])
 
 
 def _psnr_unedited(ids: Sequence[int], unedited: Mapping[int, np.ndarray], goal: Tensor) -> Tensor:

@@ -70,12 +70,14 @@ class Truth:
     """The counterfactuals of N cases, rendered once and seen through the networks.
 
     index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
-    Of the oracle's A attributes, in its order: answers [N,A] indices of the true values; counted [N,A] those that can
-    be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N] its value.
+    attributes: the names of the A that the oracle reads, in its order. Of them: answers [N,A] indices of the true
+    values; counted [N,A] those that can be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N]
+    its value.
     identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's. Of a network that is not here: [0,1].
     """
 
     index: dict[tuple[int, str], int]
+    attributes: tuple[str, ...]
     renders: np.ndarray
     answers: Tensor
     counted: Tensor
@@ -128,6 +130,7 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
         _check(case.prompt, names)
     return Truth(
         index={(case.row_id, case.prompt.text): n for n, case in enumerate(found)},
+        attributes=tuple(names),
         renders=renders,
         answers=torch.tensor([[names[name].index(row[name]) for name in names] for row in values]).reshape(
             -1, len(names)

@@ -9,27 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from pipeline import portraits
+from pipeline import portraits, recognition
 from pipeline.domains import Domain
-from pipeline.recognition import Oracle
+from pipeline.recognition import Reader
 from pipeline.training import Ema, Metrics, fit
 from pretrain import session
 from pretrain.augment import degrade
+from pretrain.facts import HIDDEN
+from pretrain.pictures import Held
 from pretrain.renders import Renders
-
-HIDDEN = -100  # cross entropy's own sign for "no label"
-
-
-def labels(people: list[portraits.Portrait]) -> dict[str, Tensor]:
-    """attribute -> index of the value [B], HIDDEN where the picture cannot show it."""
-    truths = [portraits.attributes(person) for person in people]
-    seen = [portraits.visible(person) for person in people]
-    return {
-        name: torch.tensor([values.index(t[name]) if v[name] else HIDDEN for t, v in zip(truths, seen, strict=True)])
-        for name, values in portraits.ATTRIBUTES.items()
-    }
 
 
 def steps(
@@ -40,25 +29,37 @@ def steps(
     batch: int = 128,
     lr: float = 2e-3,
     ema_images: float = 20_000,
+    warmup: int = 0,
+    decay: float = 0.02,
     seconds: float | None = None,
     device: str = "cpu",
-) -> Iterator[tuple[int, Metrics, Oracle]]:
-    """Yield (images seen, loss and batch accuracy, averaged network); cosine schedule over `images`."""
+) -> Iterator[tuple[int, Metrics, Reader]]:
+    """Yield (images seen, loss and batch accuracy, averaged network).
+
+    warmup: steps until the learning rate is `lr`, which then falls as a cosine over `images`. decay: of weights.
+    """
     torch.manual_seed(0)
-    oracle = Oracle(tuple(numbers["widths"]), portraits.ATTRIBUTES).to(device)
+    kind = torch.device(device).type
+    oracle = recognition.reader({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
+    told = Held(data, device)
+    facts = data.facts().to(device)
     ema = Ema(oracle)
-    adam = torch.optim.AdamW(oracle.parameters(), lr=lr, weight_decay=0.02, fused=True)
+    adam = torch.optim.AdamW(oracle.parameters(), lr=lr, weight_decay=decay, fused=True)
 
     def step(number: int) -> Metrics:
+        nonlocal facts
         torch.manual_seed(number)
         if number % 100 == 0:
-            data.refresh()
+            told.refresh()
+            facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
+        progress = min(1.0, number * batch / images)
         for group in adam.param_groups:
-            group["lr"] = lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * min(1.0, number * batch / images)))
-        rows = torch.randint(len(data), (batch,))
-        truth = {name: value.to(device) for name, value in labels(list(data.people(rows))).items()}
-        pictures = degrade(data.images(rows).to(device))
-        with torch.autocast(device, torch.bfloat16):
+            group["lr"] = (
+                lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
+            )
+        rows = torch.randint(len(facts.values), (batch,), device=device)
+        truth, pictures = facts.labels(rows), degrade(told.images(rows))
+        with torch.autocast(kind, torch.bfloat16):
             logits = oracle(pictures)
         losses = [F.cross_entropy(logits[name].float(), truth[name], ignore_index=HIDDEN) for name in truth]
         loss = torch.stack(losses).mean()
@@ -82,18 +83,23 @@ def train(
     images: int | None = None,
     resume: bool = True,
     device: str = "cpu",
+    name: str = "oracle",
 ) -> None:
-    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = session.plan(domain, "oracle", images)
-    data = session.drawn(domain, root, plan.renders)
-    state = session.state(domain, root, "oracle", resume, {"oracle": "oracle", "ema": "oracle"})
-    loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
-    session.follow(loop, plan.images, "oracle")
-    promote(domain, root)
+    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result.
+
+    name: which of a domain's oracles. `people` among its options: learn from the same pictures as the identity network.
+    """
+    plan = session.plan(domain, name, images)
+    options = dict(plan.options)
+    data = session.drawn(domain, root, plan.renders, options.pop("people", None))
+    state = session.state(domain, root, name, resume, {"oracle": name, "ema": name})
+    loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **options)
+    session.follow(loop, plan.images, name)
+    promote(domain, root, name)
 
 
-def promote(domain: Domain, root: Path) -> Path:
+def promote(domain: Domain, root: Path, name: str = "oracle") -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = session.averaged(domain, root, "oracle")
-    model = {**session.plan(domain, "oracle").model, "attributes": portraits.ATTRIBUTES}
-    return session.publish(domain, root, "oracle", tensors, model, steps=done)
+    tensors, done = session.averaged(domain, root, name)
+    model = {**session.plan(domain, name).model, "attributes": portraits.ATTRIBUTES}
+    return session.publish(domain, root, name, tensors, model, steps=done)

@@ -10,13 +10,17 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline import portraits
+from pretrain import facts
+from pretrain.facts import Facts
 from pretrain.pictures import Pictures, floats
 
 FIRST_ID = 1_000_000  # design.md section 4: people of the benchmark have smaller ids
 CHUNK = 5_000
+FACTS = ".facts.npz"
 
 
 def folder(root: Path, resolution: int, people: int | None = None) -> Path:
@@ -35,6 +39,7 @@ def _make_chunk(index: int, target: Path, resolution: int, people: int | None) -
     path = target / f"{index:05d}.npy"
     rows = range(index * CHUNK, (index + 1) * CHUNK)
     images = np.stack([portraits.render(person(row, people), resolution) for row in rows])
+    facts.save(path.with_suffix(FACTS), facts.of([person(row, people) for row in rows]))  # first: they go with pictures
     partial_path = path.with_suffix(f".{os.getpid()}.partial")  # another training may draw the same
     with open(partial_path, "wb") as file:
         np.save(file, images)
@@ -56,6 +61,7 @@ class Renders(Pictures):
 
     def __init__(self, root: Path, resolution: int, people: int | None = None) -> None:
         self.folder, self.of = folder(root, resolution, people), people
+        self._told: list[Facts] = []  # per chunk
         super().__init__()
 
     def files(self) -> list[Path]:
@@ -64,6 +70,16 @@ class Renders(Pictures):
 
     def people(self, rows: Tensor) -> Iterator[portraits.Portrait]:
         return (person(row, self.of) for row in rows.tolist())
+
+    def facts(self) -> Facts:
+        """Of all pictures; those of chunks drawn without them are worked out now, about 0.2 ms each, and kept."""
+        for index in range(len(self._told), len(self.chunks)):
+            path = self.folder / f"{index:05d}{FACTS}"
+            if not path.exists():
+                start = int(self.ends[index]) - len(self.chunks[index])
+                facts.save(path, facts.of(list(self.people(torch.arange(start, int(self.ends[index]))))))
+            self._told.append(facts.load(path))
+        return facts.joined(self._told)
 
 
 def unseen(count: int, resolution: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import files, images, progress, tracking, training, weights
-from pipeline.domains import NETWORKS, Domain
+from pipeline.domains import NETWORKS, OF_TRUTH, Domain
 from pipeline.generator import Generator
 from pipeline.training import Metrics
 from pipeline.values import InputError
@@ -23,8 +23,9 @@ from pretrain.photographs import Photographs
 from pretrain.pictures import Pictures
 from pretrain.renders import Renders
 
-TOLD = ("clip", "identity", "oracle")  # networks that learn from what a renderer tells of its pictures
+TOLD = ("clip", "identity", "oracle", "oracle2")  # networks that learn from what a renderer tells of its pictures
 REPORT_EVERY, GRID_EVERY = 8_192, 32_000  # images
+REPORTS = 200  # lines at most
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def left_out(domain: Domain, root: Path, name: str) -> str | None:
         return f"imported before, in {domain.weights(name).path}"
     if name not in TOLD:
         return None
-    instead = "" if name == "oracle" else f"; for photographs: deltaspace import-{name} FILE --domain {domain.name}"
+    instead = "" if name in OF_TRUTH else f"; for photographs: deltaspace import-{name} FILE --domain {domain.name}"
     return f"learnt from drawn pictures only{instead}"
 
 
@@ -154,9 +155,9 @@ def follow(steps: Iterable[tuple[int, Metrics, nn.Module]], total: int, label: s
         deque(steps, maxlen=0)
         return training.wait_for_first()
     with tracking.stage(f"pretrain-{label}", "pretraining", {"images": total}) as run:
-        reported = drawn = 0
+        reported, every, drawn = 0, max(REPORT_EVERY, total // REPORTS), 0
         for seen, metrics, network in progress.track(steps, None, label):
-            if seen - reported >= REPORT_EVERY or seen >= total:
+            if seen - reported >= every or seen >= total:
                 reported = seen
                 figures = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
                 print(f"{label}: {seen:,} of {total:,} images  {figures}", flush=True)

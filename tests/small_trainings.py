@@ -21,7 +21,7 @@ from pretrain import denoiser as pretrain_denoiser
 from pretrain import generator as gan
 
 R, D, BATCH, CHUNK, PEOPLE = tiny_project.R, tiny_project.D, 8, 24, 5
-PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser")  # as they build on one another
+PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")  # as they build on one another
 GAN = {
     "size": R,
     "style_dim": D,
@@ -33,8 +33,9 @@ GAN = {
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the network's numbers, and options of its training
     "generator": (GAN, {"images_half_size": 21}),  # 21 is no multiple of the batch
     "clip": (tiny_project.CLIP, {}),
-    "identity": ({"widths": [6, 8], "dim": 9}, {"people": PEOPLE}),
+    "identity": ({"widths": [6, 8], "dim": 9, "landmarks": 4, "hidden": 7}, {"people": PEOPLE}),
     "oracle": ({"widths": [6, 8]}, {}),
+    "oracle2": ({"size": R, "stem": [5, 8], "layers": 2, "heads": 2, "hidden": 9}, {"people": PEOPLE}),
     "encoder": (tiny_project.ENCODER, {"progressive": [8, 8]}),
     "denoiser": ({"channels": 8, "mult": [1, 2], "attention": [], "time_dim": 16, "style_dim": 12}, {}),
 }

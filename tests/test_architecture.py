@@ -33,6 +33,7 @@ NETWORKS = {  # a weights file as input means the module that runs it
     "encoder": "pipeline/encoder.py",
     "identity": "pipeline/recognition.py",
     "oracle": "pipeline/recognition.py",
+    "oracle2": "pipeline/recognition.py",
     "denoiser": "pipeline/denoiser.py",
     "inception": "pipeline/perception.py",
     "lpips": "pipeline/perception.py",

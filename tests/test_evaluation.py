@@ -39,6 +39,41 @@ def test_doing_nothing_reaches_nothing_and_gains_nothing(world: World) -> None:
     assert row["fid_oracle"]["value"] > 0
 
 
+def test_a_second_oracle_is_asked_the_same_and_told_apart(world: World) -> None:
+    class Blind:
+        """It sees what the first sees, but red hair nowhere: black instead."""
+
+        attributes, features = world.backbones.oracle.attributes, staticmethod(world.backbones.oracle.features)
+
+        def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = world.backbones.oracle.logits(features)
+            colours = list(self.attributes["hair_color"])
+            red = found["hair_color"][:, colours.index("red")].clone()
+            found["hair_color"][:, colours.index("red")] = 0
+            found["hair_color"][:, colours.index("black")] += red
+            return found
+
+        def read(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: logits.argmax(1) for name, logits in self.logits(self.features(pictures)).items()}
+
+    path = world.edits("counterfactual", change)
+    world.backbones.oracle2 = world.backbones.oracle
+    same = world.evaluate({"counterfactual": path}).metrics
+    row = same["editors"]["counterfactual"]
+    assert row["reached_oracle2"] == row["reached"] and row["kept_oracle2"] == row["kept"]
+    assert same["oracle2"]["largest_difference"]["value"] == 0 and same["oracle2"]["mean"] == same["oracle"]["mean"]
+
+    world.backbones.oracle2 = Blind()
+    found = world.evaluate({"counterfactual": path}).metrics
+    row = found["editors"]["counterfactual"]
+    assert row["reached"]["value"] == 1 and row["reached_oracle2"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["oracle2"]["largest_difference"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["oracle2"]["min"]["value"] < found["oracle"]["min"]["value"] == 1
+    assert {key: row[key] for key in row if "oracle2" not in key} == {
+        key: leaf for key, leaf in same["editors"]["counterfactual"].items() if "oracle2" not in key
+    }
+
+
 def test_only_people_whom_a_prompt_concerns_are_scored(world: World) -> None:
     found = world.evaluate({"counterfactual": world.edits("counterfactual", change)})
     for prompt in PROMPTS:
@@ -158,7 +193,7 @@ def test_a_mask_is_judged_by_where_the_truth_differs_and_so_is_what_lies_outside
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    if isinstance(node, dict) and set(node) == {"value", "low", "high"}:
+    if isinstance(node, dict) and set(node) - {"note"} == {"value", "low", "high"}:
         return [(path, node)]
     if isinstance(node, dict):
         return [leaf for key, child in node.items() for leaf in leaves(child, (*path, key))]

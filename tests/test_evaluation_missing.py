@@ -94,6 +94,10 @@ def test_what_needs_an_absent_network_says_so_and_the_rest_is_measured(world: Wo
     for name in set(same) - {"identity", "identity_input"}:
         assert found["editors"]["deltaedit_g"][name] == whole.metrics["editors"]["deltaedit_g"][name], name
 
+    for name in ("reached_oracle2", "kept_oracle2"):  # the world has no second oracle
+        assert found["editors"]["deltaedit_g"][name]["note"] == MISSING.format("oracle2")
+    assert found["oracle2"] == {"mean": metrics.absent(MISSING.format("oracle2"))}
+
     world.backbones.oracle = None
     outcome = world.evaluate(paths)
     row = outcome.metrics["editors"]["deltaedit_g"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import small_trainings
@@ -12,7 +10,8 @@ from small_trainings import D, R
 from torch.nn import functional as F
 
 from pipeline import portraits
-from pretrain import clip, encoder, identity, oracle, renders
+from pipeline.values import InputError
+from pretrain import clip, encoder, facts, identity, renders
 from pretrain import generator as gan
 from pretrain.augment import degrade
 
@@ -22,28 +21,45 @@ few_pictures = small_trainings.few_pictures  # a fixture of every test here
 # ---------------------------------------------------------------- losses and words
 
 
-def test_the_arcface_loss_by_hand() -> None:
-    angles = np.array([[0.4, 1.2, 2.0], [1.0, 0.7, 1.5]])
-    cosine, label = torch.from_numpy(np.cos(angles)), torch.tensor([0, 2])
-    expected = 0.0
-    for row, own in enumerate(label.tolist()):
-        logits = [8.0 * math.cos(angle + (0.3 if k == own else 0.0)) for k, angle in enumerate(angles[row])]
-        expected += (math.log(sum(math.exp(value) for value in logits)) - logits[own]) / 2
-    assert identity.arcface(cosine, label, margin=0.3, scale=8.0).item() == pytest.approx(expected)
-    plain = F.cross_entropy(8.0 * cosine, label)
-    assert identity.arcface(cosine, label, margin=0.0, scale=8.0).item() == pytest.approx(plain.item(), rel=1e-5)
-    assert identity.arcface(cosine, label, 0.5, 8.0) > identity.arcface(cosine, label, 0.3, 8.0) > plain
+def test_of_every_pair_both_pictures_show_one_person_and_differ() -> None:
+    torch.manual_seed(0)
+    for count, people in ((24, 5), (11, 10), (1000, 7)):
+        person, rows = identity.pairs(count, people, 400)
+        one, other = rows.chunk(2)
+        assert rows.max() < count and (one != other).all()
+        assert torch.equal(one % people, person) and torch.equal(other % people, person)
+        shown = min(people, count - people)  # those of whom there are two pictures
+        assert set(person.tolist()) == set(range(shown))
+    assert len(set(rows.tolist())) > 300  # all pictures of a person are met, not the first two alone
 
 
-def test_the_arcface_loss_has_a_slope_even_at_a_perfect_match() -> None:
-    cosine = torch.tensor([[1.0, -1.0], [1.0, -1.0]], requires_grad=True)
-    identity.arcface(cosine, torch.tensor([0, 1]), 0.3, 24.0).backward()
-    assert cosine.grad is not None and torch.isfinite(cosine.grad).all()
+def test_pairs_of_people_shown_once_are_refused() -> None:
+    with pytest.raises(InputError, match="5 pictures of 5 people: some must be shown twice"):
+        identity.pairs(5, 5, 8)
+
+
+def test_the_contrast_by_hand() -> None:
+    angles = np.array([[0.4, 1.2], [1.0, 0.7]])  # of first pictures (rows) to second ones
+    one = torch.eye(2, 3)
+    other = torch.from_numpy(np.column_stack([np.cos(angles).T, np.zeros(2)])).float()
+    logits = 8 * np.cos(angles)
+    both = [-np.log(np.exp(t.diagonal()) / np.exp(t).sum(1)).mean() for t in (logits, logits.T)]
+    loss, right = identity.contrast(torch.cat([one, other]), torch.tensor([3, 4]), torch.tensor(8.0))
+    assert loss.item() == pytest.approx(np.mean(both), rel=1e-5) and right.item() == 1
+
+
+def test_a_person_drawn_twice_into_a_batch_is_no_stranger_to_themselves() -> None:
+    embeddings = F.normalize(torch.randn(8, 5), dim=1)
+    twice, _ = identity.contrast(embeddings, torch.tensor([1, 1, 2, 3]), torch.tensor(4.0))
+    apart, _ = identity.contrast(embeddings, torch.tensor([1, 9, 2, 3]), torch.tensor(4.0))
+    assert twice < apart
+    alone, right = identity.contrast(embeddings, torch.tensor([1, 1, 1, 1]), torch.tensor(4.0))
+    assert alone.item() == pytest.approx(0) and right == 1
 
 
 def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
     people = [portraits.sample(row) for row in range(60)]
-    labels = oracle.labels(people)
+    labels = facts.of(people).labels(torch.arange(60))
     hidden = 0
     for i, person in enumerate(people):
         for name, seen in portraits.visible(person).items():
@@ -52,8 +68,8 @@ def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
             assert value == (portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name]) if seen else -100)
     assert hidden > 5
     logits = torch.randn(60, len(portraits.ATTRIBUTES["bangs"]), requires_grad=True)
-    F.cross_entropy(logits, labels["bangs"], ignore_index=oracle.HIDDEN).backward()
-    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == oracle.HIDDEN)
+    F.cross_entropy(logits, labels["bangs"], ignore_index=facts.HIDDEN).backward()
+    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == facts.HIDDEN)
 
 
 def test_the_vocabulary_is_the_words_of_training_captions() -> None:

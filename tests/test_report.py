@@ -219,6 +219,19 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
     assert "solvers (24 people)" in reader.words and "All 4 of them" in reader.words
 
 
+@pytest.mark.parametrize(("difference", "verdict"), [(0.0123, "confirms"), (0.0412, "does not confirm")])
+def test_whether_the_second_oracle_confirms_is_told(
+    difference: float, verdict: str, project: Path, domain: Domain
+) -> None:
+    assert "confirm" not in report.page(domain, project)
+    path = project / "reports/portraits/metrics.json"
+    found = json.loads(path.read_text())
+    found["oracle2"] = {"mean": metrics.leaf(0.98), "largest_difference": metrics.leaf(difference)}
+    path.write_text(json.dumps(found))
+    words = " ".join(" ".join(Reader(report.page(domain, project)).words).split())
+    assert f"{verdict} its shares: of every editor" in words and f"{100 * difference:.1f} points at most" in words
+
+
 def test_claims_are_told_with_their_verdicts_once_there_are_any(project: Path, domain: Domain) -> None:
     assert "is undecided" not in report.page(domain, project)
     path = project / "reports/portraits/metrics.json"
