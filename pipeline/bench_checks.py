@@ -61,10 +61,9 @@ def sanitized(tool: str, root: Path, device: str = "cuda") -> dict[str, Any]:
         return {"errors": None, "reason": f"{SANITIZER} is not on PATH"}
     code = f"from pipeline.bench_cases import small_calls; print('calls', small_calls('{device}', 'cuda'))"
     environment = {**_environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that every tensor ends where it ends
-    command = [program, "--tool", tool, sys.executable, "-c", code]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=SANITIZED)
-    except subprocess.TimeoutExpired:
+    command = ["timeout", "-k", "5", str(SANITIZED), program, "--tool", tool, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    if done.returncode == 124:
         return {"errors": None, "reason": f"not done in {SANITIZED} s"}
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     summary = next((line for line in reversed(lines) if "SUMMARY" in line), None)
