@@ -81,8 +81,10 @@ def test_errors_are_those_of_rounding(name: str) -> None:
     for dtype in bench_cases.DTYPES.values():
         found = bench_kernels.errors(case, case.inputs(dtype, PLANES, "cpu"), "auto")
         assert set(found) == {"ours", "ref"} and set(found["ours"]) == {"y", *case.graded}
-        for who in found.values():  # half precision sees some signs wrong, which gradients feel
-            assert who["y"] < 5 * torch.finfo(dtype).eps and all(0 <= error < 0.1 for error in who.values())
+        eps = torch.finfo(dtype).eps
+        assert all(0 <= who["y"] < 5 * eps for who in found.values())
+        if dtype == torch.float32:  # half precision sees some signs wrong, which gradients feel
+            assert all(error < 100 * eps for error in found["ours"].values())
 
 
 def test_a_wrong_result_shows_as_an_error() -> None:
