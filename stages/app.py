@@ -315,7 +315,7 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 def bench(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[kernels|ffhq]", help="On a GPU; absent, the comparison.", show_default=False),
+        typer.Argument(metavar="kernels|ffhq", help="On a GPU; absent, the comparison.", show_default=False),
     ] = None,
     rows: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this row; may be repeated.")] = None,
     device: DeviceOption = "auto",

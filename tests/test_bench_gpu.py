@@ -213,6 +213,28 @@ def test_calls_are_timed_in_turn() -> None:
     assert found.gpu_us > 0 and seen[-5:] == [0, 1, 2, 3, 0]
 
 
+def test_on_a_gpu_calls_are_queued_behind_a_sleep_and_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            told.append("event")
+
+        def elapsed_time(self, after: Event) -> float:
+            return 0.25  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: told.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"), raising=False)
+    found = bench_gpu.timing([lambda: told.append("call")] * 2, "cuda", budget=1e-9)
+    assert found.gpu_us == 250.0 and found.call_us > 0
+    start = told.index("sleep")
+    assert told[start:] == ["sleep", *["event", "call", "event"] * 5, "wait", *["call"] * 5, "wait"]
+
+
 @pytest.mark.parametrize("what", ["kernels", "ffhq"])
 def test_without_a_gpu_the_command_says_so_in_one_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["bench", what, "--device", "cpu"]) == 2
