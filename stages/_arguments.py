@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.values import InputError
+from pipeline.values import InputError, nearest
 
+BENCHES = ("kernels", "ffhq")
 EXAMPLE = 'deltaspace edit photo.png "face with red hair"'
 DomainOption = Annotated[str, typer.Option("--domain", "-d", metavar="NAME", help="Kind of pictures; see `domains`.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
@@ -107,6 +108,14 @@ def of_a_photograph(face: int | None, pictures: list[Path]) -> None:
     """A face can only be chosen where there is a photograph."""
     if face is not None and not pictures:
         raise InputError("--face chooses among the faces of a photograph: give a picture, or leave it out")
+
+
+def of_a_bench(what: str | None, rows: list[str] | None) -> None:
+    """What `bench` measures; only the comparison has rows to choose from."""
+    if what is not None and what not in BENCHES:
+        raise InputError(f"unknown bench '{what}'{nearest(what, BENCHES)}: give {' or '.join(BENCHES)}, or nothing")
+    if what is not None and rows:
+        raise InputError(f"--rows chooses among the rows of the comparison: leave it out with {what}")
 
 
 def known(domain: str, editor: str | None = None) -> None:

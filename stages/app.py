@@ -313,20 +313,44 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 
 @app.command()
 def bench(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="kernels|ffhq", help="On a GPU; absent, the comparison.", show_default=False),
+    ] = None,
     rows: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this row; may be repeated.")] = None,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Time published code, plain PyTorch and this repository side by side (ten minutes); writes reports/bench.json."""
+    """Time published code, plain PyTorch and this repository side by side (ten minutes); writes reports/bench.json.
+
+    `kernels`: errors, times and bytes of the CUDA kernels. `ffhq`: the method in the published sizes, with random
+    weights. Both need a GPU for some minutes, and write reports/gpu/.
+    """
+    arguments.of_a_bench(what, rows)
+
     from pipeline import bench as benches
     from pipeline import domains, params
     from pipeline.backbones import Backbones
     from pipeline.service import device_named
 
-    root = params.root()
-    backbones = Backbones(domains.load("portraits", root), root, device_named(device))
+    root, chosen = params.root(), device_named(device)
+    if what:
+        return _measure(what, root, chosen)
+    backbones = Backbones(domains.load("portraits", root), root, chosen)
     for name, row in benches.run(backbones, root / "reports" / "bench.json", tuple(rows or ())):
         typer.echo(benches.line(name, row))
+
+
+def _measure(what: str, root: Path, device: str) -> None:
+    """`bench kernels` and `bench ffhq`: a line per item."""
+    from pipeline import bench_ffhq, bench_gpu, bench_kernels
+
+    measure, file = {
+        "kernels": (bench_kernels.run, "kernels.json"),
+        "ffhq": (bench_ffhq.run, "ffhq_shapes.json"),
+    }[what]
+    for name, found in measure(root / "reports" / "gpu" / file, root, device):
+        typer.echo(bench_gpu.line(name, found))
 
 
 if __name__ == "__main__":

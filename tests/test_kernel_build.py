@@ -38,7 +38,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """csrc of its own with one small source, and an empty cache."""
+    """csrc of its own with one small source, and an empty cache, on a machine without a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder = tmp_path / "project" / "kernels" / "csrc"
     folder.mkdir(parents=True)
     (folder / "bias_act.cpp").write_text(TINY)

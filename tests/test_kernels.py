@@ -40,7 +40,9 @@ def test_an_implementation_asked_for_by_name_runs_or_says_why_not(name: str, imp
             operation(*tensors, **options, impl=impl)
         assert str(refusal.value) == reason
     else:
-        torch.testing.assert_close(operation(*tensors, **options, impl=impl), expected)
+        device = "cuda" if impl == "cuda" else "cpu"
+        found = operation(*(tensor.to(device) for tensor in tensors), **options, impl=impl)
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", CALLS)

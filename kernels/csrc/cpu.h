@@ -136,8 +136,7 @@ T* data_out(const Tensor& x) {
 inline Tensor resized(const Tensor& x, const Shape& s, int64_t h, int64_t w) {
   if (!s.last) return torch::stable::new_empty(x, {s.n, s.c, h, w});
   Tensor pixels = torch::stable::new_empty(x, {s.n, h, w, s.c});
-  const std::vector<int64_t> axes{0, 3, 1, 2};
-  return torch::stable::permute(pixels, axes);
+  return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);  // torch 2.11 has no permute
 }
 
 template <int N, bool add, typename S, typename D, typename W>
