@@ -245,8 +245,7 @@ def mapper(world: World, precision: Any) -> dict[str, Any]:
     layout = world.generator.layout
     s = torch.randn(sizes.rows, layout.size, device=device).half()
     clip = torch.randn(sizes.rows, world.clip.dim, device=device)
-    with torch.device(device):
-        trainer = Trainer(s, clip, layout, recipe)
+    trainer = Trainer(s, clip, layout, recipe, device)
     for number in range(min(20, sizes.steps)):
         trainer.step(number)
     times = []

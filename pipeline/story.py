@@ -1,0 +1,101 @@
+"""The report's first paragraphs, told from its numbers: what was asked, what came out, how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline import claims
+from pipeline.evaluation import FRAMES
+from pipeline.metrics import Leaf
+from pipeline.showcase import label
+
+WEAKEST = 3  # sentences that are named
+
+
+def told(found: Mapping[str, Any], taught: Sequence[str]) -> list[tuple[str, str]]:
+    """(heading, paragraph) for whatever metrics.json `found` has numbers of; `taught`: prompts in words CLIP knows."""
+    paragraphs = (
+        ("What was asked", _asked(found, taught)),
+        ("What came out", _came_out(found, taught)),
+        ("How sure that is", _sure(found)),
+    )
+    return [(heading, " ".join(sentences)) for heading, sentences in paragraphs if sentences]
+
+
+def _proper(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row for name, row in found["editors"].items() if name not in FRAMES}
+
+
+def _asked(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
+    editors = _proper(found)
+    if not editors:
+        return []
+    texts = {text for row in editors.values() for text in row.get("prompts", {})}
+    people = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
+    new = len(texts - set(taught))
+    sentences = [
+        f"{_count(len(editors), 'editor')} followed {_count(len(texts), 'sentence')}"
+        + (f", {new} of them in words that no network was taught," if new else "")
+        + f" on {' to '.join(map(str, dict.fromkeys((people[0], people[-1]))))} people whom no network has seen."
+        if people
+        else ""
+    ]
+    return [*filter(None, sentences), "Each has one strength for all sentences."]
+
+
+def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
+    editors = {name: row for name, row in _proper(found).items() if _value(row.get("reached")) is not None}
+    if not editors:
+        return []
+    first, row = next(iter(editors.items()))
+    sentences = [
+        f"{label(first)} did what was asked in {_share(row['reached'])} of its edits, and left {_share(row['kept'])} of"
+        " all else as it should be."
+    ]
+    close = {name: row for name, row in editors.items() if _value(row.get("psnr")) is not None}
+    nearest = max(close, key=lambda name: close[name]["psnr"]["value"], default=None)
+    if nearest is not None:
+        at = close[nearest]
+        sentences.append(
+            f"Nearest to the right pictures comes {label(nearest)}, at {at['psnr']['value']:.1f} dB: it did what was"
+            f" asked in {_share(at['reached'])}, and kept {_share(at['kept'])}."
+        )
+    asked = {text: leaf["reached"] for text, leaf in row["prompts"].items() if text in taught and "reached" in leaf}
+    known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)
+    if len(known) > WEAKEST:
+        named = ", ".join(f"“{text}” ({value:.0%})" for value, text in known[:WEAKEST])
+        sentences.append(f"{label(first)} follows worst: {named}.")
+    if (new := _value(row.get("heldout", {}).get("reached"))) is not None:
+        sentences.append(f"In words that no network was taught it reached {new:.0%}.")
+    return sentences
+
+
+def _sure(found: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    if tests := [test["verdict"] for row in claims.table(found) for test in row["rows"]] if found.get("claims") else []:
+        counts = [f"{tests.count(verdict)} {verdict}" for verdict in (claims.HOLDS, claims.FAILS, claims.OPEN)]
+        counts = [text.replace("holds", "hold").replace("does not", "do not") for text in counts]
+        sentences.append(f"Of {len(tests)} differences by which the paper's claims are tested, {', '.join(counts)}.")
+    oracle = found.get("oracle", {})
+    if _value(oracle.get("mean")) is not None and _value(oracle.get("min")) is not None:
+        sentences.append(
+            f"The oracle that judges reads {oracle['mean']['value']:.1%} of all attributes of people it has never seen"
+            f" as they are, its weakest {oracle['min']['value']:.0%}."
+        )
+    return sentences
+
+
+def _value(leaf: Leaf | None) -> float | None:
+    return None if leaf is None else leaf.get("value")
+
+
+def _share(leaf: Leaf) -> str:
+    """84 % (83 to 86)"""
+    value, low, high = (leaf[key] for key in ("value", "low", "high"))
+    spread = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{100 * value:.0f} %{spread}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
