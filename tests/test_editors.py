@@ -223,4 +223,5 @@ def test_an_edit_on_another_device_is_the_same_edit(
     result = edited(name, there, source.to(device), PROMPT, 1.0)
     assert result.images.device.type == device
     scale = max(1.0, here.images.std().item())
-    torch.testing.assert_close(result.images.cpu() / scale, here.images / scale, atol=1e-2, rtol=0)
+    near = 5e-2 if name == "styleclip_op" else 1e-2  # its steps of descent enlarge what was rounded otherwise
+    torch.testing.assert_close(result.images.cpu() / scale, here.images / scale, atol=near, rtol=0)
