@@ -79,6 +79,7 @@ class Layout:
         self.reports = self.root / "reports" / self.domain
         self.metrics = self.reports / "metrics.json"
         self.summary = self.reports / "summary.json"
+        self.full = self.reports / "full" / "metrics.json"  # of evaluate.scale=full, committed by hand
         self.grid = self.reports / "grid.png"
         self.plots = self.reports / "plots"
         self.trials = self.reports / "trials"

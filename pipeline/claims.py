@@ -159,16 +159,23 @@ def tested(found: Mapping[str, Any], scores: pl.DataFrame, taught: set[str], dra
     return {name: leaves for name, leaves in known.items() if leaves}
 
 
-def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every claim for people to read, of a whole metrics.json; a row per measure has its leaf and verdict."""
+def table(found: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Every claim for people to read, of a whole metrics.json; a row per measure has its leaf and verdict, None where
+    it was not tested, and `full_leaf` and `full_verdict` by the metrics.json of another scale.
+    """
     rows = []
     for claim in CLAIMS:
-        leaves = found.get("claims", {}).get(claim.name, {})
-        tests = [{"measure": name, "leaf": leaf, "verdict": verdict(leaf)} for name, leaf in leaves.items()]
+        here, there = ((known or {}).get("claims", {}).get(claim.name, {}) for known in (found, full))
+        tests = [
+            {"measure": name, "leaf": here.get(name), "full_leaf": there.get(name)}
+            for name in dict.fromkeys([*here, *there])
+        ]
+        for test in tests:
+            test |= {f"{at}verdict": verdict(test[f"{at}leaf"]) if test[f"{at}leaf"] else None for at in ("", "full_")}
         absent = [side for side in (claim.better, claim.worse) if side not in found["editors"]]
         note = f"{' and '.join(map(label, absent))} did not run" if claim.measures and absent else "not computed"
         sides = f"{label(claim.better)} against {label(claim.worse)}" if claim.measures else ""
-        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if tests else note})
+        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if here else note})
     return rows
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, charts, claims, files, flowchart, params, showcase
+from pipeline import artefacts, charts, claims, elsewhere, files, flowchart, params, showcase, story
 from pipeline import truth as truths
 from pipeline.domains import Domain
 from pipeline.evaluation import FRAMES, SCORES
@@ -150,7 +150,8 @@ def page(domain: Domain, root: Path) -> str:
         if "reached" in row.get("heldout", {}):
             row["reached_heldout"] = row["heldout"]["reached"]
     editors = sorted(found["editors"], key=_frame_order)
-    settings = params.load_yaml(root)
+    settings, full = params.load_yaml(root), elsewhere.full(layout)
+    taught = [prompt.text for prompt in domain.prompts if prompt.split == "seen"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -165,7 +166,10 @@ def page(domain: Domain, root: Path) -> str:
         bests={column.key: _best(column, found["editors"]) for column in EDITOR_COLUMNS},
         notes=_notes(found["editors"]),
         tradeoff=charts.tradeoff(found["editors"], editors),
-        claims=claims.table(found) if found.get("claims") else [],
+        story=story.told(found, taught),
+        claims=claims.table(found, full and full["metrics"]) if found.get("claims") else [],
+        full=full,
+        gpu=elsewhere.gpu(root),
         prompts=_prompts(found["editors"], editors, domain),
         foundations=_foundations(found),
         given_back=_given_back(found),

@@ -46,7 +46,13 @@ class Showcase:
 def label(name: str) -> str:
     """How an editor is called where people look: deltaedit_g -> DeltaEdit-G."""
     known = {"identity_editor": "input, unedited", "counterfactual": "counterfactual"}
-    words = {"deltaedit": "DeltaEdit", "styleclip": "StyleCLIP", "stylemc": "StyleMC", "diffedit": "DiffEdit"}
+    words = {
+        "deltaedit": "DeltaEdit",
+        "styleclip": "StyleCLIP",
+        "stylemc": "StyleMC",
+        "diffedit": "DiffEdit",
+        "wplus": "W+",
+    }
     return known.get(name) or "-".join(
         words.get(word, word.upper() if len(word) < 4 else word) for word in name.split("_")
     )

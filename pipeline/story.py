@@ -64,24 +64,24 @@ def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
     asked = {text: leaf["reached"] for text, leaf in row["prompts"].items() if text in taught and "reached" in leaf}
     known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)
     if len(known) > WEAKEST:
-        named = ", ".join(f"“{text}” ({value:.0%})" for value, text in known[:WEAKEST])
+        named = ", ".join(f"“{text}” ({100 * value:.0f} %)" for value, text in known[:WEAKEST])
         sentences.append(f"{label(first)} follows worst: {named}.")
     if (new := _value(row.get("heldout", {}).get("reached"))) is not None:
-        sentences.append(f"In words that no network was taught it reached {new:.0%}.")
+        sentences.append(f"In words that no network was taught it reached {100 * new:.0f} %.")
     return sentences
 
 
 def _sure(found: Mapping[str, Any]) -> list[str]:
     sentences = []
-    if tests := [test["verdict"] for row in claims.table(found) for test in row["rows"]] if found.get("claims") else []:
+    if tests := [test["verdict"] for row in claims.table(found) for test in row["rows"]]:
         counts = [f"{tests.count(verdict)} {verdict}" for verdict in (claims.HOLDS, claims.FAILS, claims.OPEN)]
         counts = [text.replace("holds", "hold").replace("does not", "do not") for text in counts]
         sentences.append(f"Of {len(tests)} differences by which the paper's claims are tested, {', '.join(counts)}.")
     oracle = found.get("oracle", {})
     if _value(oracle.get("mean")) is not None and _value(oracle.get("min")) is not None:
         sentences.append(
-            f"The oracle that judges reads {oracle['mean']['value']:.1%} of all attributes of people it has never seen"
-            f" as they are, its weakest {oracle['min']['value']:.0%}."
+            f"The oracle that judges is right about {100 * oracle['mean']['value']:.1f} % of the attributes of people it"
+            f" has never seen, and about {100 * oracle['min']['value']:.0f} % of its weakest."
         )
     return sentences
 

@@ -88,8 +88,9 @@ def edit(stage: Stage) -> None:
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
     make: Any = write
     jobs: list[Any] = shared_out(stage, tool, meta, people(module, scale))
-    processes = stage.processes if kind == "diffusion" else 1
-    if stage.domain.renderer is None and getattr(module, "DRAWN", False):
+    drawn = getattr(module, "DRAWN", False)
+    processes = workers.count() if drawn else stage.processes if kind == "diffusion" else 1
+    if stage.domain.renderer is None and drawn:
         print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
         make, jobs = leave_out, [meta]
     with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale}) as unit:

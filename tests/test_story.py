@@ -1,0 +1,38 @@
+"""The first paragraphs say what the numbers say, and nothing about what was not measured."""
+
+from __future__ import annotations
+
+import finished_stages
+
+from pipeline import metrics, story
+
+TAUGHT = [prompt.text for prompt in finished_stages.PROMPTS if prompt.split == "seen"]
+
+
+def test_three_paragraphs_tell_what_was_asked_what_came_out_and_how_sure_that_is() -> None:
+    found = finished_stages.numbers()
+    found["claims"] = {"relevance_mask": {"kept": metrics.leaf(0.2, 0.1, 0.3)}}
+    told = dict(story.told(found, TAUGHT))
+    assert list(told) == ["What was asked", "What came out", "How sure that is"]
+    count = len(finished_stages.PROMPTS)
+    assert (
+        told["What was asked"].startswith(f"1 editor followed {count} sentences")
+        and "12 people" in told["What was asked"]
+    )
+    assert (
+        "DeltaEdit-G did what was asked in 44 % (43 to 45) of its edits, and left 88 % (86 to 88)"
+        in told["What came out"]
+    )
+    assert "In words that no network was taught it reached 12 %." in told["What came out"]
+    assert "1 hold, 0 do not hold, 0 undecided" in told["How sure that is"]
+    assert "98.0 %" in told["How sure that is"]
+
+
+def test_photographs_have_no_right_answer_and_none_is_told() -> None:
+    row = {"clip_direction": metrics.leaf(0.3), "people": metrics.leaf(5), "prompts": {"face": {}}}
+    found = {"editors": {"deltaedit_g": row}, "oracle": {}}
+    assert [heading for heading, _ in story.told(found, ["face"])] == ["What was asked"]
+
+
+def test_without_editors_there_is_no_story() -> None:
+    assert story.told({"editors": {}}, []) == []
