@@ -104,9 +104,6 @@ class World:
     def direction(self) -> Direction:
         return Direction(TextPair("face", "face with red hair"), 0.1 * torch.randn(self.clip.dim, device=self.device))
 
-    def synchronize(self) -> None:
-        bench_gpu.synchronize(self.device)
-
 
 def _frozen(network: Any, device: str) -> Any:
     return network.to(device).eval().requires_grad_(False)

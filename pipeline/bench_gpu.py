@@ -47,13 +47,18 @@ class Record:
             if self.device != "cpu":
                 found["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
             found["item_s"] = round(time.perf_counter() - start, 2)
-        self.content["items"][name] = found
+        found = self.content["items"][name] = rounded(found)
         files.write_bytes(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
         return found
 
 
 def record(path: Path, command: str, root: Path, device: str, notes: Sequence[str]) -> Record:
-    """An empty record with what a reader needs to judge the numbers: device, versions, commit; no date and no name."""
+    """An empty record with what a reader needs to judge the numbers: device, versions, commit; no date and no name.
+
+    From here on `device` is the one that CUDA means.
+    """
+    if device != "cpu":
+        torch.cuda.set_device(device)
     return Record(
         path,
         {
@@ -71,6 +76,13 @@ def record(path: Path, command: str, root: Path, device: str, notes: Sequence[st
         },
         device,
     )
+
+
+def rounded(node: Any, digits: int = 5) -> Any:
+    """Numbers of nested content to so many digits, which is more than a second run repeats."""
+    if isinstance(node, dict):
+        return {key: rounded(value, digits) for key, value in node.items()}
+    return float(f"{node:.{digits}g}") if isinstance(node, float) else node
 
 
 def line(name: str, found: Any) -> str:

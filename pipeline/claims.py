@@ -69,7 +69,7 @@ CLAIMS = (
     ),
     Claim(
         "style_space",
-        "Moving style channels edits better than moving w+ (neither masked)",
+        "Moving style channels edits better than moving w+ (neither masked, both at one strength)",
         "table I, ablation",
         "deltaedit_g_unmasked",
         "deltaedit_g_wplus",

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from pipeline import params
 from pipeline.values import InputError, nearest
 
-NETWORKS = ("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance")
-NETWORKS += ("inception", "lpips", "oracle2")
+NETWORKS = (
+    *("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance"),
+    *("inception", "lpips", "oracle2"),
+)
 OF_TRUTH = ("oracle", "oracle2")  # what judges edits where truth is known
 OF_PHOTOGRAPHS = ("inception", "lpips")  # and where it is not
 

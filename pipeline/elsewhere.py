@@ -1,7 +1,7 @@
 """What the report shows beside this run: the same evaluation at the paper's scale, and a GPU's times.
 
-No stage makes these files. The commands that do stand in them; they are committed in reports/<domain>/full/ and
-reports/gpu/, with the machine they were measured on.
+No stage makes these files, nor does DVC watch them: `dvc repro -f -s report@DOMAIN`. They are committed in
+reports/<domain>/full/ and reports/gpu/, with the command and the machine they were measured by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHAPES = (  # what, where in ffhq_shapes.json, unit, how many of it in the file 
     ("DeltaEdit-G, an edit at 1024 px", "deltaedit_g.ours.median_ms", "ms", 1, "73 ms"),
     ("DeltaEdit-D at 256 px, as shipped: 28 passes", "deltaedit_d_shipped.whole.median_ms", "s", 1000, "14.6 s"),
     ("DeltaEdit-D at 256 px, as published: 200 passes", "deltaedit_d_ddim.whole.median_ms", "s", 1000, "14.6 s"),
-    ("200,000 fakes drawn and embedded", "sample_cache.batch 32.projected_200000_images_h", "h", 1, None),
+    ("200,000 fakes rendered and embedded", "sample_cache.batch 32.projected_200000_images_h", "h", 1, None),
     ("mapper, 201,562 steps of 64", "mapper_float32.projected_201562_steps_min", "min", 1, None),
     (
         "relevance, 6,048 channels on 100 pictures, by derivatives",
@@ -29,7 +29,7 @@ SHAPES = (  # what, where in ffhq_shapes.json, unit, how many of it in the file 
         None,
     ),
     (
-        "the same by finite differences",
+        "relevance, 6,048 channels on 100 pictures, by finite differences",
         "relevance_finite.projected_all_channels_100_pictures_min",
         "min",
         1,
@@ -45,7 +45,7 @@ def full(layout: artefacts.Layout) -> dict[str, Any] | None:
     if found is None:
         return None
     rows = [{"label": label(name), **{key: row.get(key) for key in COLUMNS}} for name, row in found["editors"].items()]
-    return {"metrics": found, "rows": rows, "run": _read(layout.root / "reports" / "gpu" / "full.json")}
+    return {"metrics": found, "rows": rows, "run": _read(layout.full.with_name("run.json"))}
 
 
 def gpu(root: Path) -> dict[str, Any] | None:
@@ -58,7 +58,8 @@ def gpu(root: Path) -> dict[str, Any] | None:
     rows = []
     for what, path, unit, per, paper in SHAPES:
         if (value := _at((shapes or {}).get("items", {}), path)) is not None:
-            rows.append({"what": what, "value": value / per, "unit": unit, "paper": paper})
+            projected = "projected" in path  # from a part of the work: the file says which
+            rows.append({"what": what, "value": value / per, "unit": unit, "projected": projected, "paper": paper})
     return {
         "device": told["device"]["name"],
         "torch": told["versions"]["torch"],

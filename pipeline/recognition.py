@@ -1,7 +1,7 @@
 """The judges of an edit: a network that knows who it is, and two of different kinds that read attributes.
 
 All are small and trained on renders only; none sees an edited picture, nor guides an editor unless asked to; the second
-reader only confirms what the first has read. For photographs of faces the published identity network
+reader only checks what the first has read. For photographs of faces the published identity network
 (`pipeline.irse.FaceNet`) can stand in for ours.
 """
 
@@ -179,7 +179,7 @@ class Layer(nn.Module):
 
 
 class TokenOracle(Reader):
-    """The reader that confirms the first: a transformer over patches, without batch norm or residual convolutions.
+    """The reader that checks the first: a transformer over patches, without batch norm or residual convolutions.
 
     A vision transformer (Dosovitskiy et al. 2021) whose patches come from one convolution of stride 2 per width of
     `stem` (Xiao et al. 2021); size R: of the images, whose tokens are (R / 2**len(stem)) squared in number.

@@ -166,7 +166,7 @@ def page(domain: Domain, root: Path) -> str:
         bests={column.key: _best(column, found["editors"]) for column in EDITOR_COLUMNS},
         notes=_notes(found["editors"]),
         tradeoff=charts.tradeoff(found["editors"], editors),
-        story=story.told(found, taught),
+        story=story.told(found, taught, domain.renderer is not None),
         claims=claims.table(found, full and full["metrics"]) if found.get("claims") else [],
         full=full,
         gpu=elsewhere.gpu(root),

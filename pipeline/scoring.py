@@ -125,7 +125,7 @@ def score(
             cases = [truth.index[pair] for pair in zip(ids, texts, strict=True)]
             goal = truth.images(cases)
             psnr = metrics.psnr(edited, goal)
-            for name in have & READERS.keys():
+            for name in filter(have.__contains__, READERS):
                 reader: Reader = getattr(backbones, name)
                 seen = reader.features(onto)
                 columns |= zip(READERS[name], read(reader, seen, truth, cases), strict=True)

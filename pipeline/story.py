@@ -13,10 +13,13 @@ from pipeline.showcase import label
 WEAKEST = 3  # sentences that are named
 
 
-def told(found: Mapping[str, Any], taught: Sequence[str]) -> list[tuple[str, str]]:
-    """(heading, paragraph) for whatever metrics.json `found` has numbers of; `taught`: prompts in words CLIP knows."""
+def told(found: Mapping[str, Any], taught: Sequence[str], drawn: bool = True) -> list[tuple[str, str]]:
+    """(heading, paragraph) for whatever metrics.json `found` has numbers of.
+
+    taught: prompts in words CLIP knows. drawn: all networks were trained on other people than those who are edited.
+    """
     paragraphs = (
-        ("What was asked", _asked(found, taught)),
+        ("What was asked", _asked(found, taught, drawn)),
         ("What came out", _came_out(found, taught)),
         ("How sure that is", _sure(found)),
     )
@@ -27,21 +30,19 @@ def _proper(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row for name, row in found["editors"].items() if name not in FRAMES}
 
 
-def _asked(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
+def _asked(found: Mapping[str, Any], taught: Sequence[str], drawn: bool) -> list[str]:
     editors = _proper(found)
     if not editors:
         return []
     texts = {text for row in editors.values() for text in row.get("prompts", {})}
     people = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
     new = len(texts - set(taught))
-    sentences = [
+    on = f" on {' to '.join(map(str, dict.fromkeys((people[0], people[-1]))))} pictures" if people else ""
+    return [
         f"{_count(len(editors), 'editor')} followed {_count(len(texts), 'sentence')}"
         + (f", {new} of them in words that no network was taught," if new else "")
-        + f" on {' to '.join(map(str, dict.fromkeys((people[0], people[-1]))))} people whom no network has seen."
-        if people
-        else ""
+        + f"{on}{' of people whom no network has seen' if on and drawn else ''}, each with one strength for all."
     ]
-    return [*filter(None, sentences), "Each has one strength for all sentences."]
 
 
 def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
@@ -58,8 +59,9 @@ def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
     if nearest is not None:
         at = close[nearest]
         sentences.append(
-            f"Nearest to the right pictures comes {label(nearest)}, at {at['psnr']['value']:.1f} dB: it did what was"
-            f" asked in {_share(at['reached'])}, and kept {_share(at['kept'])}."
+            f"Nearest to the right pictures comes {label(nearest)}, at {at['psnr']['value']:.1f} dB"
+            f" ({at['people']['value']:.0f} people): it did what was asked in {_share(at['reached'])}, and kept"
+            f" {_share(at['kept'])}."
         )
     asked = {text: leaf["reached"] for text, leaf in row["prompts"].items() if text in taught and "reached" in leaf}
     known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)
@@ -76,12 +78,12 @@ def _sure(found: Mapping[str, Any]) -> list[str]:
     if tests := [test["verdict"] for row in claims.table(found) for test in row["rows"]]:
         counts = [f"{tests.count(verdict)} {verdict}" for verdict in (claims.HOLDS, claims.FAILS, claims.OPEN)]
         counts = [text.replace("holds", "hold").replace("does not", "do not") for text in counts]
-        sentences.append(f"Of {len(tests)} differences by which the paper's claims are tested, {', '.join(counts)}.")
+        sentences.append(f"Of {len(tests)} differences by which the claims below are tested, {', '.join(counts)}.")
     oracle = found.get("oracle", {})
     if _value(oracle.get("mean")) is not None and _value(oracle.get("min")) is not None:
         sentences.append(
-            f"The oracle that judges is right about {100 * oracle['mean']['value']:.1f} % of the attributes of people it"
-            f" has never seen, and about {100 * oracle['min']['value']:.0f} % of its weakest."
+            f"The oracle that judges is right about {100 * oracle['mean']['value']:.1f} % of the attributes of people"
+            f" whom it has never seen, and about {100 * oracle['min']['value']:.0f} % of its weakest."
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""Trains the second oracle, of another architecture, as the first: it confirms what the first has read of edits."""
+"""Trains the second oracle, of another architecture, as the first: it checks what the first has read of edits."""
 
 from __future__ import annotations
 

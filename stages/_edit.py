@@ -13,7 +13,7 @@ from pipeline.values import Direction, InputError
 from stages._run import Networks, Stage
 
 BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
-BLOCK_ON_GPU = 128  # where starting an operation costs more than twelve pictures in it
+BLOCK_ON_GPU = 128 * 64**2  # pixels: on a GPU, starting an operation costs more than twelve small pictures in it
 
 
 class Tool(NamedTuple):
@@ -61,10 +61,14 @@ def people(module: Any, scale: editing.Scale) -> int:
     return getattr(module, "PEOPLE", {}).get(scale, editing.PEOPLE[scale][module.KIND])
 
 
-def shared_out(stage: Stage, tool: Tool, meta: dict[str, Any], left: int) -> list[Job]:
+def block_of(networks: Networks, resolution: int) -> int:
+    """People per shard."""
+    return BLOCK if networks.device == "cpu" else max(BLOCK, BLOCK_ON_GPU // resolution**2)
+
+
+def shared_out(stage: Stage, tool: Tool, meta: dict[str, Any], left: int, block: int) -> list[Job]:
     """The first `left` test people in blocks."""
     jobs, files = [], stage.files
-    block = BLOCK if stage.networks.device == "cpu" else BLOCK_ON_GPU
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
         ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
         left -= len(ids)
@@ -84,16 +88,17 @@ def edit(stage: Stage) -> None:
     kind, files, module = stage.name.removeprefix("edit_"), stage.files, editors.module(stage.editor)
     section = params.section(module.Params, stage.root, f"{stage.name}.{stage.editor}", domain=stage.domain)
     scale = params.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
-    tool = Tool(stage.networks, stage.editor, section)
+    drawn = getattr(module, "DRAWN", False)
+    networks = stage.networks._replace(device="cpu") if drawn else stage.networks  # drawing is a processor's work
+    tool, block = Tool(networks, stage.editor, section), block_of(networks, stage.domain.resolution)
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
     make: Any = write
-    jobs: list[Any] = shared_out(stage, tool, meta, people(module, scale))
-    drawn = getattr(module, "DRAWN", False)
+    jobs: list[Any] = shared_out(stage, tool, meta, people(module, scale), block)
     processes = workers.count() if drawn else stage.processes if kind == "diffusion" else 1
     if stage.domain.renderer is None and drawn:
         print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
         make, jobs = leave_out, [meta]
-    with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale}) as unit:
+    with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale, "block": block}) as unit:
         if processes == 1 and make is write:  # the jobs run here: what is fitted before them need not be fitted again
             with tracked.part("fit"):
                 ready(tool)

@@ -12,15 +12,8 @@ from stages import _arguments as arguments
 from stages import _shell
 from stages._arguments import DebugOption, DeviceOption, DomainOption, JsonOption
 
-TRAINED = (
-    "generator",
-    "clip",
-    "identity",
-    "oracle",
-    "encoder",
-    "denoiser",
-    "oracle2",
-)  # later ones learn from earlier ones
+# later ones learn from earlier ones
+TRAINED = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")
 SHIPPED = ("mapper", "relevance", "s_stats")  # made by the workflow, put beside them by pretrain.artefacts
 PARTS = (*TRAINED, *SHIPPED)
 

@@ -16,22 +16,23 @@ def main(stage: Stage) -> None:
     layout = w_plus_layout(generator.num_ws, generator.style_dim)
 
     def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        made, clips = [], []
-        for source in sources:
-            known = artefacts.read(files.codes, "codes", ["id", "clip"], {"source": source, "split": split})
-            clips.append(known["clip"])
-            made.append((fakes if source == "fake" else reals)(known["id"]))
-        return torch.cat(made), torch.cat(clips)
+        known = [artefacts.read(files.codes, "codes", ["id", "clip"], {"source": s, "split": split}) for s in sources]
+        clip = torch.cat([part["clip"] for part in known])
+        w_plus = torch.empty(len(clip), generator.num_ws, generator.style_dim, dtype=torch.float16)
+        for source, part, rows in zip(sources, known, w_plus.split([len(part["id"]) for part in known]), strict=True):
+            (fakes if source == "fake" else reals)(part["id"], rows)
+        return w_plus.flatten(1), clip
 
-    def fakes(ids: Tensor) -> Tensor:
-        """w of all fakes, whose ids count from 0, in every row -> [N,L*D]."""
-        w = artefacts.read(files.fakes, "fakes", ["w"])["w"][ids].half()
-        return w.repeat(1, generator.num_ws)
+    def fakes(ids: Tensor, rows: Tensor) -> None:
+        """Fill rows [N,L,D] with the w of fakes: every row of theirs is the same."""
+        found = artefacts.read(files.fakes, "fakes", ["id", "w"])
+        assert torch.equal(found["id"][ids], ids)  # their ids count from 0
+        rows[:] = found["w"][ids, None]
 
-    def reals(ids: Tensor) -> Tensor:
+    def reals(ids: Tensor, rows: Tensor) -> None:
         found = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"id": tuple(ids.tolist())})
         assert torch.equal(found["id"], ids)  # both artefacts keep the order of the pictures
-        return found["w_plus"].half()
+        rows.flatten(1)[:] = found["w_plus"]
 
     train(stage, layout, codes, files.mapper_wplus)
 

@@ -108,7 +108,7 @@ def test_kernels_are_rehearsed_on_a_cpu_and_written_after_every_item(tmp_path: P
     assert {"command", "commit", "device", "versions", "notes", "items"} == set(written)
     assert set(written["versions"]) == {"torch", "cuda", "driver", "python"}
     row = written["items"]["box_resample 64 to 14 px | float16 | channels_last"]
-    assert row["forward"]["moved_mb"] == pytest.approx(2 * (3 * 64 * 64 + 3 * 14 * 14) / 1e6)
+    assert row["forward"]["moved_mb"] == pytest.approx(2 * (3 * 64 * 64 + 3 * 14 * 14) / 1e6, rel=1e-3)
     assert row["result"] == [1, 3, 14, 14]
     for way in ("forward", "backward"):
         for who in ("ours", "ref", "ours_again"):
@@ -124,7 +124,7 @@ def test_a_generator_is_timed_with_and_without_native_code() -> None:
     found = bench_kernels.chain(16, {4: 6, 8: 9, 16: 4}, 8, 2, "cpu")
     assert found["float32"]["relative_difference"] < 1e-5 and found["bfloat16"]["relative_difference"] < 0.1
     assert found["gradient_float32"]["relative_difference"] < 1e-4
-    assert all(value > 0 for way in ("float32", "bfloat16") for value in numbers(found[way]) if value)
+    assert all(value > 0 for way in ("float32", "bfloat16") for value in numbers(found[way]))
 
 
 @pytest.mark.parametrize(
@@ -170,15 +170,20 @@ def test_all_of_the_method_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     assert written["shapes"]["style_channels"] == 34 and written["shapes"]["layers"] == [6, 6, 9, 9, 4]
     rendered = items["sample_cache"]["batch 16"]
     expected = 200_000 / rendered["images_per_s"] / 3600
-    assert rendered["projected_200000_images_h"] == pytest.approx(expected) and "batch 16, ref" in items["sample_cache"]
+    assert (
+        rendered["projected_200000_images_h"] == pytest.approx(expected, rel=1e-3)
+        and "batch 16, ref" in items["sample_cache"]
+    )
     finite = items["relevance_finite"]
     total = sum(row["measured_s"] * row["channels"] / row["channels_measured"] for row in finite["layers"].values())
-    assert finite["projected_all_channels_100_pictures_min"] == pytest.approx((total + finite["kept_pass_s"]) * 50 / 60)
+    assert finite["projected_all_channels_100_pictures_min"] == pytest.approx(
+        (total + finite["kept_pass_s"]) * 50 / 60, rel=1e-3
+    )
     reverse = items["relevance_reverse"]
     assert reverse["cotangents_measured"] == reverse["cotangents"] == 30
     for precision in ("float32", "bfloat16"):
         trained = items[f"mapper_{precision}"]
-        assert trained["projected_201562_steps_min"] == pytest.approx(201_562 * trained["step_ms"] / 60_000)
+        assert trained["projected_201562_steps_min"] == pytest.approx(201_562 * trained["step_ms"] / 60_000, rel=1e-3)
     assert items["deltaedit_g"]["ours"]["repeats"] == 2
     assert items["deltaedit_d_ddim"]["settings"]["solver"] == "ddim" and items["deltaedit_d_ddim"]["evaluations"] == 20
     shipped = params.load_yaml(ROOT)["edit_diffusion"]["deltaedit_d"]

@@ -47,7 +47,7 @@ def test_without_such_files_there_is_nothing_to_show(tmp_path: Path) -> None:
 def test_the_full_scale_is_told_with_the_machine_it_ran_on(tmp_path: Path) -> None:
     layout = artefacts.Layout("portraits", tmp_path)
     put(layout.full, finished_stages.numbers())
-    put(tmp_path / "reports/gpu/full.json", {"device": {"name": "A GPU"}, "command": "dvc"})
+    put(layout.full.with_name("run.json"), {"device": {"name": "A GPU"}, "command": "dvc"})
     found = elsewhere.full(layout)
     assert found is not None and found["run"]["command"] == "dvc"
     first = next(row for row in found["rows"] if row["label"] == "DeltaEdit-G")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import test_elsewhere
 from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, numbers, test_people, write_edits
 from PIL import Image
 
@@ -327,3 +328,20 @@ def test_a_map_is_white_where_nothing_changed_and_black_where_a_colour_turned_ov
     after[0, 0, 1], after[0, 1] = 255, 128
     assert report.difference(after, before).tolist() == [[0, 119], [255, 255]]
     assert report.difference(before, after).tolist() == [[0, 119], [255, 255]]
+
+
+def test_the_page_shows_both_and_marks_what_is_projected(domain: Domain, project: Path) -> None:
+    layout = artefacts.Layout("portraits", project)
+    leaf = metrics.leaf(0.2, 0.1, 0.3)
+    test_elsewhere.put(layout.metrics, {**numbers(), "claims": {"relevance_mask": {"kept": leaf}}})
+    there = {"claims": {"relevance_mask": {"identity": leaf}}, "oracle2": {"largest_difference": metrics.leaf(0.0466)}}
+    test_elsewhere.put(layout.full, numbers() | there)
+    run = {"device": {"name": "Its GPU"}, "command": "dvc exp run", "notes": ["alone"]}
+    test_elsewhere.put(layout.full.with_name("run.json"), run)
+    items = {**test_elsewhere.GPU["items"], "mapper_float32": {"projected_201562_steps_min": 52.7}}
+    test_elsewhere.put(project / "reports/gpu/ffhq_shapes.json", {**test_elsewhere.GPU, "items": items})
+    test_elsewhere.put(project / "reports/gpu/kernels.json", test_elsewhere.KERNELS)
+    page = report.page(domain, project)
+    assert "Measured once, on an Its GPU" in page and "differ by 4.7 points at most" in page
+    assert "52.7 min<small>projected</small>" in page and "18.2 ms</td>" in page and "bias act 64 px" in page
+    assert "not tested" in page and "not computed" in page and ">None<" not in page

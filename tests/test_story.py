@@ -17,7 +17,7 @@ def test_three_paragraphs_tell_what_was_asked_what_came_out_and_how_sure_that_is
     count = len(finished_stages.PROMPTS)
     assert (
         told["What was asked"].startswith(f"1 editor followed {count} sentences")
-        and "12 people" in told["What was asked"]
+        and "on 12 pictures of people" in told["What was asked"]
     )
     assert (
         "DeltaEdit-G did what was asked in 44 % (43 to 45) of its edits, and left 88 % (86 to 88)"
