@@ -178,10 +178,11 @@ def tune(
     for name in names:
         arguments.known(domain, name)
 
-    from pipeline import domains, params, portraits, progress, tuning
+    from pipeline import domains, params, portraits, progress, tuning, workers
     from pipeline.backbones import Backbones
     from pipeline.service import device_named
 
+    workers.idle_threads()
     for word in styles:
         _known_style(word, portraits.STYLES)
     root = params.root()
