@@ -103,6 +103,27 @@ def test_what_the_mapper_moves_against_its_own_effect_can_stay(world: Backbones,
     torch.testing.assert_close(kept, torch.where(with_effect, all_moves, 0.0))
 
 
+@pytest.mark.parametrize("name", ["deltaedit_g", "deltaedit_gr", "deltaedit_d"])
+def test_no_channel_is_taken_further_out_than_asked_unless_it_was_there_before(
+    name: str, world: Backbones, source: Source
+) -> None:
+    far = replace(source, s=source.s + 6 * world.s_std * torch.tensor([[1.0], [0], [0], [0], [0]]))
+    free, found = (
+        (editor := remade(name, world, threshold=0.0, within=within)).edit(far, editor.fit(PROMPT), 40.0).s
+        for within in (None, 1.5)
+    )
+    lowest = torch.minimum(far.s, world.s_mean - 1.5 * world.s_std)
+    highest = torch.maximum(far.s, world.s_mean + 1.5 * world.s_std)
+    torch.testing.assert_close(found, free.clamp(lowest, highest))
+    assert (found != free).any() and (found[0] > world.s_mean + 1.6 * world.s_std).any()
+
+
+def test_a_width_of_nothing_is_refused(world: Backbones) -> None:
+    for name in ("deltaedit_g", "deltaedit_gr", "deltaedit_d"):
+        with pytest.raises(ValueError, match="within is 0"):
+            remade(name, world, within=0.0)
+
+
 def test_ours_moves_by_the_geometric_mean_of_mapper_and_direction_where_both_agree(
     world: Backbones, source: Source
 ) -> None:

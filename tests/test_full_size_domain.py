@@ -44,14 +44,14 @@ TOY = {
     "diffusion": {"init": "random", "steps": 1, "batch": 1},
     "edit_diffusion": {
         "deltaedit_d": {
-            **{"strength": 1.0, "threshold": 0.1, "agree": True},
+            **{"strength": 1.0, "threshold": 0.1, "agree": True, "within": None},
             **{"steps": 1, "solver": "ddim", "refine": 0, "guidance": 1.0},
         }
     },
     "evaluate": {"repeats": 10, "batch": 1},
 }
 STAGES = (
-    *("prepare", "sample", "invert", "cache", "relevance", "mapper", "diffusion"),
+    *("prepare", "sample", "invert", "cache", "relevance", "mapper", "mapper_wplus", "diffusion"),
     *("edit_latent", "edit_baseline", "edit_diffusion", "evaluate", "report"),
 )
 EDITORS = {"edit_latent": ["deltaedit_g"], "edit_baseline": ["identity_editor"], "edit_diffusion": ["deltaedit_d"]}

@@ -67,6 +67,23 @@ def mapped(
     return torch.where(delta_s * found > 0, moved, torch.zeros_like(moved)) if agree else moved
 
 
+def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) -> Tensor:
+    """s [B,S] after an edit, no channel beyond `within` sigmas of its mean unless it was before; None: as it is.
+
+    Not in the paper. What lies beyond, no picture of the training had: whites of eyes fill glasses, mouths shimmer.
+    """
+    if within is None:
+        return s
+    mean, std = backbones.s_stats
+    return torch.clamp(s, torch.minimum(source.s, mean - within * std), torch.maximum(source.s, mean + within * std))
+
+
+def check_within(within: float | None) -> None:
+    """ValueError for a width of nothing."""
+    if within is not None and not within > 0:
+        raise ValueError(f"within is {within}: more than 0 sigmas are expected, or null")
+
+
 @torch.no_grad()
 def global_direction(backbones: Backbones, direction: Direction, beta: float) -> Tensor:
     """[S]: every channel by its effect on the unit text, the most relevant one by one sigma; those below beta stay."""

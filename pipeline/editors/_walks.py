@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import sampler
-from pipeline.editors._deltas import clip_direction, mapped
+from pipeline.editors._deltas import check_within, clip_direction, held, mapped
 from pipeline.sampler import Held, Sampled, Solver, Walk
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
 
@@ -35,11 +35,13 @@ FLAT = 2.0  # where the greatest contrast is less than this many times the media
 @dataclass(frozen=True)
 class Moving(ABC):
     """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
-    that delta_s moves against their own effect (not in the paper). ValueError for a walk that nobody can take."""
+    that delta_s moves against their own effect (not in the paper). within: see `_deltas.held`. ValueError for a walk
+    that nobody can take."""
 
     strength: float
     threshold: float
     agree: bool
+    within: float | None
 
     @property
     @abstractmethod
@@ -47,6 +49,7 @@ class Moving(ABC):
         """How far people go, and how finely."""
 
     def __post_init__(self) -> None:
+        check_within(self.within)
         try:
             _ = self.walk
         except InputError as error:
@@ -121,9 +124,10 @@ class Mover:
         return clip_direction(self.backbones, condition)
 
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
-        """s + delta_s [B,S] of the mapper, masked by relevance."""
+        """s + delta_s [B,S] of the mapper, masked by relevance and held back."""
         params = self.params
-        return source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
+        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
+        return held(self.backbones, source, s, params.within)
 
     def told(self, s: Tensor) -> Tensor:
         return sampler.standardise(s, *self.backbones.s_stats)

@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import clip_direction, mapped
+from pipeline.editors._deltas import check_within, clip_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
 KIND = "latent"
-NEEDS = ("generator", "clip", "mapper", "relevance")
+NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 
 
 @dataclass(frozen=True)
 class Params:
     """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
-    that delta_s moves against their own effect (not in the paper)."""
+    that delta_s moves against their own effect (not in the paper). within: see `_deltas.held`."""
 
     strength: float
     threshold: float
     agree: bool = False
+    within: float | None = None
+
+    def __post_init__(self) -> None:
+        check_within(self.within)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class DeltaEditG:
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         params = self.params
         s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
+        s = held(self.backbones, source, s, params.within)
         return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
 
 
