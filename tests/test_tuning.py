@@ -43,7 +43,7 @@ def test_a_value_of_another_type_or_that_cannot_be_is_one_line() -> None:
     for values in ({"strength": ["strong"]}, {"agree": [2]}):
         with pytest.raises(InputError, match=f"--try.{next(iter(values))} is"):
             list(tuning.grid(Params(1.0, 0.3), values))
-    walk = Settings(1.0, 0.1, True, 10, "belm", 0, 1.0)
+    walk = Settings(1.0, 0.1, True, None, 10, "belm", 0, 1.0)
     assert [one.solver for one in tuning.grid(walk, {"solver": ["ddim", "belm"]})] == ["ddim", "belm"]
     with pytest.raises(InputError, match="do not divide 1000"):
         list(tuning.grid(walk, {"steps": [7]}))
