@@ -7,6 +7,7 @@ reader only checks what the first has read. For photographs of faces the publish
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ def build(numbers: Mapping[str, Any]) -> IdentityNet | irse.FaceNet:
     return irse.FaceNet(**rest)
 
 
-class Reader(nn.Module):
+class Reader(nn.Module, ABC):
     """Reads every attribute of a portrait off features. attributes: name -> its values, in the order of the logits."""
 
     def __init__(self, width: int, attributes: Mapping[str, Sequence[str]]) -> None:
@@ -133,9 +134,9 @@ class Reader(nn.Module):
         self.attributes = {name: tuple(values) for name, values in attributes.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in attributes.items()})
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """images [B,3,R,R] in [-1,1] -> [B,F]."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images [B,3,R,R] -> attribute -> logits [B,values]."""

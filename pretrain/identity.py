@@ -94,11 +94,8 @@ def steps(
         if number % 100 == 0:
             told.refresh()
             facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
-        progress = min(1.0, number * batch / images)
         for group in adam.param_groups:
-            group["lr"] = (
-                lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
-            )
+            group["lr"] = session.rate(lr, images, batch, number, warmup)
         person, rows = pairs(len(facts.numbers), people, batch, device)
         with torch.autocast(kind, torch.bfloat16):
             features = net.trunk(degrade(told.images(rows)))

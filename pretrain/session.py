@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,12 @@ def plan(domain: Domain, name: str, images: int | None = None) -> Plan:
     if name in ("generator", "encoder"):  # the two that are built level by level
         model = {**model, "split": list(domain.level_split)}
     return Plan(model, images or total, count, section)
+
+
+def rate(lr: float, images: int, batch: int, number: int, warmup: int) -> float:
+    """The learning rate of step `number`: `lr` after `warmup` steps, falling as a cosine until `images` were seen."""
+    progress = min(1.0, number * batch / images)
+    return lr * max(1e-3, 0.5 + 0.5 * math.cos(math.pi * progress)) * min(1.0, (number + 1) / (warmup + 1))
 
 
 def seconds(minutes: float | None) -> float | None:
