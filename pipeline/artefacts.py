@@ -73,7 +73,11 @@ class Layout:
         self.mapper = self.data / "mapper.safetensors"
         self.mapper_wplus = self.data / "mapper_wplus.safetensors"
         self.diffusion = self.data / "diffusion.safetensors"
-        self.evaluation = self.data / "evaluation"  # per-image tables
+        self.evaluation = self.data / "evaluation"
+        self.scores = self.evaluation / "scores.parquet"  # a row per editor and case
+        self.between, self.mixed = (self.evaluation / name for name in ("between.png", "mixed.png"))
+        self.blends = self.evaluation / "blends.json"  # what these show
+        self.clip_map = self.evaluation / "clip_map.parquet"
         self.timings = self.data / "timings"
         self.pretraining = self.root / "data" / "pretraining" / self.domain
         self.reports = self.root / "reports" / self.domain

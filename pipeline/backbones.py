@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.mapper import DeltaMapper
     from pipeline.perception import Inception, Lpips
     from pipeline.recognition import IdentityNet, Reader
+    from pipeline.stylespace import Space
 
 SHIPPED = ("mapper", "relevance", "s_stats")  # also shipped, so that editing works before any `dvc repro`
 BESIDE_MAPPER = ("mapper_wplus", "s_stats")  # in no domain file
@@ -199,6 +200,25 @@ class Backbones:
 
             return sampling.spread(self.generator)
         return self._tensor("s_stats", "mean"), self._tensor("s_stats", "std")
+
+    @cached_property
+    def _w_plus_stats(self) -> tuple[Tensor, Tensor]:
+        from pipeline import sampling
+
+        return sampling.spread(self.generator, "w_plus")
+
+    def spread(self, space: Space) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of codes: `s_stats`, or those of w_plus flattened, [L*D] each."""
+        return self.s_stats if space == "s" else self._w_plus_stats
+
+    @torch.no_grad()
+    def told(self, w_plus: Tensor) -> Tensor:
+        """What the denoiser is told of people with codes w_plus [B,L,D], standardised: their s, or w_plus itself."""
+        from pipeline import sampler
+
+        space = self.denoiser.space
+        code = self.generator.styles(w_plus) if space == "s" else w_plus.flatten(1)
+        return sampler.standardise(code, *self.spread(space))
 
     def _tensor(self, name: str, key: str) -> Tensor:
         tensors, _ = self._read(name)

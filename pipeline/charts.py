@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import FRAMES
-from pipeline.showcase import label
+from pipeline import artefacts
+from pipeline.showcase import FRAMES, label
 
 MEASURED = ("reached", "kept", "psnr", "distance", "agreement", "evaluations", "seconds", "round_trip")  # of a trial
 COLORS = 12  # --c-0 and on, of the template
@@ -204,3 +204,21 @@ def mean_heights(curves: Mapping[str, Sequence[tuple[float, float]]]) -> dict[st
         name: float(np.trapezoid(np.interp(along, curve[:, 0], curve[:, 1]), along) / (right - left))
         for name, curve in ordered.items()
     }
+
+
+def places(path: Path) -> list[dict[str, Any]]:
+    """Two maps of CLIP's space that `pipeline.figures` made, points of [0,1] each; none where it made none."""
+    if not path.is_file():
+        return []
+    rows = artefacts.table(path)
+    return [
+        {
+            "title": title,
+            "points": [
+                (round(row["x"], 3), round(row["y"], 3), "text" if row["text"] else "picture")
+                for row in rows.iter_rows(named=True)
+                if row["space"] == space
+            ],
+        }
+        for space, title in enumerate(("as they are", "differences of two people"))
+    ]

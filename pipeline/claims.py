@@ -28,7 +28,7 @@ class Claim:
     """name: in metrics.json. text: what is claimed; source: where. More of every measure is better.
 
     better, worse: editors; or, without measures, `better` is the path of a difference in metrics.json.
-    heldout: decided by prompts in words that no network was taught, instead of all others.
+    split: of the prompts that decide.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Claim:
     better: str
     worse: str = ""
     measures: tuple[str, ...] = ()
-    heldout: bool = False
+    split: str = "seen"
 
 
 def _against(editor: str, called: str, source: str = "table I") -> Claim:
@@ -94,7 +94,7 @@ CLAIMS = (
         "deltaedit_g",
         "identity_editor",
         ("reached",),
-        heldout=True,
+        split="heldout",
     ),
     Claim(
         "diffusion_quality",
@@ -135,11 +135,11 @@ CLAIMS = (
 )
 
 
-def tested(found: Mapping[str, Any], scores: pl.DataFrame, taught: set[str], draws: Draws) -> dict[str, Any]:
+def tested(found: Mapping[str, Any], scores: pl.DataFrame, splits: Mapping[str, str], draws: Draws) -> dict[str, Any]:
     """The difference that decides each claim, by name and measure; none where a side is not there.
 
-    found: metrics.json without the claims. scores: a row per editor and case, as in evaluation/scores.parquet. taught:
-    the prompts in words that the networks know.
+    found: metrics.json without the claims. scores: a row per editor and case, as in evaluation/scores.parquet. splits:
+    of the prompts, by their text.
     """
     import polars as pl
 
@@ -149,7 +149,7 @@ def tested(found: Mapping[str, Any], scores: pl.DataFrame, taught: set[str], dra
         if not claim.measures:
             differences[claim.name] = {"difference": _at(found, claim.better)}
         elif {claim.better, claim.worse} <= ran:
-            asked = scores.filter(pl.col("prompt").is_in(list(taught)) != claim.heldout)
+            asked = scores.filter(pl.col("prompt").is_in([text for text in splits if splits[text] == claim.split]))
             measures = [name for name in claim.measures if name in asked.columns]
             differences[claim.name] = {name: paired(asked, claim.better, claim.worse, name, draws) for name in measures}
     known = {

@@ -30,11 +30,11 @@ from torch.nn import functional as F
 
 from pipeline import weights
 from pipeline.sampler import Objective
-from pipeline.stylespace import LEVELS
+from pipeline.stylespace import LEVELS, Space
 from pipeline.values import InputError
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
-OBJECTIVES = get_args(Objective)
+OBJECTIVES, SPACES = get_args(Objective), get_args(Space)
 SPREAD = 0.5  # standard deviation of pixels in [-1,1]
 
 
@@ -98,6 +98,7 @@ class Denoiser(UNet2DModel):
     attention       image resolutions with self-attention (the middle block always has it)
     time_dim, style_dim   widths of the time embedding and of each level's style embedding
     boundaries      largest image resolution that is coarse, largest that is medium
+    space           of the style codes: "s" (the paper), or "w_plus", flattened (its figure 19)
     objective       what it says, of which mixture of picture and noise: "eps" (the paper) of DDPM's the noise; "v"
                     (Salimans & Ho 2022) sqrt(abar) noise - sqrt(1 - abar) picture; "flow" (Liu et al. 2023), of
                     (1 - t/1000) picture + t/1000 noise, noise - picture
@@ -122,9 +123,12 @@ class Denoiser(UNet2DModel):
         dropout: float = 0.0,
         boundaries: tuple[int, int] = (8, 32),
         objective: Objective = "eps",
+        space: Space = "s",
     ):
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}: {', '.join(OBJECTIVES)} are known")
+        if space not in SPACES:
+            raise ValueError(f"space is {space!r}: {', '.join(SPACES)} are known")
         if resolution % (patch << (len(mult) - 1)):
             raise ValueError(f"resolution {resolution} cannot be halved {len(mult) - 1} times after a patch of {patch}")
         widths = [channels * m for m in mult]
@@ -160,9 +164,11 @@ class Denoiser(UNet2DModel):
             "dropout": dropout,
             "boundaries": list(boundaries),
             "objective": objective,
+            "space": space,
         }
         self.patch = patch
         self.objective: Objective = objective
+        self.space: Space = space
         sizes = {level: size for level, size in zip(LEVELS, style_sizes, strict=True) if size}
         self.time_embedding = TimePart(widths[0], time_dim, style_dim * len(sizes))
         self.class_embedding = StyleEmbedding(sizes, time_dim, style_dim)
@@ -210,7 +216,8 @@ class Denoiser(UNet2DModel):
         zeroed(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x [B,3,R,R] noisy, t [B] or scalar in 0..1000, s [B,S] standardised by the caller -> [B,3,R,R].
+        """x [B,3,R,R] noisy, t [B] or scalar in 0..1000, s [B,S] (or w_plus, by `space`) standardised by the caller ->
+        [B,3,R,R].
 
         t is a whole number up to 999 but for the objective "flow". Its network only says what x does not: the part of
         the answer that is best guessed by a factor of x (pictures as independent pixels of `SPREAD`) is added to it.
@@ -231,6 +238,11 @@ def _guess(t: Tensor) -> Tensor:
     """The factor of x = (1 - t) picture + t noise that comes nearest to noise - picture: [B,1,1,1]."""
     factor = (t - (1 - t) * SPREAD**2) / ((1 - t) ** 2 * SPREAD**2 + t**2)
     return factor.reshape(-1, 1, 1, 1)
+
+
+def reads_codes(key: str) -> bool:
+    """Whether a weight of a `Denoiser`, by its name, reads style codes: it fits those of one space alone."""
+    return key.startswith("class_embedding.") or ".time_emb_proj.style." in key
 
 
 def level_of(image_resolution: int, boundaries: tuple[int, int] = (8, 32)) -> str:

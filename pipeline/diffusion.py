@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline import files, training
 from pipeline.sampler import TIMESTEPS, Objective, Predict, mixed, schedulers, standardise
+from pipeline.stylespace import Space, w_plus_layout
 from pipeline.training import Best, Curve, Ema, Metrics, batch_rows, fit, generator_for
 from pipeline.values import InputError
 
@@ -33,7 +34,10 @@ class DiffusionParams:
 
     images: what the network learns to draw, "photo" (the paper) or "reconstruction", what the generator makes of its
     codes: then s leaves out little.
-    init: "pretrained" to go on from the domain's weights, "random" to start anew with the domain's network sizes.
+    space: of the codes it is told, "s" (the paper) or "w_plus" (its figure 19).
+    mirror: pictures are also shown mirrored, each with the code that the encoder reads from the mirrored one.
+    init: "pretrained" to go on from the domain's weights, "body" from all of them but what reads codes, which starts
+    anew, "random" to start anew with the domain's network sizes.
     batch: images per step. lr, weight_decay: AdamW's, constant. clip: largest norm of the gradient.
     ema: decay per step of the average that is kept, reached through (1 + step) / (10 + step).
     seed: fixes first weights, batches, timesteps and noise.
@@ -41,7 +45,9 @@ class DiffusionParams:
 
     steps: int
     images: Literal["photo", "reconstruction"]
-    init: Literal["pretrained", "random"]
+    space: Space
+    mirror: bool
+    init: Literal["pretrained", "body", "random"]
     batch: int
     lr: float
     weight_decay: float
@@ -52,6 +58,8 @@ class DiffusionParams:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1:
             raise ValueError(f"{self.steps} steps of batch {self.batch}: steps from 0, a batch from 1 are expected")
+        if self.space != "s" and self.init == PRETRAINED:
+            raise ValueError(f"the shipped weights are told s, not {self.space}: set init to body or random")
         if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and 0 <= self.ema < 1):
             raise ValueError("lr and clip must be above 0, weight_decay from 0, ema from 0 and below 1")
 
@@ -94,10 +102,7 @@ def wanted(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> Tensor
 
 
 def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:
-    """Batches out of images uint8 [N,3,R,R] and raw s [N,S] (any float type), standardised by mean and std [S].
-
-    No picture is mirrored: s belongs to it as it is.
-    """
+    """Batches out of images uint8 [N,3,R,R] and raw s [N,S] (any float type), standardised by mean and std [S]."""
 
     def batch(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return images[rows].float() / 127.5 - 1, standardise(s[rows].float(), mean, std)
@@ -105,35 +110,47 @@ def in_memory(images: Tensor, s: Tensor, mean: Tensor, std: Tensor) -> Batches:
     return batch
 
 
-def sizes(generator: Generator) -> dict[str, Any]:
+def sizes(generator: Generator, space: Space = "s") -> dict[str, Any]:
     """What the generator decides of its denoiser: resolution, widths of the style levels, where they act."""
     from pipeline.denoiser import boundaries_of
 
-    return {
-        "resolution": generator.size,
-        "style_sizes": generator.layout.level_sizes,
-        "boundaries": boundaries_of(generator.layout.split),
-    }
+    layout, split = generator.layout, generator.layout.split
+    if space == "w_plus":  # row i is read by convolution i, so the levels begin where those of s do
+        layout = w_plus_layout(generator.num_ws, generator.style_dim, split)
+    sizes = {"style_sizes": layout.level_sizes, "space": space}
+    return {"resolution": generator.size, **sizes, "boundaries": boundaries_of(split)}
 
 
 def first_weights(params: DiffusionParams, shipped: Path | None, numbers: Mapping[str, Any]) -> Denoiser:
     """The network that training starts from: the file `shipped`, or `Denoiser(**numbers)` with weights from the seed.
 
-    `numbers` must hold resolution and style_sizes; `shipped` may be None for random weights. InputError if the file is
-    missing, broken, or made for other sizes.
+    `numbers` must hold resolution, space and style_sizes; of "body", those of the file hold where they say nothing.
+    `shipped` may be None for random weights. InputError if the file is missing, broken, or made for other sizes.
     """
     from pipeline import denoiser
 
     if params.init == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(params.seed)
-            return denoiser.Denoiser(**numbers)
+        return _anew(numbers, params.seed)
     assert shipped is not None
     network = denoiser.load(shipped, hint="set diffusion.init to random")
-    for key, value in (("resolution", numbers["resolution"]), ("style_sizes", list(numbers["style_sizes"]))):
-        if network.spec[key] != value:
-            raise InputError(f"{shipped} is for {key} {network.spec[key]}, not {value}: set diffusion.init to random")
+    told = () if params.init == "body" else ("space", "style_sizes")
+    for key in ("resolution", *told):
+        wanted = list(numbers[key]) if key == "style_sizes" else numbers[key]
+        if network.spec[key] != wanted:
+            raise InputError(f"{shipped} is for {key} {network.spec[key]}, not {wanted}: set diffusion.init to random")
+    if params.init == "body":
+        known = {key: value for key, value in network.state_dict().items() if not denoiser.reads_codes(key)}
+        network = _anew(network.spec | {key: numbers[key] for key in ("space", "style_sizes")}, params.seed)
+        network.load_state_dict(network.state_dict() | known)
     return network.requires_grad_(True)
+
+
+def _anew(numbers: Mapping[str, Any], seed: int) -> Denoiser:
+    from pipeline import denoiser
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return denoiser.Denoiser(**numbers)
 
 
 def steps(

@@ -51,13 +51,15 @@ class Weights:
 class Prompt:
     """A text to edit towards; what it asks of whom is known where the domain has true attributes.
 
-    split: "seen" for wordings in the grammar CLIP was taught with, "heldout" for synonyms it never saw.
+    also: further attributes that it asks for, with their values. split: "seen" for wordings in the grammar CLIP was
+    taught with, "heldout" for synonyms it never saw, "combined" for several attributes at once in words it knows.
     """
 
     text: str
     attribute: str | None = None
     value: str | None = None
-    split: Literal["seen", "heldout"] = "seen"
+    split: Literal["seen", "heldout", "combined"] = "seen"
+    also: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -66,6 +68,13 @@ class Prompt:
             raise ValueError(f"'{self.text}' is still to be filled in: write what to edit towards")
         if (self.attribute is None) != (self.value is None):
             raise ValueError(f"'{self.text}' needs both an attribute and a value, or neither")
+        if self.also and (self.attribute is None or self.attribute in self.also):
+            raise ValueError(f"'{self.text}' needs an attribute and a value besides what it also asks for")
+
+    @property
+    def asks(self) -> dict[str, str]:
+        """Everything that it asks for: attribute -> value."""
+        return {} if self.attribute is None or self.value is None else {self.attribute: self.value, **self.also}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def source(backbones: Backbones, pictures: Sequence[bytes], params: Sequence[str
 
 def conditions(domain: Domain) -> list[TextPair]:
     """The domain's prompts, each against its neutral word."""
-    return [TextPair(domain.neutral, prompt.text, prompt.attribute, prompt.value) for prompt in domain.prompts]
+    return [TextPair(domain.neutral, prompt.text, prompt.asks) for prompt in domain.prompts]
 
 
 NOBODY: dict[str, Any] = {  # columns of the schema `edits` without rows

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, claims, files, foundations, images, metrics, scoring, styled, workers
+from pipeline import artefacts, claims, files, foundations, images, inverted, metrics, scoring, styled, workers
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud, Draws, Leaf
 from pipeline.scoring import Scored
+from pipeline.showcase import APART, FRAMES
 from pipeline.truth import TestSet, Truth
 from pipeline.values import InputError, nearest
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline.domains import Prompt
     from pipeline.sampler import Walk
 
-FRAMES = ("identity_editor", "counterfactual")  # the two rows between which every editor lies
 AGAINST_TRUTH = (
     *("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input"),
     *("outside_psnr", "mask_iou", "reached_oracle2", "kept_oracle2"),
@@ -48,7 +48,6 @@ NEEDS = {"identity_input": "identity"}
 NEEDS_PHOTOGRAPHS = {"lpips_input": "lpips", "fid": "inception"}
 PER_PROMPT = ("reached", "kept", "identity", "psnr", "counterfactual_gain", "clip_direction")
 MAPPER = ("val_cos", "val_mse", "explained")
-SCORES = "scores.parquet"
 FID_REPEATS = 100  # resamples; one of a distance costs far more than one of a mean
 
 
@@ -72,6 +71,7 @@ def evaluate(
     mapper: Mapping[str, Any] | None = None,
     *,
     w_plus: Tensor | None = None,
+    refine: int = 0,
     fakes: Tensor | None = None,
     reconstructor: str = "deltaedit_d",
     walk: Walk | None = None,
@@ -84,8 +84,9 @@ def evaluate(
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
     before editing; those of `reconstructor` tell how well diffusion gives back its input, and by its `walk` is tried
     whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
-    inversions of the first n test people, the encoder's when None.
-    fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over people.
+    inversions of the first n test people, the encoder's when None; refine: the steps of descent that made them, tried
+    in s too. fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over
+    people.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -105,11 +106,15 @@ def evaluate(
         "generator": {},
         "clip": {},
         "identity": {},
-        "inversion": foundations.inversion_metrics(backbones, test, w_plus, batch, draws),
+        "inversion": inverted.inversion_metrics(backbones, test, w_plus, batch, draws),
         "mapper": {key: metrics.leaf(mapper.get(key, math.nan)) for key in MAPPER},
         "diffusion": {"reconstruction": {}},
         "editors": {},
     }
+    if w_plus is not None:
+        found["mapper"] |= inverted.pair_metrics(backbones, test, w_plus, draws)
+    if refine and w_plus is not None:
+        found["inversion"]["in_s"] = inverted.inversion_in_s(backbones, test, w_plus, refine, draws)
     if walk is not None and w_plus is not None:
         found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None and walk is not None and w_plus is not None:
@@ -147,8 +152,7 @@ def evaluate(
     if differences := _differences(found["editors"]):
         found["oracle2"]["largest_difference"] = metrics.leaf(max(differences))
     scores = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
-    taught = {text for text, prompt in prompts.items() if prompt.split == "seen"}
-    found["claims"] = claims.tested(found, scores, taught, draws)
+    found["claims"] = claims.tested(found, scores, {text: prompt.split for text, prompt in prompts.items()}, draws)
     return Evaluation(found, summarise(found), scores, {"prompts": _prompt_rows(found["editors"])})
 
 
@@ -180,7 +184,7 @@ def save(evaluation: Evaluation, layout: artefacts.Layout) -> None:
     for path, content in ((layout.metrics, evaluation.metrics), (layout.summary, evaluation.summary)):
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         files.write_bytes(path, f"{text}\n".encode())
-    artefacts.write_table(layout.evaluation / SCORES, evaluation.scores, {"domain": layout.domain})
+    artefacts.write_table(layout.scores, evaluation.scores, {"domain": layout.domain})
     for name, rows in evaluation.plots.items():
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -236,7 +240,8 @@ def _missing(backbones: Backbones, truth: Truth | None) -> dict[str, Leaf]:
 def _editor_metrics(
     scored: Scored, truth: Truth | None, prompts: Mapping[str, Prompt], real: Cloud | None, draws: Draws
 ) -> dict[str, Any]:
-    """Averages over the prompts in words CLIP was taught, `heldout` over those it never saw, and every prompt."""
+    """Averages over the prompts in words CLIP was taught, `heldout` over those it never saw, `combined` over those that
+    ask for several attributes, and every prompt."""
     frame = scored.frame
     ids, person = np.unique(frame["id"].to_numpy(), return_inverse=True)
     texts = sorted(frame["prompt"].unique().to_list())
@@ -248,12 +253,12 @@ def _editor_metrics(
         return cells
 
     tables = {name: table(name) for name in (*AGAINST_TRUTH, *AGAINST_INPUT) if name in frame.columns}
-    taught = np.array([prompts[text].split == "seen" for text in texts])
+    splits = np.array([prompts[text].split for text in texts])
+    taught = splits == "seen"
     found: dict[str, Any] = {name: metrics.interval(cells[:, taught], draws=draws) for name, cells in tables.items()}
-    if not taught.all():
-        found["heldout"] = {
-            name: metrics.interval(tables[name][:, ~taught], draws=draws) for name in PER_PROMPT if name in tables
-        }
+    for split in filter(splits.__contains__, APART):
+        among = {name: tables[name][:, splits == split] for name in PER_PROMPT if name in tables}
+        found[split] = {name: metrics.interval(cells, draws=draws) for name, cells in among.items()}
     if real is not None:  # without an interval: a distance of 2048 x 2048 covariances takes seconds
         found["fid"] = metrics.leaf(metrics.frechet(scored.cloud.moments(), real.moments()))
     if truth is not None and len(scored.features):

@@ -1,5 +1,5 @@
-"""How good the networks are that every editor stands on: oracle, generator, CLIP, inversion and identity network, on
-people none has seen."""
+"""How good the networks are that every editor stands on: oracle, generator, CLIP and identity network, on people none
+has seen."""
 
 from __future__ import annotations
 
@@ -211,32 +211,6 @@ def direction_metrics(
             for text in columns
         },
     }
-
-
-@torch.no_grad()
-def inversion_metrics(
-    backbones: Backbones, test: TestSet, w_plus: Tensor | None, batch: int, draws: Draws
-) -> dict[str, Leaf]:
-    """How well unseen people are given back (psnr, dB; ssim; mse on [0,1]; identity), a latent editor's ceiling.
-
-    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
-    encoder_psnr is that of the encoder for the same people.
-    """
-    note = backbones.absent("identity")
-    count = len(test.ids) if w_plus is None else len(w_plus)
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "mse": [], "identity": [], "encoder_psnr": []}
-    for part in batches(count, batch):
-        source = test.images[:count][part].to(backbones.device)
-        guess = backbones.encoder(source)
-        scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))
-        again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
-        scores["psnr"].append(metrics.psnr(again, source))
-        scores["ssim"].append(metrics.ssim(again, source))
-        scores["mse"].append(metrics.mse(again, source))
-        if not note:
-            scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
-    found = {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items() if parts}
-    return found | ({"identity": metrics.absent(note)} if note else {})
 
 
 def true_values(

@@ -8,6 +8,7 @@ start where editing works well and are held near it, as in hybrid inversions (II
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,29 +54,52 @@ def refine(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tenso
     """
     if not steps:
         return w_plus
+    unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
+    found = _descended(encoder, generator, images, w_plus, unit, steps)
+    better = errors(generator, images, found) < errors(generator, images, w_plus)
+    return torch.where(better[:, None, None], found, w_plus)
+
+
+def refine_s(
+    encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, unit: Tensor, steps: int
+) -> Tensor:
+    """The s [B,S] that the same descent finds, from that of w_plus [B,L,D], in the style space itself.
+
+    unit [S]: how far style channels differ from person to person. What turns features into colours keeps w_plus.
+    """
+
+    def draw(s: Tensor) -> Tensor:
+        return generator.synthesis(s, w_plus)
+
+    return _descended(encoder, draw, images, generator.styles(w_plus), unit, steps)
+
+
+def _descended(
+    encoder: Encodes, draw: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, unit: Tensor, steps: int
+) -> Tensor:
+    """Codes [B,...] from `start` towards drawing images [B,3,R,R]; a step of `unit`, [...] or one each, is usual."""
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
         wanted = encoder.features(images)
-    unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
     with torch.enable_grad():
-        moved = torch.zeros_like(w_plus, requires_grad=True)
-        mean, square = torch.zeros_like(w_plus), torch.zeros_like(w_plus)
+        moved = torch.zeros_like(start, requires_grad=True)
+        mean, square = torch.zeros_like(start), torch.zeros_like(start)
         for step in range(steps):
             with torch.autocast(images.device.type, torch.bfloat16):
-                picture = generator(w_plus + unit * moved)
+                picture = draw(start + unit * moved)
                 seen = encoder.features(picture)
             wrong = (picture - images).square().mean(dim=(1, 2, 3)).sum()
             for one, other in zip(seen, wanted, strict=True):
                 wrong = wrong + LOOK * (1 - (one * other).sum(dim=1).mean(dim=(1, 2))).sum()
-            (slope,) = torch.autograd.grad(wrong + HOLD * moved.square().mean(dim=(1, 2)).sum(), moved)
+            (slope,) = torch.autograd.grad(
+                wrong + HOLD * moved.square().mean(dim=tuple(range(1, moved.dim()))).sum(), moved
+            )
             with torch.no_grad():  # Adam by hand: torch.optim would import its compiler, seconds in `deltaspace edit`
                 rate = RATE * min(1.0, 2 * (1 - step / steps)) / (1 - BETAS[0] ** (step + 1))
                 mean.lerp_(slope, 1 - BETAS[0])
                 square.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
                 spread = (square.sqrt() / math.sqrt(1 - BETAS[1] ** (step + 1))).add_(1e-8)
                 moved.addcdiv_(mean, spread, value=-rate)
-    found = w_plus + unit * moved.detach()
-    better = errors(generator, images, found) < errors(generator, images, w_plus)
-    return torch.where(better[:, None, None], found, w_plus)
+    return start + unit * moved.detach()
 
 
 @torch.no_grad()

@@ -107,9 +107,9 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 # ---------------------------------------------------------------- what the oracle reads in an edit
 
 
-def reached(read: Tensor, wanted: Tensor | int) -> Tensor:
-    """1 where the oracle reads the wanted value: [B] indices -> [B] float."""
-    return (read == wanted).float()
+def reached(read: Tensor, truth: Tensor, asked: Tensor) -> Tensor:
+    """1 where all that was asked for reads as it should: [B,A] indices, twice, [B,A] bool -> [B] float."""
+    return ((read == truth) | ~asked).all(dim=1).float()
 
 
 def kept(read: Tensor, truth: Tensor, counted: Tensor) -> Tensor:

@@ -6,24 +6,19 @@ SVG). The words are in templates/report.html.j2, the numbers here.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import artefacts, charts, claims, elsewhere, files, flowchart, params, showcase, story
-from pipeline import truth as truths
 from pipeline.domains import Domain
-from pipeline.evaluation import FRAMES, SCORES
-from pipeline.showcase import label
+from pipeline.showcase import APART, FRAMES, label
 from pipeline.values import InputError
 
-SHOWN_PEOPLE, SHOWN_PROMPTS, SHOWN_SKIPPED = 4, 10, 200
+SHOWN_SKIPPED = 200
+TAGS = {"heldout": "new words", "combined": "combined"}
 WITHIN = 0.03  # shares by two oracles that agree
 HINT = "run `dvc repro`"
 
@@ -44,6 +39,7 @@ EDITOR_COLUMNS = (
     Column(
         "reached_heldout", "reached, new words", 2, 1, "reached, for prompts in synonyms that no network was taught"
     ),
+    Column("reached_combined", "reached, combined", 2, 1, "reached, for prompts of several attributes: all of them"),
     Column("kept", "kept", 2, 1, "share of the other attributes that read as in the counterfactual"),
     Column("identity", "identity", 2, 1, "cosine with the counterfactual, identity network"),
     Column("counterfactual_gain", "gain, dB", 2, 1, "PSNR to the counterfactual, over the same editor's at strength 0"),
@@ -105,9 +101,27 @@ FOUNDATIONS = (
         ),
     ),
     (
+        "Inversion",
+        ("inversion",),
+        (
+            ("reached_inverted", "people whose codes were found: reached by DeltaEdit-G", 3),
+            ("reached_sampled", "people made of codes: reached", 3),
+            ("reached_gap", "the first less the second", 3),
+        ),
+    ),
+    (
         "Delta Mapper",
         ("mapper",),
-        (("val_cos", "cosine, validation", 3), ("val_mse", "MSE, validation", 3), ("explained", "explained", 3)),
+        (
+            ("val_cos", "cosine, validation", 3),
+            ("val_mse", "MSE, validation", 3),
+            ("explained", "explained", 3),
+            ("latent_mse", "led by another's picture: MSE of the s reached to theirs", 3),
+            ("latent_mse_nothing", "without a step", 3),
+            ("pixel_mse", "MSE, on [-1,1], of what is drawn to their picture (the paper: 0.17)", 3),
+            ("pixel_mse_nothing", "without a step", 3),
+            ("pixel_mse_floor", "of their own inversion", 3),
+        ),
     ),
     (
         "Diffusion",
@@ -120,6 +134,7 @@ FOUNDATIONS = (
 )
 GIVEN_BACK = (  # who gives unedited pictures back, and where in metrics.json (paper, table III)
     ("inversion in W+, as people are edited", ("inversion",)),
+    ("inversion in s, by the same descent", ("inversion", "in_s")),
     ("DDIM, the denoiser told the mean style", ("diffusion", "ddim_mean_style")),
     ("DDIM, told the picture's own style", ("diffusion", "ddim")),
     ("diffusion as people are edited", ("diffusion", "reconstruction")),
@@ -147,8 +162,9 @@ def page(domain: Domain, root: Path) -> str:
     layout = artefacts.Layout(domain, root)
     found = _json(layout.metrics)
     for row in found["editors"].values():
-        if "reached" in row.get("heldout", {}):
-            row["reached_heldout"] = row["heldout"]["reached"]
+        for split in APART:
+            if "reached" in row.get(split, {}):
+                row[f"reached_{split}"] = row[split]["reached"]
     editors = sorted(found["editors"], key=_frame_order)
     settings, full = params.load_yaml(root), elsewhere.full(layout)
     taught = [prompt.text for prompt in domain.prompts if prompt.split == "seen"]
@@ -176,7 +192,9 @@ def page(domain: Domain, root: Path) -> str:
         given_back_columns=GIVEN_BACK_COLUMNS,
         confirmed=_confirmed(found),
         attributes=_attributes(found),
-        gallery=_gallery(domain, layout, editors),
+        gallery=showcase.gallery(domain, layout, editors),
+        blends=showcase.blends(layout),
+        places=charts.places(layout.clip_map),
         curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in charts.curves(path)],
         chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,
         settings=_flat(settings),
@@ -239,7 +257,7 @@ def _prompts(found: Mapping[str, Any], editors: Sequence[str], domain: Domain) -
     rows = [
         {
             "text": prompt.text,
-            "heldout": prompt.split == "heldout",
+            "tag": TAGS.get(prompt.split),
             "people": max(
                 found[name]["prompts"][prompt.text]["people"]["value"]
                 for name in found
@@ -340,60 +358,3 @@ def _speed(root: Path) -> dict[str, Any] | None:
     """What `make bench` wrote: machine and rows; None when it never ran."""
     path = root / "reports" / "bench.json"
     return _json(path) if path.is_file() else None
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def _gallery(domain: Domain, layout: artefacts.Layout, editors: Sequence[str]) -> dict[str, Any]:
-    """People, and for each the rows truth and editors by the columns prompts, as data URIs."""
-    proper = [name for name in editors if name not in FRAMES]
-    test = truths.test_set(layout.images)
-    seen = [prompt for prompt in domain.prompts if prompt.split == "seen"]
-    shown = showcase.gather(test, seen, {name: layout.edits(name) for name in proper}, SHOWN_PEOPLE, SHOWN_PROMPTS)
-    scores = {
-        (row["editor"], row["id"], row["prompt"]): row
-        for row in artefacts.table(layout.evaluation / SCORES).iter_rows(named=True)
-        if row["id"] in shown.ids
-    }
-    people = []
-    for row_id in shown.ids:
-        rows = []
-        if shown.truth:
-            before = shown.before[row_id]
-            cells = [_cell(shown.truth.get((row_id, text)), before, None) for text in shown.prompts]
-            rows.append({"label": "truth", "cells": cells})
-        for name in proper:
-            cells = []
-            for text in shown.prompts:
-                score = scores.get((name, row_id, text))
-                picture = shown.edits[name].get((row_id, text)) if score else None  # only whom the prompt concerns
-                cells.append(_cell(picture, shown.before[row_id], score))
-            rows.append({"label": label(name), "cells": cells})
-        people.append({"id": row_id, "before": data_uri(shown.before[row_id]), "rows": rows})
-    return {"prompts": shown.prompts, "people": people, "truth": bool(shown.truth)}
-
-
-def _cell(pixels: np.ndarray | None, before: np.ndarray, score: Mapping[str, Any] | None) -> dict[str, Any]:
-    if pixels is None:
-        return {"uri": None, "score": score}
-    return {"uri": data_uri(pixels), "map": data_uri(difference(pixels, before)), "score": score}
-
-
-def difference(pixels: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """How much of each pixel is not as before, uint8 [R,R]: 255 where nothing is, darker with the largest colour's
-    change, in 16 steps (paper, figure 17)."""
-    most = np.abs(pixels.astype(np.int16) - before).max(axis=2)
-    return (255 - most // 16 * 17).astype(np.uint8)
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """uint8 [R,R,3], or [R,R] for a grey one, as a picture that needs no file."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    if max(picture.size) > 192:
-        picture.thumbnail((192, 192), Image.Resampling.LANCZOS)
-    picture.save(content, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -19,6 +19,7 @@ from pipeline import images
 if TYPE_CHECKING:
     from pipeline.clip import Clip
     from pipeline.generator import Generator
+    from pipeline.stylespace import Space
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
@@ -152,11 +153,13 @@ def real_codes(generator: Generator, clip: Clip, w_plus: Tensor, photos: Tensor,
 
 
 @torch.no_grad()
-def spread(generator: Generator, count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of s over `count` samples, [S] each: nearly what `cache` measures on all fakes."""
+def spread(generator: Generator, space: Space = "s", count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of codes over `count` samples: of s, [S] each, nearly what `cache` measures on all
+    fakes, or of w_plus, [L*D] each."""
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
-    s = generator.styles(generator.repeat(generator.mapping(z.to(generator.w_mean.device))))
-    return s.mean(dim=0), s.std(dim=0)
+    w_plus = generator.repeat(generator.mapping(z.to(generator.w_mean.device)))
+    codes = generator.styles(w_plus) if space == "s" else w_plus.flatten(1)
+    return codes.mean(dim=0), codes.std(dim=0)
 
 
 class Moments:

@@ -105,8 +105,7 @@ def score(
             "editor": [editor] * len(ids),
             "id": ids,
             "prompt": texts,
-            "attribute": [prompts[text].attribute for text in texts],
-            "value": [prompts[text].value for text in texts],
+            "asked": [", ".join(f"{name}={value}" for name, value in prompts[text].asks.items()) for text in texts],
             "strength": [part["strength"][i] for i in chosen],
             "evaluations": [part["evaluations"][i] for i in chosen],
             "psnr_input": metrics.psnr(edited, source),
@@ -159,8 +158,8 @@ def read(reader: Reader, seen: Tensor, truth: Truth, cases: Sequence[int]) -> tu
     """(reached, kept) [n] each, of edits whose features a reader has seen [n,F]; cases: their numbers in the truth."""
     logits = reader.logits(seen)
     values = torch.stack([logits[name].argmax(1) for name in truth.attributes], dim=1).cpu()
-    asked = values.gather(1, truth.column[cases, None])[:, 0]
-    return metrics.reached(asked, truth.wanted[cases]), metrics.kept(values, truth.answers[cases], truth.counted[cases])
+    answers = truth.answers[cases]
+    return metrics.reached(values, answers, truth.asked[cases]), metrics.kept(values, answers, truth.counted[cases])
 
 
 def _psnr_unedited(ids: Sequence[int], unedited: Mapping[int, np.ndarray], goal: Tensor) -> Tensor:

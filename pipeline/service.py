@@ -252,7 +252,7 @@ class Studio:
             warnings += self._untaught(words)
         known = next((prompt for prompt in self.domain.prompts if prompt.text.casefold() == target.casefold()), None)
         pair = TextPair(neutral, fitting or target)
-        return Prompt(replace(pair, attribute=known.attribute, value=known.value) if known else pair, tuple(warnings))
+        return Prompt(replace(pair, asks=known.asks) if known else pair, tuple(warnings))
 
     def _untaught(self, words: str) -> list[str]:
         if self.backbones.clip.vocabulary is None:

@@ -6,22 +6,28 @@ whom most of these prompts concern.
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import artefacts, files, images
-from pipeline.truth import TestSet, cases
+from pipeline.truth import TestSet, cases, test_set
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from pipeline.domains import Prompt
+    from pipeline.artefacts import Layout
+    from pipeline.domains import Domain, Prompt
 
+FRAMES = ("identity_editor", "counterfactual")  # the two rows between which every editor lies
+APART = ("heldout", "combined")  # prompts that are not in the averages
+SHOWN_PEOPLE, SHOWN_PROMPTS = 4, 10  # on the page
 Pair = tuple[int, str]  # id, prompt text
 
 _TILE, _GAP, _PAIR_GAP, _MARGIN = 128, 3, 14, 14
@@ -134,11 +140,81 @@ def draw(showcase: Showcase, editor: str, label: str) -> Picture:
     return sheet
 
 
-def save(path: Path, picture: Picture) -> None:
-    """Write as PNG, whole or not at all; equal pictures give equal bytes."""
+def save(path: Path, picture: Picture, colours: int | None = None) -> None:
+    """Write as PNG, whole or not at all; equal pictures give equal bytes. colours: at most so many, for drawings, whose
+    files become a third of their size."""
+    from PIL import Image
+
     content = io.BytesIO()
+    if colours:
+        picture = picture.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(content, "PNG", optimize=True)
     files.write_bytes(path, content.getvalue())
+
+
+def gallery(domain: Domain, layout: Layout, editors: Sequence[str]) -> dict[str, Any]:
+    """For the page: people, and for each the rows truth and editors by the columns prompts, as data URIs."""
+    proper = [name for name in editors if name not in FRAMES]
+    test = test_set(layout.images)
+    seen = [prompt for prompt in domain.prompts if prompt.split == "seen"]
+    shown = gather(test, seen, {name: layout.edits(name) for name in proper}, SHOWN_PEOPLE, SHOWN_PROMPTS)
+    scores = {
+        (row["editor"], row["id"], row["prompt"]): row
+        for row in artefacts.table(layout.scores).iter_rows(named=True)
+        if row["id"] in shown.ids
+    }
+    people = []
+    for row_id in shown.ids:
+        rows = []
+        if shown.truth:
+            before = shown.before[row_id]
+            cells = [_cell(shown.truth.get((row_id, text)), before, None) for text in shown.prompts]
+            rows.append({"label": "truth", "cells": cells})
+        for name in proper:
+            cells = []
+            for text in shown.prompts:
+                score = scores.get((name, row_id, text))
+                picture = shown.edits[name].get((row_id, text)) if score else None  # only whom the prompt concerns
+                cells.append(_cell(picture, shown.before[row_id], score))
+            rows.append({"label": label(name), "cells": cells})
+        people.append({"id": row_id, "before": data_uri(shown.before[row_id]), "rows": rows})
+    return {"prompts": shown.prompts, "people": people, "truth": bool(shown.truth)}
+
+
+def _cell(pixels: np.ndarray | None, before: np.ndarray, score: Mapping[str, Any] | None) -> dict[str, Any]:
+    if pixels is None:
+        return {"uri": None, "score": score}
+    return {"uri": data_uri(pixels), "map": data_uri(difference(pixels, before)), "score": score}
+
+
+def difference(pixels: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """How much of each pixel is not as before, uint8 [R,R]: 255 where nothing is, darker with the largest colour's
+    change, in 16 steps (paper, figure 17)."""
+    most = np.abs(pixels.astype(np.int16) - before).max(axis=2)
+    return (255 - most // 16 * 17).astype(np.uint8)
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 [R,R,3], or [R,R] for a grey one, as a picture that needs no file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if max(picture.size) > 192:
+        picture.thumbnail((192, 192), Image.Resampling.LANCZOS)
+    picture.save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def blends(layout: Layout) -> dict[str, Any] | None:
+    """For the page: the grids that `pipeline.figures` drew, as data URIs, and what they show; None where it did not."""
+    if not layout.blends.is_file():
+        return None
+    uris = {
+        path.stem: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for path in (layout.between, layout.mixed)
+    }
+    return {**json.loads(layout.blends.read_text(encoding="utf-8")), **uris}
 
 
 def _subset(test: TestSet, ids: set[int]) -> TestSet:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import claims
-from pipeline.evaluation import FRAMES
 from pipeline.metrics import Leaf
-from pipeline.showcase import label
+from pipeline.showcase import FRAMES, label
 
 WEAKEST = 3  # sentences that are named
 

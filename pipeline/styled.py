@@ -33,7 +33,7 @@ def style_matters(backbones: Backbones, test: TestSet, w_plus: Tensor, walk: Wal
     count, denoiser = min(STYLED, len(w_plus)), backbones.denoiser
     values, seen = foundations.true_values(test, backbones.oracle.attributes)
     images = test.images[:count].to(backbones.device)
-    s = sampler.standardise(backbones.generator.styles(w_plus[:count].to(images)), *backbones.s_stats)
+    s = backbones.told(w_plus[:count].to(images))
     noise = sampler.encode(denoiser, images, s, walk, denoiser.objective)
     drawn = sampler.decode(denoiser, noise, s.roll(-1, dims=0), walk, denoiser.objective).x.clamp(-1, 1)
     read = {name: found.cpu().numpy() for name, found in backbones.oracle.read(drawn).items()}
@@ -57,7 +57,7 @@ def given_back(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws
         return {name: {"psnr": metrics.absent(note)} for name in ("ddim", "ddim_mean_style")}
     count, denoiser = min(TOLD, len(w_plus)), backbones.denoiser
     images, w_plus = test.images[:count].to(backbones.device), w_plus[:count].to(backbones.device)
-    s = sampler.standardise(backbones.generator.styles(w_plus), *backbones.s_stats)
+    s = backbones.told(w_plus)
     found: dict[str, Any] = {}
     ssim = {"inversion": metrics.ssim(backbones.generator(w_plus).float().clamp(-1, 1), images)}
     for name, told in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):

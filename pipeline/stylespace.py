@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 LEVELS = ("coarse", "medium", "fine")
+Space = Literal["s", "w_plus"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,6 @@ class StyleLayout:
         return coarse, medium, fine
 
 
-def w_plus_layout(rows: int, dim: int) -> StyleLayout:
-    """W+ [L,D] as if it were a style code: a layer per row, in the levels of StyleCLIP's mapper (0-3, 4-7, rest)."""
-    return StyleLayout((dim,) * rows, split=(4, 8))
+def w_plus_layout(rows: int, dim: int, split: tuple[int, int] = (4, 8)) -> StyleLayout:
+    """W+ [L,D] as if it were a style code: a layer per row; by default in the levels of StyleCLIP's mapper."""
+    return StyleLayout((dim,) * rows, split)

@@ -1,8 +1,8 @@
 """What an edit should have become: the people an evaluation looks at, and their counterfactuals.
 
-A *case* is a person and a prompt that concerns them: they do not have the prompt's attribute value, and it would be
-visible if they had. The truth of a case is the counterfactual: the same person rendered with that attribute changed and
-nothing else.
+A *case* is a person and a prompt that concerns them: they have no attribute value that it asks for, and all would be
+visible if they had them. The truth of a case is the counterfactual: the same person rendered with these attributes
+changed and nothing else.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class Truth:
 
     index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
     attributes: the names of the A that the oracle reads, in its order. Of them: answers [N,A] indices of the true
-    values; counted [N,A] those that can be seen and are not the prompt's; column [N] the prompt's attribute, wanted [N]
-    its value.
+    values; asked [N,A] those that the prompt is about; counted [N,A] the others, if they can be seen.
     identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's. Of a network that is not here: [0,1].
     """
 
@@ -80,9 +79,8 @@ class Truth:
     attributes: tuple[str, ...]
     renders: np.ndarray
     answers: Tensor
+    asked: Tensor
     counted: Tensor
-    column: Tensor
-    wanted: Tensor
     identity: Tensor
     clip: Tensor
     features: Tensor
@@ -100,12 +98,12 @@ def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str,
     rows, found = test.rows(), []
     for row_id, text in asked:
         prompt = prompts[text]
-        if row_id not in rows or prompt.attribute is None or prompt.value is None:
+        if row_id not in rows or not prompt.asks:
             continue
         person = test.people[rows[row_id]]
-        other = portraits.counterfactual(person, prompt.attribute, prompt.value)
-        has_it = portraits.attributes(person)[prompt.attribute] == prompt.value
-        if not has_it and portraits.visible(other)[prompt.attribute]:
+        other, has = portraits.counterfactual(person, prompt.asks), portraits.attributes(person)
+        seen = portraits.visible(other)
+        if all(has[name] != value and seen[name] for name, value in prompt.asks.items()):
             found.append(Case(row_id, prompt, other))
     return found
 
@@ -126,8 +124,10 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
         features += [backbones.oracle.features(part).cpu()] if judged else []
     values = [portraits.attributes(case.other) for case in found]
     seen = [portraits.visible(case.other) for case in found]
-    for case in found:
-        _check(case.prompt, names)
+    for prompt in {case.prompt.text: case.prompt for case in found}.values():
+        _check(prompt, names)
+    asked = torch.tensor([[name in case.prompt.asks for name in names] for case in found], dtype=torch.bool)
+    asked = asked.reshape(-1, len(names))
     return Truth(
         index={(case.row_id, case.prompt.text): n for n, case in enumerate(found)},
         attributes=tuple(names),
@@ -135,17 +135,8 @@ def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> T
         answers=torch.tensor([[names[name].index(row[name]) for name in names] for row in values]).reshape(
             -1, len(names)
         ),
-        counted=torch.tensor(
-            [
-                [row[name] and name != case.prompt.attribute for name in names]
-                for row, case in zip(seen, found, strict=True)
-            ],
-            dtype=torch.bool,
-        ).reshape(-1, len(names)),
-        column=torch.tensor([list(names).index(str(case.prompt.attribute)) for case in found], dtype=torch.long),
-        wanted=torch.tensor(
-            [names[str(case.prompt.attribute)].index(str(case.prompt.value)) for case in found], dtype=torch.long
-        ),
+        asked=asked,
+        counted=torch.tensor([[row[name] for name in names] for row in seen]).reshape(asked.shape).bool() & ~asked,
         identity=_joined(identity),
         clip=_joined(clip),
         features=_joined(features),
@@ -160,15 +151,15 @@ def attributes(backbones: Backbones) -> Mapping[str, Sequence[str]]:
 
 
 def _check(prompt: Prompt, names: Mapping[str, Sequence[str]]) -> None:
-    attribute, value = str(prompt.attribute), str(prompt.value)
-    if attribute not in names:
-        raise InputError(
-            f"prompt '{prompt.text}': the oracle knows no attribute '{attribute}'{nearest(attribute, names)}"
-        )
-    if value not in names[attribute]:
-        raise InputError(
-            f"prompt '{prompt.text}': {attribute} has no value '{value}'{nearest(value, names[attribute])}"
-        )
+    for attribute, value in prompt.asks.items():
+        if attribute not in names:
+            raise InputError(
+                f"prompt '{prompt.text}': the oracle knows no attribute '{attribute}'{nearest(attribute, names)}"
+            )
+        if value not in names[attribute]:
+            raise InputError(
+                f"prompt '{prompt.text}': {attribute} has no value '{value}'{nearest(value, names[attribute])}"
+            )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

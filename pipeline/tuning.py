@@ -7,7 +7,7 @@ import io
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +101,11 @@ def tries(name: str, root: Path, domain: Any, values: Mapping[str, Sequence[Any]
 
 
 @torch.no_grad()
-def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth) -> Trial:
-    """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1."""
+def trial(
+    backbones: Backbones, name: str, settings: Any, people: Source, goals: truth.Truth, source: str | None = None
+) -> Trial:
+    """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1. source: the
+    words that prompts are told from, in place of the domain's neutral one (paper, section 5.5.1)."""
     editor, evaluations, spent, edits = editors.load(name, backbones, settings), 0, 0.0, 0
     direction = None
     domain, size = backbones.domain, len(people)
@@ -110,6 +113,7 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
     before, clip_before = backbones.oracle.features(people.image), foundations.clip_units(backbones, people.image, size)
     table: dict[str, list[float]] = {name: [] for name in ("reached", "kept", "psnr", "distance", "agreement")}
     for condition in editing.conditions(domain):
+        condition = condition if source is None else replace(condition, source=source)
         rows = [row for row in range(size) if (row, condition.target) in goals.index]
         if not rows:
             continue
@@ -124,7 +128,7 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
         moved = foundations.clip_units(backbones, pictures, size) - clip_before[rows]
         said = backbones.clip.text_delta(domain.neutral, condition.target, domain.templates).cpu()
         found = {
-            "reached": metrics.reached(read.gather(1, goals.column[cases, None])[:, 0], goals.wanted[cases]),
+            "reached": metrics.reached(read, goals.answers[cases], goals.asked[cases]),
             "kept": metrics.kept(read, goals.answers[cases], goals.counted[cases]),
             "psnr": metrics.psnr(pictures.cpu(), goals.images(cases)),
             "distance": 1 - metrics.cosine(seen, before[rows]),
@@ -137,7 +141,8 @@ def trial(backbones: Backbones, name: str, settings: Any, people: Source, goals:
         raise InputError("no prompt of the domain concerns one of these people: try more people")
     error = metrics.mse(editor.edit(people, direction, 0.0).images, people.image).mean().item()
     costs = {"evaluations": evaluations, "seconds": spent / max(1, edits)}
-    return Trial(name, vars(settings), **means, **costs, round_trip=error)
+    tried = vars(settings) if source is None else {"source": source, **vars(settings)}
+    return Trial(name, tried, **means, **costs, round_trip=error)
 
 
 def save(path: Path, people: int, trials: Sequence[tuple[str, Trial]]) -> None:

@@ -7,7 +7,7 @@ Images are [B,3,R,R] float32 RGB in [-1,1].
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class TextPair:
-    """A condition in words. `attribute` and `value` are known only for the prompts of a domain."""
+    """A condition in words. What it asks for, attribute -> value, is known only for the prompts of a domain."""
 
     source: str
     target: str
-    attribute: str | None = None
-    value: str | None = None
+    asks: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

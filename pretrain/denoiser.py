@@ -96,7 +96,7 @@ def steps(
     numbers: those of the Denoiser but for resolution and style_sizes, which the generator decides. `encoder` and
     `generator` are frozen and on `device`. The rows of `data` are those that are there at the start.
     """
-    params = diffusion.DiffusionParams(images // batch, "photo", "random", batch, lr, 0.01, 1.0, ema, seed)
+    params = diffusion.DiffusionParams(images // batch, "photo", "s", False, "random", batch, lr, 0.01, 1.0, ema, seed)
     network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
     if led and network.objective != "flow":
         raise InputError(f"only flows can be led, this denoiser tells {network.objective}: set led to false")

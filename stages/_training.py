@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -157,6 +158,9 @@ def tune(
     style: Annotated[
         str, typer.Option(metavar="STYLE[,STYLE]", help="How they are drawn: painted, as everywhere, or inked.")
     ] = "painted",
+    source: Annotated[
+        str | None, typer.Option(metavar="WORDS[,WORDS]", help="Words to come from, for the domain's neutral one.")
+    ] = None,
     without_matrix: Annotated[
         bool, typer.Option("--without-matrix", help="Measure relevance for each text alone.")
     ] = False,
@@ -175,6 +179,7 @@ def tune(
     """
     values = arguments.tries(tries or [])
     names, styles = arguments.words(editors), arguments.words(style)
+    sources = [None] if source is None else arguments.words(source)
     for name in names:
         arguments.known(domain, name)
 
@@ -190,10 +195,10 @@ def tune(
     settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
     drawn = {word: tuning.validation(networks, people, word) for word in styles}
-    tried = [(word, name, one) for word in styles for name in names for one in settings[name]]
+    tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]
     trials = [
-        (word, tuning.trial(networks, name, one, *drawn[word]))
-        for word, name, one in progress.track(tried, len(tried), f"trying {editors}")
+        (word, tuning.trial(networks, name, one, *drawn[word], words))
+        for word, words, name, one in progress.track(tried, len(tried), f"trying {editors}")
     ]
     trials.sort(key=lambda pair: (styles.index(pair[0]), pair[1].score))
     if out:
@@ -202,7 +207,7 @@ def tune(
         told = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
         return _shell.print_json({"people": people, "trials": told})
     for word, trial in trials:
-        chosen = [f"{name} {trial.settings[name]}" for name in values]
+        chosen = [f"{name} {trial.settings[name]}" for name in (*(["source"] if source else []), *values)]
         scores = f"reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
         cost = f"{trial.evaluations} passes, {trial.seconds:.3f} s"
         what = " ".join([trial.editor, *([word] if len(styles) > 1 else []), *chosen])

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from pipeline import artefacts, denoiser, diffusion, progress, sampling, training
+from pipeline.backbones import Backbones
 from stages._run import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
+MIRRORED = 64  # pictures at a time
 BY_TIME, JUDGED = 64, 256  # unseen pictures that the loss is told on, time by time, and by which weights are chosen
 
 
-def pairs(stage: Stage, split: str, images: str, most: int | None = None) -> tuple[diffusion.Batches, int]:
-    """The pictures of a split with their codes, the first `most`, and how many these are."""
+def pairs(
+    stage: Stage, split: str, params: diffusion.DiffusionParams, most: int | None = None
+) -> tuple[diffusion.Batches, int]:
+    """The pictures of a split, the first `most`, with the codes that the denoiser is told; how many these are."""
     files, nets = stage.files, stage.networks.load()
     ids = tuple(artefacts.read(files.images, "images", ["id"], {"split": split})["id"].tolist()[:most])
+    pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"id": ids})["image"])
     s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "id": ids})["s"]
-    if images == "photo":
-        pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"id": ids})["image"])
-    else:
-        w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
-        pictures = sampling.rendered(nets.generator, s, w_plus.unflatten(1, (nets.generator.num_ws, -1)))
-    return diffusion.in_memory(pictures, s, nets.s_mean.cpu(), nets.s_std.cpu()), len(s)
+    w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
+    w_plus = w_plus.unflatten(1, (nets.generator.num_ws, -1))
+    if params.mirror:
+        known = zip((pictures, s, w_plus), mirrored(nets, pictures), strict=True)
+        pictures, s, w_plus = (torch.cat(both) for both in known)
+    if params.images == "reconstruction":
+        pictures = sampling.rendered(nets.generator, s, w_plus)
+    codes, spread = s if params.space == "s" else w_plus.flatten(1), nets.spread(params.space)
+    return diffusion.in_memory(pictures, codes, *(part.cpu() for part in spread)), len(codes)
+
+
+def mirrored(nets: Backbones, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures uint8 [N,3,R,R] the other way round, and what the encoder reads from those: s [N,S], w_plus [N,L,D]."""
+
+    def step(shown: Tensor) -> tuple[Tensor, Tensor]:
+        w_plus = nets.encoder(shown.to(nets.device).float() / 127.5 - 1)
+        return nets.generator.styles(w_plus).half().cpu(), w_plus.cpu()
+
+    with torch.no_grad():
+        return (pictures.flip(3), *sampling.fixed_batches(step, MIRRORED, pictures.flip(3)))
 
 
 def main(stage: Stage) -> None:
@@ -27,15 +49,15 @@ def main(stage: Stage) -> None:
     shipped, curve, by_time = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY), training.Curve(1)
     unseen, val = None, artefacts.count(files.images, "images", {"split": "val"})
     if val:
-        unseen, val = pairs(stage, "val", params.images, JUDGED)
+        unseen, val = pairs(stage, "val", params, JUDGED)
     with stage.tracked(params) as tracked, stage.work(params) as unit:
         if params.init == diffusion.PRETRAINED and not params.steps:
             diffusion.hand_on(shipped, unit.path("diffusion"))
         else:
             plan = stage.domain.defaults.get("pretrain", {}).get("denoiser", {})
-            numbers = {**plan.get("model", {}), **diffusion.sizes(nets.generator)}
+            numbers = {**plan.get("model", {}), **diffusion.sizes(nets.generator, params.space)}
             network = diffusion.first_weights(params, shipped, numbers)
-            batches, count = pairs(stage, "train", params.images)
+            batches, count = pairs(stage, "train", params)
             fit = diffusion.steps(
                 network,
                 params,

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from pipeline import artefacts, editing, evaluation, params, sampler, showcase, truth, weights
-from pipeline.values import InputError
+from torch import Tensor
+
+from pipeline import artefacts, editing, evaluation, figures, inverted, params, showcase, truth, weights
+from pipeline.backbones import Backbones
+from pipeline.editors import deltaedit_d, deltaedit_g
+from pipeline.metrics import Draws
+from pipeline.truth import TestSet
+from pipeline.values import InputError, Source, TextPair
 from stages._run import Stage, run
 
-GRID_PEOPLE, GRID_PROMPTS = 6, 6
+GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 4, 6, 256  # every version of it stays in git
 
 
 def main(stage: Stage) -> None:
     section, files, nets = stage.params(editing.EvaluateParams), stage.files, stage.networks.load()
-    editors = params.load_yaml(stage.root)["editors"]
-    edits = {name: files.edits(name) for group in editors.values() for name in group}
+    groups = params.load_yaml(stage.root)["editors"]
+    edits = {name: files.edits(name) for group in groups.values() for name in group}
     test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
-    inverted = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
+    reals = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
     edited = slice(editing.PEOPLE[section.scale]["latent"])
-    w_plus = inverted["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
-    fakes, walk = None, None
-    if "deltaedit_d" in edits:
-        made = artefacts.metadata(edits["deltaedit_d"], "edits")["params"]
-        walk = sampler.Walk(made["steps"], made["solver"], made["refine"])
+    w_plus = reals["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
+    ran = {  # these editors, with the settings that their edits were made by
+        module: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
+        for name, module in (("deltaedit_g", deltaedit_g), ("deltaedit_d", deltaedit_d))
+        if name in edits
+    }
+    fakes, diffused = None, ran.get(deltaedit_d)
     if test.people is not None:
         fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
-    if tuple(inverted["id"].tolist()) != test.ids:
+    if tuple(reals["id"].tolist()) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
         found = evaluation.evaluate(
@@ -32,19 +40,43 @@ def main(stage: Stage) -> None:
             edits,
             mapper,
             w_plus=w_plus,
+            refine=artefacts.metadata(files.reals, "reals")["params"]["refine"],
             fakes=fakes,
-            walk=walk,
+            walk=diffused and diffused.walk,
             repeats=section.repeats,
             seed=section.seed,
             batch=section.batch,
         )
+        if deltaedit_g in ran and fakes is not None:
+            editor, draws = deltaedit_g.build(nets, ran[deltaedit_g]), Draws(section.repeats, section.seed)
+            found.metrics["inversion"] |= inverted.reached_on_samples(
+                nets, editor, ran[deltaedit_g].strength, w_plus, fakes, draws
+            )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
-        for name in editors["latent"][:1]:
+        if diffused and len(w_plus) >= figures.PEOPLE:
+            blend(nets, test, w_plus, diffused, files)
+        if test.people is not None:
+            figures.save_map(files, figures.clip_map(nets, test, section.batch, section.seed))
+        for name in groups["latent"][:1]:
             shown = showcase.gather(test, seen, {name: files.edits(name)}, GRID_PEOPLE, GRID_PROMPTS)
-            showcase.save(files.grid, showcase.draw(shown, name, showcase.label(name)))
+            sheet = showcase.draw(shown, name, showcase.label(name))
+            showcase.save(files.grid, sheet, None if test.people is None else GRID_COLOURS)
         stage.log(tracked, found.summary)
         tracked.figure("grid", files.grid)
+
+
+def blend(
+    nets: Backbones, test: TestSet, w_plus: Tensor, settings: deltaedit_d.Params, layout: artefacts.Layout
+) -> None:
+    """Draw and save what DeltaEdit-D makes between the first people and their edits, and of their styles mixed."""
+    images, codes = (part[: figures.PEOPLE].to(nets.device) for part in (test.images, w_plus))
+    people = Source(images, codes, nets.generator.styles(codes), nets.clip.embed_images(images))
+    walker = deltaedit_d.build(nets, settings)
+    prompts = figures.asked(test, [prompt for prompt in nets.domain.prompts if prompt.split == "seen"])
+    directions = [walker.fit(TextPair(nets.domain.neutral, prompt.text)) for prompt in prompts]
+    grids = figures.blends(walker, people, directions, settings.strength)
+    figures.save(layout, grids, prompts, list(nets.generator.layout.levels))
 
 
 if __name__ == "__main__":

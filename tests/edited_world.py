@@ -17,7 +17,7 @@ from pipeline.stylespace import w_plus_layout
 from pipeline.values import Edited, ImagePair, Source, TextPair
 
 PEOPLE = 5
-PROMPT = TextPair("face", "face with red hair", "hair_color", "red")
+PROMPT = TextPair("face", "face with red hair", {"hair_color": "red"})
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def project(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The denoiser gets random weights as well: an untrained one begins with zeros and does not listen to s.
     """
-    from pipeline import denoiser
+    from pipeline import denoiser, diffusion
     from pipeline.mapper import DeltaMapper, numbers
 
     root = tmp_path_factory.mktemp("editors")
@@ -51,6 +51,10 @@ def project(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, codes in (("mapper", layout), ("mapper_wplus", rows)):
         meta = {"model": numbers(codes, dim)}
         weights.save(folder / f"{name}.safetensors", DeltaMapper(codes, dim).state_dict(), meta, half=False)
+    other = denoiser.Denoiser(**network.spec | diffusion.sizes(networks.generator, "w_plus"))
+    for parameter in other.requires_grad_(False).parameters():
+        parameter.normal_(std=0.1)
+    denoiser.save(folder / "denoiser_wplus.safetensors", other)
     return root
 
 
@@ -70,7 +74,19 @@ def source(world: Backbones) -> Source:
 
 
 def editor_of(name: str, world: Backbones) -> Any:
-    return editors.load(name, world, settings_of(name, world))
+    return editors.load(name, world_of(name, world), settings_of(name, world))
+
+
+def world_of(name: str, world: Backbones) -> Backbones:
+    """The world with a denoiser that the editor can tell what it moves."""
+    if name != "deltaedit_d_wplus":
+        return world
+    from pipeline import denoiser
+
+    other = Backbones(world.domain, world.root, world.device)
+    path = world.shipped("denoiser").with_name("denoiser_wplus.safetensors")
+    other.__dict__["denoiser"] = denoiser.load(path, world.device)
+    return other
 
 
 def settings_of(name: str, world: Backbones) -> Any:

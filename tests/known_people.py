@@ -121,8 +121,7 @@ def world(tmp_path: Path) -> World:
 
 
 def change(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
-    assert prompt.attribute and prompt.value
-    return portraits.counterfactual(person, prompt.attribute, prompt.value)
+    return portraits.counterfactual(person, prompt.asks)
 
 
 def nothing(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:

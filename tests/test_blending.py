@@ -24,7 +24,7 @@ R = 8
 class Painter:
     """A denoiser whose pictures are their style's mean colour and half of their noise's quantile."""
 
-    objective = "eps"
+    objective, space = "eps", "s"
 
     def __call__(self, x, t, s):
         a = sampler.schedulers()[0].alphas_cumprod[t].view(-1, 1, 1, 1)
@@ -76,7 +76,7 @@ def test_an_edit_at_the_end_is_the_guided_one_and_pictures_are_not_guided(walker
         calls.append(t)
         return draw(x, t, s)
 
-    counted.objective = "eps"  # type: ignore[attr-defined]
+    counted.objective, counted.space = "eps", "s"  # type: ignore[attr-defined]
     walker.backbones.denoiser = counted  # type: ignore[misc]
     blending.between(walker, whole, blending.End(walker.noise(other), other.s, other.s), [0.5])
     assert len(calls) == 49 + 50  # the other's noise, and one way down without guidance

@@ -10,6 +10,7 @@ from pipeline import claims, metrics
 from pipeline.editors import names
 
 PEOPLE, PROMPTS = 40, ("taught", "held out")
+SPLITS = {"taught": "seen", "held out": "heldout"}
 DRAWS = metrics.Draws(200, 0)
 
 
@@ -35,7 +36,7 @@ def test_a_difference_is_of_the_same_cases_so_that_people_cancel() -> None:
 
 def test_one_claim_may_hold_by_one_measure_and_fail_by_another() -> None:
     frame = scores(deltaedit_gr=0.2, deltaedit_g=0.1).rename({"reached": "psnr"})
-    differences = claims.tested({}, frame, {"taught"}, DRAWS)
+    differences = claims.tested({}, frame, SPLITS, DRAWS)
     assert set(differences) == {"measured_effect"}  # the only claim with both sides there
     verdicts = {name: claims.verdict(leaf) for name, leaf in differences["measured_effect"].items()}
     assert verdicts == {"kept": claims.HOLDS, "psnr": claims.FAILS}
@@ -45,8 +46,10 @@ def test_a_claim_of_new_words_is_decided_by_them_alone() -> None:
     frame = scores(deltaedit_g=0.0, identity_editor=0.0).with_columns(
         reached=pl.when((pl.col("prompt") == "held out") & (pl.col("editor") == "deltaedit_g")).then(1.0).otherwise(0.0)
     )
-    assert claims.tested({}, frame, {"taught"}, DRAWS)["new_words"]["reached"]["value"] == 1
-    assert "new_words" not in claims.tested({}, frame, set(PROMPTS), DRAWS)  # no such words were asked
+    assert claims.tested({}, frame, SPLITS, DRAWS)["new_words"]["reached"]["value"] == 1
+    assert "new_words" not in claims.tested(
+        {}, frame, dict.fromkeys(PROMPTS, "seen"), DRAWS
+    )  # no such words were asked
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_a_difference_that_was_measured_elsewhere_is_taken_over() -> None:
         "clip": {"delta_cos_gap": metrics.leaf(0.3, 0.2, 0.4)},
         "diffusion": {"ddim": {"psnr": metrics.absent("-")}},
     }
-    assert claims.tested(found, pl.DataFrame(), set(), DRAWS) == {
+    assert claims.tested(found, pl.DataFrame(), {}, DRAWS) == {
         "deltas_aligned": {"difference": metrics.leaf(0.3, 0.2, 0.4)}
     }
 

@@ -50,9 +50,8 @@ def test_people_are_told_by_numbers_of_mean_zero_and_variance_one() -> None:
 def test_two_people_are_told_alike_only_where_they_are_alike() -> None:
     someone = portraits.sample(3)
     values = portraits.ATTRIBUTES["hair_color"]
-    other = portraits.counterfactual(
-        someone, "hair_color", next(v for v in values if v != someone.traits.hair_color.value)
-    )
+    another = next(value for value in values if value != someone.traits.hair_color.value)
+    other = portraits.counterfactual(someone, {"hair_color": another})
     one, two = copying.numbers([someone, other])
     assert (one != two).sum() == 2  # the value it had, and the value it has
 

@@ -1,6 +1,7 @@
 """Training the denoiser: what the loss is, that it falls, that it resumes to the byte, that 0 steps copy the file."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ import torch
 from pipeline import denoiser, diffusion, sampler
 from pipeline.denoiser import Denoiser
 from pipeline.diffusion import DiffusionParams
+from pipeline.stylespace import StyleLayout
 from pipeline.training import generator_for
 from pipeline.values import InputError
 
 NUMBERS = {"resolution": 16, "style_sizes": (3, 2, 0), "channels": 16, "mult": (1, 2), "time_dim": 24, "style_dim": 20}
-NUMBERS |= {"attention": ()}
+NUMBERS |= {"attention": (), "space": "s"}
 PARAMS = DiffusionParams(
-    steps=6, images="photo", init="random", batch=4, lr=2e-3, weight_decay=0.01, clip=1.0, ema=0.99, seed=5
+    6, "photo", "s", False, "random", batch=4, lr=2e-3, weight_decay=0.01, clip=1, ema=0.99, seed=5
 )
 
 
@@ -219,6 +221,38 @@ def test_training_goes_on_from_the_shipped_weights(batches, tmp_path):
         assert torch.equal(network.state_dict()[key], value)
     (_, _, average), *_ = diffusion.steps(network, params, batches, 512)
     assert not torch.equal(average.conv_out.weight, denoiser.load(shipped).conv_out.weight)
+
+
+def test_a_body_keeps_all_but_what_reads_codes_and_takes_those_of_another_space(batches, tmp_path):
+    shipped = tmp_path / "denoiser.safetensors"
+    torch.manual_seed(0)
+    before = Denoiser(**NUMBERS)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.normal_(std=0.1)
+    denoiser.save(shipped, before)
+    known, params = denoiser.load(shipped), replace(PARAMS, space="w_plus", init="body")
+    network = diffusion.first_weights(params, shipped, {**NUMBERS, "style_sizes": (4, 3, 0), "space": "w_plus"})
+    assert network.space == "w_plus" and network.spec["channels"] == 16
+    for key, value in network.state_dict().items():
+        if ".time_emb_proj.style." in key:
+            assert not value.any()  # at first it listens to no code
+        elif not key.startswith("class_embedding."):
+            assert torch.equal(value, known.state_dict()[key])
+    again = diffusion.first_weights(params, shipped, {**NUMBERS, "style_sizes": (4, 3, 0), "space": "w_plus"})
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_shipped_weights_that_are_told_s_cannot_go_on_in_w_plus():
+    with pytest.raises(ValueError, match="set init to body or random"):
+        replace(PARAMS, space="w_plus", init="pretrained")
+
+
+def test_levels_of_w_plus_begin_with_the_convolutions_that_those_of_s_begin_with():
+    layout = StyleLayout((6, 6, 5, 5, 4), split=(1, 3))
+    generator = SimpleNamespace(size=16, layout=layout, num_ws=6, style_dim=10)
+    assert diffusion.sizes(generator)["style_sizes"] == (6, 11, 9)
+    assert diffusion.sizes(generator, "w_plus")["style_sizes"] == (10, 20, 30)
 
 
 def test_shipped_weights_for_other_codes_are_refused(tmp_path):

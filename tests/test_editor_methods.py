@@ -68,7 +68,7 @@ def test_the_counterfactual_is_the_same_person_drawn_again(world: Backbones, sou
     result = edited("counterfactual", world, source, PROMPT, 1.0)
     assert source.people is not None and result.evaluations == 0
     for image, person in zip(result.images, source.people, strict=True):
-        drawn = portraits.render(portraits.counterfactual(person, "hair_color", "red"), world.domain.resolution)
+        drawn = portraits.render(portraits.counterfactual(person, {"hair_color": "red"}), world.domain.resolution)
         assert torch.equal(((image + 1) * 127.5).round().byte(), torch.from_numpy(drawn).permute(2, 0, 1))
 
 

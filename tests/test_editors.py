@@ -23,7 +23,7 @@ from stages._run import Networks
 
 project, world, source = edited_world.project, edited_world.world, edited_world.source  # fixtures
 NAMES = editors.names()
-SAME = TextPair("face with red hair", "face with red hair", "hair_color", "red")
+SAME = TextPair("face with red hair", "face with red hair", {"hair_color": "red"})
 ODD = {
     "empty": "",
     "japanese": "赤い髪の顔",
@@ -43,7 +43,8 @@ def reconstruction(name: str, world: Backbones, source: Source) -> Tensor:
     if "denoiser" in needs:
         from pipeline import sampler
 
-        told, own = sampler.standardise(source.s, world.s_mean, world.s_std), settings_of(name, world)
+        world = edited_world.world_of(name, world)
+        told, own = world.told(source.w_plus), settings_of(name, world)
         if name == "sdedit":
 
             def says(x: Tensor, t: Tensor, s: Tensor) -> Tensor:  # what need not be undone is asked in bfloat16
@@ -177,7 +178,7 @@ def test_a_text_equal_to_its_source_changes_nothing(name: str, world: Backbones,
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
 def test_texts_nobody_expects_are_edits_like_others(name: str, text: str, world: Backbones, source: Source) -> None:
-    result = edited(name, world, source.select([0, 1]), TextPair("face", text, "hair_color", "red"), 1.0)
+    result = edited(name, world, source.select([0, 1]), TextPair("face", text, {"hair_color": "red"}), 1.0)
     assert result.images.shape[0] == 2 and torch.isfinite(result.images).all()
 
 

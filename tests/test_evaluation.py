@@ -111,10 +111,34 @@ def test_words_clip_never_saw_are_counted_apart(world: World) -> None:
     assert "face with shades" in found["clip"]["directions"]
 
 
+def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_counted_apart(world: World) -> None:
+    both = Prompt("face with red hair and shades", "hair_color", "red", "combined", {"glasses": "sunglasses"})
+    world.backbones.domain.prompts = (*PROMPTS, both)
+    for person in world.test.people or ():
+        world.backbones.oracle.draw(change(person, both))
+
+    def half(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+        asks = dict(list(prompt.asks.items())[:1])
+        return portraits.counterfactual(person, asks)
+
+    edits = {
+        name: world.edits(name, draw, prompts=(*PROMPTS, both)) for name, draw in (("whole", change), ("half", half))
+    }
+    found = world.evaluate(edits)
+    rows = found.metrics["editors"]
+    assert rows["whole"]["combined"]["reached"]["value"] == 1 and rows["half"]["combined"]["reached"]["value"] == 0
+    assert rows["half"]["reached"]["value"] == 1 and rows["half"]["combined"]["kept"]["value"] == 1
+    asked = [row["id"] for row in found.scores.iter_rows(named=True) if row["prompt"] == both.text]
+    for row_id in asked:  # only whom all of it concerns
+        has = portraits.attributes(portraits.sample(row_id))
+        assert has["hair_color"] != "red" and has["glasses"] != "sunglasses" and has["hair_style"] != "bald"
+    assert asked
+
+
 def test_what_changes_beside_the_prompt_costs_kept(world: World) -> None:
     def careless(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
         background = "blue" if portraits.attributes(person)["background"] != "blue" else "pink"
-        return portraits.counterfactual(change(person, prompt), "background", background)
+        return portraits.counterfactual(change(person, prompt), {"background": background})
 
     found = world.evaluate({"deltaedit_g": world.edits("deltaedit_g", careless)})
     row = found.metrics["editors"]["deltaedit_g"]
@@ -227,11 +251,11 @@ def test_saving_twice_gives_the_same_bytes(world: World) -> None:
     for run in ("one", "two"):
         layout = artefacts.Layout("portraits", world.folder / run)
         evaluation.save(world.evaluate(edits), layout)
-        names = (layout.metrics, layout.summary, layout.evaluation / evaluation.SCORES, layout.plots / "prompts.csv")
+        names = (layout.metrics, layout.summary, layout.scores, layout.plots / "prompts.csv")
         contents.append([path.read_bytes() for path in names])
     assert contents[0] == contents[1]
     summary = json.loads(contents[0][1])
     assert summary["deltaedit_g_reached"] == 1 and "identity_editor_reached" not in summary
     assert len(summary) <= 12
-    table = artefacts.table(layout.evaluation / evaluation.SCORES)
+    table = artefacts.table(layout.scores)
     assert set(table["editor"]) == {"deltaedit_g", "identity_editor"}

@@ -96,8 +96,11 @@ def test_cosine_knows_right_angles_opposites_and_nothing() -> None:
 # ---------------------------------------------------------------- the oracle's reading
 
 
-def test_reached_is_the_wanted_value_and_no_other() -> None:
-    assert metrics.reached(torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1])).tolist() == [1, 0, 1]
+def test_reached_is_all_that_was_asked_for_and_looks_at_nothing_else() -> None:
+    read = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
+    truth = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 2], [1, 1, 2]])
+    asked = torch.tensor([[True, False, False], [True, True, False], [True, True, False], [False, True, True]])
+    assert metrics.reached(read, truth, asked).tolist() == [1, 1, 0, 1]
 
 
 def test_kept_counts_the_other_attributes_that_can_be_seen() -> None:

@@ -42,10 +42,7 @@ HELDOUT_WORDS = {
 
 
 def with_values(row_id: int, *wanted: str) -> portraits.Portrait:
-    params = portraits.sample(row_id)
-    for item in wanted:
-        params = portraits.counterfactual(params, *item.split("="))
-    return params
+    return portraits.counterfactual(portraits.sample(row_id), dict(item.split("=") for item in wanted))  # type: ignore[misc]
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,11 +98,11 @@ def test_a_counterfactual_changes_one_attribute_and_can_be_undone(attribute):
         person = portraits.sample(row)
         before = portraits.to_dict(person)
         for value in ATTRIBUTES[attribute]:
-            changed = portraits.counterfactual(person, attribute, value)
+            changed = portraits.counterfactual(person, {attribute: value})
             assert portraits.attributes(changed) == portraits.attributes(person) | {attribute: value}
             assert portraits.to_dict(changed) == before | {f"trait.{attribute}": value}
-            assert portraits.counterfactual(changed, attribute, value) == changed
-            back = portraits.counterfactual(changed, attribute, portraits.attributes(person)[attribute])
+            assert portraits.counterfactual(changed, {attribute: value}) == changed
+            back = portraits.counterfactual(changed, {attribute: portraits.attributes(person)[attribute]})
             assert back == person
 
 
@@ -115,7 +112,7 @@ def test_every_visible_change_is_in_the_pixels_and_nearly_all_are_plain_at_64(at
     for row in range(20, 40):
         person = portraits.sample(row)
         if portraits.visible(person)[attribute]:
-            edits = [portraits.counterfactual(person, attribute, value) for value in ATTRIBUTES[attribute]]
+            edits = [portraits.counterfactual(person, {attribute: value}) for value in ATTRIBUTES[attribute]]
             first, *others = (portraits.render(edit, 64).astype(int) for edit in edits)
             changes += [np.abs(first - other).max(axis=2) for other in others]
     assert all(change.any() for change in changes)
@@ -128,15 +125,16 @@ def test_a_hidden_change_leaves_every_pixel(attribute, hidden_by):
         person = with_values(row, hidden_by)
         assert not portraits.visible(person)[attribute]
         first, second = (
-            portraits.render(portraits.counterfactual(person, attribute, value), 64) for value in ATTRIBUTES[attribute]
+            portraits.render(portraits.counterfactual(person, {attribute: value}), 64)
+            for value in ATTRIBUTES[attribute]
         )
         assert np.array_equal(first, second)
 
 
 def test_sunglasses_and_baldness_hide_but_do_not_forget():
     person = with_values(5, "glasses=none", "eyes=open", "hair_style=short", "hair_color=red")
-    shades = portraits.counterfactual(person, "glasses", "sunglasses")
-    bald = portraits.counterfactual(person, "hair_style", "bald")
+    shades = portraits.counterfactual(person, {"glasses": "sunglasses"})
+    bald = portraits.counterfactual(person, {"hair_style": "bald"})
     assert all(portraits.visible(person).values())
     assert not portraits.visible(shades)["eyes"]
     assert not portraits.visible(shades)["eye_size"]
@@ -151,7 +149,7 @@ def test_sunglasses_and_baldness_hide_but_do_not_forget():
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(attribute, value, nearest):
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
-        portraits.counterfactual(portraits.sample(0), attribute, value)
+        portraits.counterfactual(portraits.sample(0), {attribute: value})
 
 
 def test_the_same_person_stays_when_everything_else_is_drawn_again():
@@ -285,16 +283,16 @@ def changed(first: portraits.Portrait, second: portraits.Portrait, size: int) ->
 
 @pytest.mark.parametrize("row_id", [3, 17, 40, 58_011, 58_023])
 def test_landmarks_are_where_eyes_and_mouth_are_drawn(row_id: int) -> None:
-    person = portraits.counterfactual(portraits.sample(row_id), "glasses", "none")
-    person = portraits.counterfactual(portraits.counterfactual(person, "bangs", "no"), "expression", "neutral")
+    person = portraits.counterfactual(portraits.sample(row_id), {"glasses": "none"})
+    person = portraits.counterfactual(person, {"bangs": "no", "expression": "neutral"})
     eye_left, eye_right, left, right = portraits.landmarks(person)
-    lids = [portraits.counterfactual(person, "eyes", value) for value in ("open", "closed")]
+    lids = [portraits.counterfactual(person, {"eyes": value}) for value in ("open", "closed")]
     x, y = changed(*lids, 512)
     middle = (eye_left[0] + eye_right[0]) / 2
     for eye, side in ((eye_left, x < middle), (eye_right, x >= middle)):
         assert abs(np.median(x[side]) - eye[0]) < 0.02 and abs(np.median(y[side]) - eye[1]) < 0.03
-    lips = [portraits.counterfactual(person, "lips", value) for value in ("natural", "red")]
-    x, _ = changed(*(portraits.counterfactual(one, "facial_hair", "none") for one in lips), 512)
+    lips = [portraits.counterfactual(person, {"lips": value}) for value in ("natural", "red")]
+    x, _ = changed(*(portraits.counterfactual(one, {"facial_hair": "none"}) for one in lips), 512)
     assert abs(x.min() - left[0]) < 0.03 and abs(x.max() - right[0]) < 0.03
     assert left[1] > max(eye_left[1], eye_right[1])
 
@@ -306,7 +304,7 @@ def test_landmarks_belong_to_the_head_alone(row_id: int, attribute: str) -> None
     found = portraits.landmarks(person)
     assert found.shape == (4, 2) and (found > 0.1).all() and (found < 0.9).all()
     for value in ATTRIBUTES[attribute]:
-        assert np.array_equal(portraits.landmarks(portraits.counterfactual(person, attribute, value)), found)
+        assert np.array_equal(portraits.landmarks(portraits.counterfactual(person, {attribute: value})), found)
 
 
 @pytest.mark.parametrize("row_id", PEOPLE)

@@ -16,7 +16,7 @@ import test_elsewhere
 from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, numbers, test_people, write_edits
 from PIL import Image
 
-from pipeline import artefacts, charts, evaluation, images, metrics, portraits, report, tuning
+from pipeline import artefacts, charts, images, metrics, portraits, report, showcase, tuning
 from pipeline.domains import NETWORKS, Domain, Weights, default_path
 from pipeline.values import InputError
 
@@ -52,7 +52,7 @@ def project(tmp_path: Path, domain: Domain) -> Path:
                 | {"counterfactual_gain": 2.5}
                 for p in PROMPTS
             ]
-    artefacts.write_table(layout.evaluation / evaluation.SCORES, pl.DataFrame(scores))
+    artefacts.write_table(layout.scores, pl.DataFrame(scores))
     layout.metrics.parent.mkdir(parents=True)
     layout.metrics.write_text(json.dumps(numbers()))
     (tmp_path / "params.yaml").write_text("domains: [portraits]\nmapper:\n  lr: 0.5\n  rows: null\n")
@@ -143,7 +143,7 @@ def test_every_picture_is_the_right_one(project: Path, domain: Domain) -> None:
         pixel = Image.open(io.BytesIO(base64.b64decode(content))).getpixel((0, 0))
         assert pixel[1] == 40 + 50 * texts[text]  # type: ignore[index]
     people = [int(number) for number in re.findall(r"<th>person (\d+)</th>", html)]
-    assert len(people) == report.SHOWN_PEOPLE
+    assert len(people) == showcase.SHOWN_PEOPLE
     truths = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="truth: ([^"]+)"', html)
     shown = {text for _, text in truths}
     assert shown <= set(texts) and "face with ginger hair" not in shown
@@ -182,7 +182,7 @@ def test_a_column_that_only_some_editors_have_is_shown_and_the_best_of_them_mark
 ) -> None:
     path = project / "reports/portraits/metrics.json"
     found = json.loads(path.read_text())
-    names = [name for name in found["editors"] if name not in report.FRAMES]
+    names = [name for name in found["editors"] if name not in showcase.FRAMES]
     found["editors"][names[0]]["mask_iou"] = {"value": 0.43, "low": 0.41, "high": 0.45}
     path.write_text(json.dumps(found))
     page = report.page(domain, project)
@@ -290,7 +290,7 @@ def test_photographs_without_truth_have_a_page_too(project: Path, domain: Domain
     found["editors"] = {"deltaedit_g": direction | {"prompts": {prompt.text: direction for prompt in PROMPTS}}}
     layout.metrics.write_text(json.dumps(found))
     table = {"editor": ["deltaedit_g"], "id": [FIRST], "prompt": [PROMPTS[0].text], "clip_direction": [0.31]}
-    artefacts.write_table(layout.evaluation / evaluation.SCORES, pl.DataFrame(table))
+    artefacts.write_table(layout.scores, pl.DataFrame(table))
     read = Reader(report.page(domain, project))
     assert read.open == [] and "0.31" in read.words and "counterfactual" not in " ".join(read.words)
 
@@ -311,8 +311,8 @@ def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Doma
             text: {"clip_direction": metrics.leaf(0.22), "people": metrics.leaf(7)} for text in row["prompts"]
         }
     layout.metrics.write_text(json.dumps(found))
-    scores = artefacts.table(layout.evaluation / evaluation.SCORES).drop("reached", "kept", "identity")
-    artefacts.write_table(layout.evaluation / evaluation.SCORES, scores)
+    scores = artefacts.table(layout.scores).drop("reached", "kept", "identity")
+    artefacts.write_table(layout.scores, scores)
     read = Reader(report.page(domain, project))
     assert read.open == []
     assert f"reached, kept, FID-oracle: {notes['oracle']}." in read.words
@@ -326,8 +326,8 @@ def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Doma
 def test_a_map_is_white_where_nothing_changed_and_black_where_a_colour_turned_over() -> None:
     before, after = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
     after[0, 0, 1], after[0, 1] = 255, 128
-    assert report.difference(after, before).tolist() == [[0, 119], [255, 255]]
-    assert report.difference(before, after).tolist() == [[0, 119], [255, 255]]
+    assert showcase.difference(after, before).tolist() == [[0, 119], [255, 255]]
+    assert showcase.difference(before, after).tolist() == [[0, 119], [255, 255]]
 
 
 def test_the_page_shows_both_and_marks_what_is_projected(domain: Domain, project: Path) -> None:

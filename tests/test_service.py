@@ -91,7 +91,7 @@ def test_only_a_drawn_person_has_a_counterfactual(studio: Studio) -> None:
 
     person = studio.portrait(58000)
     result = studio.edit(person, TEXT, editor="counterfactual")
-    red = portraits.counterfactual(portraits.sample(58000), "hair_color", "red")
+    red = portraits.counterfactual(portraits.sample(58000), {"hair_color": "red"})
     assert torch.equal(result.picture, images.from_uint8(portraits.render(red, R)))
     assert result.moved is None
     with pytest.raises(InputError, match="known"):
@@ -132,8 +132,8 @@ def test_a_prompt_longer_than_clip_reads_is_cut_with_a_note(studio: Studio) -> N
 
 def test_a_prompt_of_the_domain_knows_its_attribute_whatever_its_case(studio: Studio) -> None:
     pair = studio.prompt("Face with RED hair").pair
-    assert (pair.attribute, pair.value, pair.source) == ("hair_color", "red", "face")
-    assert studio.prompt("face with hair").pair.attribute is None
+    assert (pair.asks, pair.source) == ({"hair_color": "red"}, "face")
+    assert not studio.prompt("face with hair").pair.asks
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200f", "\udcff"])

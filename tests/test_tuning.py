@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import charts, domains, metrics, portraits, tuning
+from pipeline import charts, domains, editors, metrics, portraits, tuning
 from pipeline.backbones import Backbones
 from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
-from pipeline.values import InputError
+from pipeline.values import Direction, Edited, InputError
 from stages import app
 
 PEOPLE = 5  # of the 6 that the tiny world validates on, rows 14 to 19
@@ -73,7 +73,7 @@ def test_the_frames_of_the_table_score_as_they_must(networks: Backbones, validat
     assert scores["counterfactual"].psnr > scores["identity_editor"].psnr
     assert scores["identity_editor"].round_trip == 0
     oracle = torch.stack(list(networks.oracle.read(goals.images(range(len(goals.index)))).values()), dim=1)
-    right = (oracle.gather(1, goals.column[:, None])[:, 0] == goals.wanted).float()
+    right = metrics.reached(oracle, goals.answers, goals.asked)
     by_prompt: dict[str, list[float]] = {}
     for (_, text), number in goals.index.items():
         by_prompt.setdefault(text, []).append(right[number].item())
@@ -107,6 +107,31 @@ def test_several_editors_and_styles_share_one_table(
     assert capsys.readouterr().out.count(" inked: reached") == 2
 
 
+def test_other_source_words_are_tried_and_told_apart(
+    networks: Backbones, validated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, goals = validated
+    asked = []
+
+    class Listening:
+        def fit(self, condition):
+            asked.append((condition.source, condition.target))
+            return Direction(condition, torch.zeros(1))
+
+        def edit(self, source, direction, strength):
+            return Edited(source.image)
+
+    monkeypatch.setattr(editors, "load", lambda *_: Listening())
+    settings = Params(1.0, 0.1)
+    trials = [tuning.trial(networks, "any", settings, people, goals, words) for words in (None, "a face", "hair")]
+    texts = list(dict.fromkeys(text for _, text in goals.index))
+    assert asked == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
+    tuning.save(tmp_path / "source.csv", len(people), [("painted", trial) for trial in trials[1:]])
+    table = charts.trials(tmp_path / "source.csv")
+    assert table["varied"] == ["source"] and [row["source"] for row in table["rows"]] == ["a face", "hair"]
+    assert "source" not in trials[0].settings
+
+
 def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Backbones, validated) -> None:
     people, goals = validated
     settings = tuning.settings_of("identity_editor", networks.root, networks.domain)
@@ -119,6 +144,7 @@ def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Ba
     [
         ["--style", "oil"],
         ["--style", ","],
+        ["--source", ","],
         ["--try", "strength"],
         ["--try", "strength=a"],
         ["--try", "strength=1,,2"],

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline import sampler
+from pipeline import mapper, sampler
 from pipeline.denoiser import Denoiser
-from pipeline.editors import _walks, encode_decode, load
+from pipeline.editors import _walks, deltaedit_d_wplus, encode_decode, load
 from pipeline.editors._walks import Masked, Settings
 from pipeline.values import ImagePair, InputError, Source, TextPair
 
@@ -179,7 +179,7 @@ def test_the_generators_change_is_carried_into_the_noise_where_decoding_begins(w
 class Known(torch.nn.Module):
     """Says what the style's first number is, in the upper left quarter, and what noise there is."""
 
-    objective = "eps"
+    objective, space = "eps", "s"
 
     def forward(self, x, t, s):
         said = torch.zeros_like(x)
@@ -305,6 +305,48 @@ def test_settings_that_cannot_run_are_refused():
     for wrong in ({"draws": 0}, {"cell": 0}, {"noise": 0.0}, {"cut": 1.0}, {"ratio": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(MASKED, **wrong)
+
+
+@pytest.fixture
+def in_w_plus(world):
+    """The world with a denoiser that is told w_plus, and a mapper of it."""
+    width = 4 * 6
+    network = Denoiser(R, (12, 12, 0), channels=8, mult=(1, 2), time_dim=12, style_dim=10, space="w_plus").eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.1)
+    lift = torch.randn(2 * E, width)
+    world.denoiser, world.mapper_wplus = network, lambda w_plus, told: 0.1 * w_plus + told @ lift
+    stats = torch.randn(width), torch.rand(width) + 0.5
+    world.spread = {"w_plus": stats}.get
+    world.generator = SimpleNamespace(num_ws=4, styles=lambda w_plus: w_plus.sum(dim=1))
+    return world
+
+
+def test_in_w_plus_the_noise_of_the_own_rows_is_decoded_under_the_moved_ones(in_w_plus):
+    source, params = people(), deltaedit_d_wplus.Params(4, "ddim", 1, 1.0, strength=1.0)
+    editor = load("deltaedit_d_wplus", in_w_plus, params)
+    direction = editor.fit(PROMPT)
+    edited = editor.edit(source, direction, 0.5)
+    unit = F.normalize(direction.delta, dim=0)
+    rows = source.w_plus.flatten(1)
+    moved = rows + 0.5 * in_w_plus.mapper_wplus(rows, mapper.condition(source.clip, unit))
+    own, told = (sampler.standardise(code, *in_w_plus.spread("w_plus")) for code in (rows, moved))
+    noise = sampler.encode(in_w_plus.denoiser, source.image, own, params.walk, "eps")
+    torch.testing.assert_close(edited.images, sampler.decode(in_w_plus.denoiser, noise, told, params.walk, "eps").x)
+    torch.testing.assert_close(edited.s, moved.view(3, 4, 6).sum(dim=1))
+    assert not torch.equal(edited.images, editor.edit(source, direction, 0.0).images)
+
+
+def test_an_editor_refuses_a_denoiser_that_is_told_another_space(world, in_w_plus):
+    source = people()
+    in_s = load("deltaedit_d", in_w_plus, PARAMS)
+    with pytest.raises(InputError, match=r"told w_plus: edit with deltaedit_d_wplus"):
+        in_s.edit(source, in_s.fit(PROMPT), 1.0)
+    in_w_plus.denoiser = Counted(R, (3, 4, 0), channels=8, mult=(1, 2), time_dim=12, style_dim=10)
+    other = load("deltaedit_d_wplus", in_w_plus, deltaedit_d_wplus.Params(4, "ddim", 1, 1.0, strength=1.0))
+    with pytest.raises(InputError, match=r"told s: edit with the other diffusion editors"):
+        other.edit(source, other.fit(PROMPT), 1.0)
 
 
 def test_its_module_is_light_to_import():

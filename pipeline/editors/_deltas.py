@@ -67,6 +67,15 @@ def mapped(
     return torch.where(delta_s * found > 0, moved, torch.zeros_like(moved)) if agree else moved
 
 
+@torch.no_grad()
+def moved_w_plus(backbones: Backbones, source: Source, direction: Direction, strength: float) -> Tensor:
+    """w_plus [B,L,D] moved by strength times the answer of the mapper of W+. Nothing is masked, since the relevance
+    matrix speaks of style channels."""
+    delta = F.normalize(direction.delta, dim=-1, eps=1e-5)
+    change = backbones.mapper_wplus(source.w_plus.flatten(1), told(source.clip, delta))
+    return source.w_plus + strength * change.unflatten(1, source.w_plus.shape[1:])
+
+
 def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) -> Tensor:
     """s [B,S] after an edit, no channel beyond `within` sigmas of its mean unless it was before; None: as it is.
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline import sampler
 from pipeline.editors._deltas import check_within, clip_direction, held, mapped
 from pipeline.sampler import Held, Sampled, Solver, Walk
+from pipeline.stylespace import Space
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
 
 if TYPE_CHECKING:
@@ -50,17 +51,23 @@ class Moving(ABC):
 
     def __post_init__(self) -> None:
         check_within(self.within)
-        try:
-            _ = self.walk
-        except InputError as error:
-            raise ValueError(str(error)) from error
+        check_walk(self)
+
+
+def check_walk(params: Moving | Going) -> None:
+    """ValueError for a walk that nobody can take."""
+    try:
+        _ = params.walk
+    except InputError as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
-class Settings(Moving):
+class Going:
     """steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step,
     which make decoding give the picture back; they are paid once per person. guidance: on the way down, factor on how
-    what the denoiser says changes with the style; 1, as in the paper, asks it once.
+    what the denoiser says changes with the style; 1, as in the paper, asks it once. ValueError for a walk that nobody
+    can take.
     """
 
     steps: int
@@ -69,13 +76,22 @@ class Settings(Moving):
     guidance: float
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_walk(self)
         if not self.guidance > 0:
             raise ValueError(f"guidance is {self.guidance}: more than 0 is expected")
 
     @property
     def walk(self) -> Walk:
         return Walk(self.steps, self.solver, self.refine)
+
+
+@dataclass(frozen=True)
+class Settings(Going, Moving):
+    """An editor of s that takes the whole way."""
+
+    def __post_init__(self) -> None:
+        Moving.__post_init__(self)
+        Going.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -114,23 +130,37 @@ class Masked(Partial):
 
 
 @dataclass(frozen=True)
-class Mover:
-    """What moves a style as the mapper says, before anything is drawn."""
+class Told(ABC):
+    """What tells the denoiser a style, before anything is drawn; here in s."""
 
     backbones: Backbones
-    params: Moving
+    space: ClassVar[Space] = "s"
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         return clip_direction(self.backbones, condition)
 
-    def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
-        """s + delta_s [B,S] of the mapper, masked by relevance and held back."""
-        params = self.params
-        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
-        return held(self.backbones, source, s, params.within)
+    def code(self, source: Source) -> Tensor:
+        """The source's own style [B,S]."""
+        return source.s
 
-    def told(self, s: Tensor) -> Tensor:
-        return sampler.standardise(s, *self.backbones.s_stats)
+    @abstractmethod
+    def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
+        """The style [B,S] of the edit."""
+
+    def styles(self, code: Tensor) -> Tensor:
+        """s of a style."""
+        return code
+
+    def told(self, code: Tensor) -> Tensor:
+        """A style [B,S] as the denoiser takes it. InputError if it takes those of another space."""
+        if (space := self.backbones.denoiser.space) != self.space:
+            names = {"s": "the other diffusion editors", "w_plus": "deltaedit_d_wplus"}
+            raise InputError(f"this denoiser is told {space}: edit with {names[space]}, or change diffusion.space")
+        return sampler.standardise(code, *self.stats())
+
+    def stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of styles, [S] each."""
+        return self.backbones.s_stats
 
     def says(self, x: Tensor, t: Tensor, told: Tensor) -> Tensor:
         """The denoiser's answer in bfloat16, as it was trained: for what need not be undone, unlike walks there.
@@ -142,17 +172,30 @@ class Mover:
 
 
 @dataclass(frozen=True)
-class Walker(Mover):
+class Mover(Told):
+    """What moves s as the mapper says."""
+
+    params: Moving
+
+    def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
+        """s + delta_s [B,S] of the mapper, masked by relevance and held back."""
+        params = self.params
+        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
+        return held(self.backbones, source, s, params.within)
+
+
+@dataclass(frozen=True)
+class Decoder(Told):
     """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
 
-    params: Settings
+    params: Going
     known: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        s, noise = self.moved(source, direction, strength), self.noise(source)
-        drawn = self.drawn(self.carried(noise, source, s), s, source.s)
-        return Edited(drawn.x, s=s, evaluations=noise.evaluations + drawn.evaluations)
+        code, noise = self.moved(source, direction, strength), self.noise(source)
+        drawn = self.drawn(self.carried(noise, source, code), code, self.code(source))
+        return Edited(drawn.x, s=self.styles(code), evaluations=noise.evaluations + drawn.evaluations)
 
     def noise(self, source: Source, keep: bool = False) -> Sampled:
         """What the source's pictures come from. keep: the whole way there."""
@@ -160,12 +203,14 @@ class Walker(Mover):
         return self.once(
             f"noise {keep}",
             source,
-            lambda: sampler.encode(denoiser, source.image, self.told(source.s), walk, denoiser.objective, keep),
+            lambda: sampler.encode(
+                denoiser, source.image, self.told(self.code(source)), walk, denoiser.objective, keep
+            ),
         )
 
     def once(self, what: str, source: Source, make: Callable[[], Made]) -> Made:
         """What `make` gives, computed once for all edits of the same people."""
-        seen = source.image.cpu().numpy().tobytes() + source.s.cpu().numpy().tobytes()
+        seen = source.image.cpu().numpy().tobytes() + self.code(source).cpu().numpy().tobytes()
         key = f"{what} {hashlib.sha256(seen).hexdigest()}"
         if key not in self.known:
             self.known[key] = make()
@@ -197,6 +242,13 @@ class Walker(Mover):
 
         down = sampler.decode(guided, noise, self.told(s), self.params.walk, denoiser.objective, held)
         return Sampled(down.x, 2 * down.evaluations)
+
+
+@dataclass(frozen=True)
+class Walker(Decoder, Mover):
+    """Moves s and decodes whole pictures."""
+
+    params: Settings
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ class Counterfactual:
     params: Params
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        if not isinstance(condition, TextPair) or condition.attribute is None or condition.value is None:
+        if not isinstance(condition, TextPair) or not condition.asks:
             raise InputError("the counterfactual editor needs a prompt of the domain, which names attribute and value")
-        check(condition.attribute, condition.value)
+        for attribute, value in condition.asks.items():
+            check(attribute, value)
         return Direction(condition, torch.zeros(0))
 
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
@@ -44,8 +45,8 @@ class Counterfactual:
         if strength == 0:
             return Edited(source.image, evaluations=0)
         condition = direction.condition
-        assert isinstance(condition, TextPair) and condition.attribute is not None and condition.value is not None
-        changed = [portraits.counterfactual(p, condition.attribute, condition.value) for p in source.people]
+        assert isinstance(condition, TextPair)
+        changed = [portraits.counterfactual(person, condition.asks) for person in source.people]
         drawn = torch.stack([torch.from_numpy(portraits.render(person, self.resolution)) for person in changed])
         images = drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
         return Edited(images.to(source.image.device), evaluations=0)

@@ -1,6 +1,6 @@
 """DeltaEdit-G in W+: a mapper of the same recipe moves the rows of w_plus (the ablation of spaces, table I).
 
-Nothing is masked, since the relevance matrix speaks of style channels: compare it with `deltaedit_g_unmasked`.
+Nothing is masked: compare it with `deltaedit_g_unmasked`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
-from pipeline.editors._deltas import clip_direction
-from pipeline.mapper import condition as told
+from pipeline.editors._deltas import clip_direction, moved_w_plus
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
@@ -38,9 +36,8 @@ class InWPlus:
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        generator, delta = self.backbones.generator, F.normalize(direction.delta, dim=-1, eps=1e-5)
-        change = self.backbones.mapper_wplus(source.w_plus.flatten(1), told(source.clip, delta))
-        w_plus = source.w_plus + strength * change.unflatten(1, source.w_plus.shape[1:])
+        generator = self.backbones.generator
+        w_plus = moved_w_plus(self.backbones, source, direction, strength)
         s = generator.styles(w_plus)
         return Edited(generator.synthesis(s, w_plus), s=s)
 

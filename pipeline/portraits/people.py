@@ -1,6 +1,7 @@
 """The people of the portraits world: what describes a portrait, how it is drawn by chance, how one trait is changed."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -165,12 +166,14 @@ def visible(params: Portrait) -> dict[str, bool]:
     return {name: not hidden.get(name, False) for name in ATTRIBUTES}
 
 
-def counterfactual(params: Portrait, attribute: str, value: str) -> Portrait:
-    """The same portrait with one attribute changed and nothing else; changing it back gives the identical portrait."""
-    _check("attribute", attribute, tuple(ATTRIBUTES))
-    _check(f"value of {attribute}", value, ATTRIBUTES[attribute])
-    trait = replace(getattr(params.traits, attribute), value=value)
-    return replace(params, traits=replace(params.traits, **{attribute: trait}))
+def counterfactual(params: Portrait, asks: Mapping[str, str]) -> Portrait:
+    """The same portrait with some attributes changed and nothing else; changing them back gives the identical one."""
+    traits = {}
+    for attribute, value in asks.items():
+        _check("attribute", attribute, tuple(ATTRIBUTES))
+        _check(f"value of {attribute}", value, ATTRIBUTES[attribute])
+        traits[attribute] = replace(getattr(params.traits, attribute), value=value)
+    return replace(params, traits=replace(params.traits, **traits))
 
 
 def with_nuisance(params: Portrait, row_id: int) -> Portrait:

@@ -1,0 +1,104 @@
+"""Figures of the page that networks draw: between pictures, mixed styles, and CLIP's space as a map (paper, figures 1
+and 13 to 15)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import artefacts, blending, files, foundations, images, truth
+
+if TYPE_CHECKING:
+    from pipeline.artefacts import Layout
+    from pipeline.backbones import Backbones
+    from pipeline.domains import Prompt
+    from pipeline.editors._walks import Walker
+    from pipeline.truth import TestSet
+    from pipeline.values import Direction, Source
+
+PEOPLE, STEPS = 3, 6  # rows of the grids, and pictures from one end to the other
+MAPPED = 300  # people on the map, each as a picture and as a caption
+
+
+@torch.no_grad()
+def blends(walker: Walker, people: Source, directions: Sequence[Direction], strength: float) -> tuple[Tensor, Tensor]:
+    """Two grids [3,H,W], of PEOPLE people or more and two directions.
+
+    The first, of STEPS pictures a row: from the first person to the second, from the first to their edit, and from one
+    edit of theirs to another. The second, a row per person: they, the next one, and they with each level of the next
+    one's style.
+    """
+    ones = [people.select([row]) for row in range(PEOPLE)]
+    ends = [blending.end(walker, one) for one in ones]
+    edits = [blending.end(walker, ones[0], direction, strength) for direction in directions[:2]]
+    weights = [step / (STEPS - 1) for step in range(STEPS)]
+    pairs = (ends[0], ends[1]), (ends[0], edits[0]), tuple(edits)
+    levels = walker.backbones.generator.layout.levels
+    mixed = [
+        [own.image[0], other.image[0], *(blending.mixed(walker, end, style, [level])[0] for level in levels)]
+        for own, other, end, style in zip(ones, ones[1:] + ones[:1], ends, ends[1:] + ends[:1], strict=True)
+    ]
+    rows = [[*blending.between(walker, start, stop, weights)] for start, stop in pairs]
+    return images.grid(rows), images.grid(mixed)
+
+
+def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Where CLIP places pictures of drawn people and their captions, by t-SNE of cosines; columns of one table.
+
+    space: 0 for embeddings as they are, 1 for differences between each person and the next; text: whether it is of
+    captions; x, y: the place, in [0,1].
+    """
+    from sklearn.manifold import TSNE
+
+    from pipeline import portraits
+
+    assert test.people is not None
+    count = min(MAPPED, len(test.ids))
+    captions = [
+        portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
+        for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
+    ]
+    pictures = foundations.clip_units(backbones, test.images[:count], batch)
+    with torch.no_grad():
+        texts = F.normalize(backbones.clip.embed_texts(captions).float().cpu(), dim=1)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("space", "text", "x", "y")}
+    for space in (0, 1):
+        sides = [side.roll(-1, 0) - side if space else side for side in (pictures, texts)]
+        places = TSNE(metric="cosine", init="pca", perplexity=min(30, count - 1), random_state=seed).fit_transform(
+            torch.cat(sides).numpy()
+        )
+        places = (places - places.min(axis=0)) / np.ptp(places, axis=0)
+        found["space"].append(np.full(2 * count, space))
+        found["text"].append(np.repeat([0, 1], count))
+        found["x"].append(places[:, 0])
+        found["y"].append(places[:, 1])
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def asked(test: TestSet, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first two prompts, of different attributes, that concern the first person; of photographs, the first two."""
+    if test.people is not None:
+        pairs = [(test.ids[0], prompt.text) for prompt in prompts]
+        prompts = [case.prompt for case in truth.cases(test, pairs, {prompt.text: prompt for prompt in prompts})]
+    return list({prompt.attribute or prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1][:2]
+
+
+def save(layout: Layout, grids: tuple[Tensor, Tensor], prompts: Sequence[Prompt], levels: Sequence[str]) -> None:
+    """Write the grids of `blends`, and what they show."""
+    for path, grid in zip((layout.between, layout.mixed), grids, strict=True):
+        images.save_png(path, grid)
+    told = {"prompts": [prompt.text for prompt in prompts], "levels": list(levels)}
+    files.write_bytes(layout.blends, json.dumps(told, ensure_ascii=False).encode())
+
+
+def save_map(layout: Layout, places: Mapping[str, np.ndarray]) -> None:
+    """Write the table of `clip_map`."""
+    import polars as pl
+
+    artefacts.write_table(layout.clip_map, pl.DataFrame(places))

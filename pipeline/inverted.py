@@ -1,0 +1,163 @@
+"""What codes hold of people none has seen: of the own picture, inverted in W+ and in s; by the mapper, of the step to
+another's; and of edits, beside those of people who were made of codes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import inversion, metrics
+from pipeline.foundations import batches
+from pipeline.mapper import condition
+from pipeline.metrics import Draws, Leaf
+from pipeline.values import Source, TextPair
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+    from pipeline.editors import Editor
+    from pipeline.truth import TestSet
+
+IN_S = 24  # people who are inverted once more, in s
+SAMPLED = 64  # people who are edited, of either kind
+REACHED = ("reached_inverted", "reached_sampled")
+TOGETHER = 8  # pictures at a time
+
+
+@torch.no_grad()
+def inversion_metrics(
+    backbones: Backbones, test: TestSet, w_plus: Tensor | None, batch: int, draws: Draws
+) -> dict[str, Leaf]:
+    """How well unseen people are given back (psnr, dB; ssim; mse on [0,1]; identity), a latent editor's ceiling.
+
+    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
+    encoder_psnr is that of the encoder for the same people.
+    """
+    note = backbones.absent("identity")
+    count = len(test.ids) if w_plus is None else len(w_plus)
+    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "mse": [], "identity": [], "encoder_psnr": []}
+    for part in batches(count, batch):
+        source = test.images[:count][part].to(backbones.device)
+        guess = backbones.encoder(source)
+        scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))
+        again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
+        scores["psnr"].append(metrics.psnr(again, source))
+        scores["ssim"].append(metrics.ssim(again, source))
+        scores["mse"].append(metrics.mse(again, source))
+        if not note:
+            scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
+    found = {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items() if parts}
+    return found | ({"identity": metrics.absent(note)} if note else {})
+
+
+def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
+    """How well the descent of `steps` that w_plus [n,L,D] came from, but in s, gives the first IN_S people back: psnr
+    in dB, ssim, mse on [0,1], identity (paper, table III); ssim_over_w_plus: its gain for the same people."""
+    generator, encoder = backbones.generator, backbones.encoder
+    note, found = backbones.absent("identity"), defaultdict[str, list[Tensor]](list)
+    for part in batches(min(IN_S, len(w_plus)), TOGETHER):
+        images = test.images[:IN_S][part].to(backbones.device)
+        with torch.no_grad():
+            guess = encoder(images)
+        s = inversion.refine_s(encoder, generator, images, guess, backbones.s_std, steps)
+        with torch.no_grad():
+            again, before = generator.synthesis(s, guess).clamp(-1, 1), generator(w_plus[:IN_S][part].to(images))
+            one = metrics.closeness(again, images)
+            one["ssim_over_w_plus"] = one["ssim"] - metrics.ssim(before.clamp(-1, 1), images)
+            if not note:
+                one["identity"] = metrics.cosine(backbones.identity(again), backbones.identity(images))
+        for name, values in one.items():
+            found[name].append(values.cpu())
+    leaves = {name: metrics.interval(torch.cat(parts), draws=draws) for name, parts in found.items()}
+    return leaves | ({"identity": metrics.absent(note)} if note else {})
+
+
+@torch.no_grad()
+def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws) -> dict[str, Leaf]:
+    """Led by a picture: each of the first n people takes the step to the next one, as the mapper reads it off the
+    difference of their pictures in CLIP (paper, appendix B.3). w_plus [n,L,D]: their inversions.
+
+    latent_mse: mean squared error of s reached to the other's s, raw; latent_mse_nothing: without a step, the variance
+    of delta_s. pixel_mse: on [-1,1], of what is drawn to the other's picture; pixel_mse_nothing: without a step;
+    pixel_mse_floor: of the other's own inversion. latent_explained: 1 - latent_mse / latent_mse_nothing.
+    """
+    if note := backbones.absent("mapper"):
+        return {"latent_mse": metrics.absent(note)}
+    found = defaultdict[str, list[Tensor]](list)
+    generator, order = backbones.generator, torch.arange(len(w_plus))
+    for part in batches(len(w_plus), TOGETHER):
+        own = test.images[order[part]].to(backbones.device)
+        other = test.images[order.roll(-1)[part]].to(backbones.device)
+        codes, goals = (w_plus[rows[part]].to(own) for rows in (order, order.roll(-1)))
+        s, goal = generator.styles(codes), generator.styles(goals)
+        clip, led = backbones.clip.embed_images(own), backbones.clip.embed_images(other)
+        delta = F.normalize(F.normalize(led, dim=1) - F.normalize(clip, dim=1), dim=1)
+        reached = s + backbones.mapper(s, condition(clip, delta))
+        drawn = {
+            "pixel_mse": generator.synthesis(reached, codes),
+            "pixel_mse_nothing": generator.synthesis(s, codes),
+            "pixel_mse_floor": generator.synthesis(goal, goals),
+        }
+        values = {name: (made.clamp(-1, 1) - other).square().mean(dim=(1, 2, 3)) for name, made in drawn.items()}
+        values |= {"latent_mse": (reached - goal).square().mean(1), "latent_mse_nothing": (s - goal).square().mean(1)}
+        for name, value in values.items():
+            found[name].append(value.cpu())
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    leaves = {name: metrics.interval(values, draws=draws) for name, values in joined.items()}
+    explained = 1 - joined["latent_mse"].mean() / joined["latent_mse_nothing"].mean()
+    return leaves | {"latent_explained": metrics.leaf(explained.item())}
+
+
+def reached_on_samples(
+    backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor, fakes: Tensor, draws: Draws
+) -> dict[str, Leaf]:
+    """Are people whose codes were found edited as well as people who were made of codes? w_plus [n,L,D]: of the former;
+    fakes [n,D]: w of the latter.
+
+    Both are taken for what the generator draws. reached_inverted, reached_sampled: among those in whom the oracle does
+    not see a prompt's value, the share of edits in which it does; reached_gap: the first less the second.
+    """
+    if note := backbones.absent("oracle"):
+        return {"reached_gap": metrics.absent(note)}
+    generator = backbones.generator
+    found = [
+        _reached(backbones, editor, strength, codes[:SAMPLED].to(backbones.device))
+        for codes in (w_plus, generator.repeat(fakes[:SAMPLED].to(backbones.device)))
+    ]
+    both, own = np.concatenate(found), len(found[0])
+
+    def shares(weights: np.ndarray, part: slice) -> np.ndarray:
+        table, chosen = both[part], weights[:, part]
+        with np.errstate(invalid="ignore"):
+            return np.nanmean((chosen @ np.nan_to_num(table)) / (chosen @ ~np.isnan(table)), axis=1)
+
+    def gap(weights: np.ndarray) -> np.ndarray:
+        return shares(weights, slice(own)) - shares(weights, slice(own, None))
+
+    leaves = {name: metrics.interval(table, draws=draws) for name, table in zip(REACHED, found, strict=True)}
+    return leaves | {"reached_gap": metrics.bootstrap(gap, len(both), draws)}
+
+
+@torch.no_grad()
+def _reached(backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor) -> np.ndarray:
+    """[n,prompts]: whether the oracle sees what it did not see before, NaN for whom it saw it in."""
+    prompts = [prompt for prompt in backbones.domain.prompts if prompt.split == "seen" and prompt.asks]
+    directions = [editor.fit(TextPair(backbones.domain.neutral, prompt.text)) for prompt in prompts]
+    rows = []
+    for part in batches(len(w_plus), 4 * TOGETHER):
+        s = backbones.generator.styles(w_plus[part])
+        images = backbones.generator.synthesis(s, w_plus[part]).clamp(-1, 1)
+        people = Source(images, w_plus[part], s, backbones.clip.embed_images(images))
+        before, columns = backbones.oracle.read(images), []
+        for prompt, direction in zip(prompts, directions, strict=True):
+            after = backbones.oracle.read(editor.edit(people, direction, strength).images.clamp(-1, 1))
+            name, value = next(iter(prompt.asks.items()))
+            wanted = backbones.oracle.attributes[name].index(value)
+            saw, sees = (read[name].cpu().numpy() == wanted for read in (before, after))
+            columns.append(np.where(saw, np.nan, sees))
+        rows.append(np.stack(columns, axis=1))
+    return np.concatenate(rows)
