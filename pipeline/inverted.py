@@ -133,7 +133,7 @@ def reached_on_samples(
     def shares(weights: np.ndarray, part: slice) -> np.ndarray:
         table, chosen = both[part], weights[:, part]
         with np.errstate(invalid="ignore"):
-            return np.nanmean((chosen @ np.nan_to_num(table)) / (chosen @ ~np.isnan(table)), axis=1)
+            return metrics.nanmean((chosen @ np.nan_to_num(table)) / (chosen @ ~np.isnan(table)))
 
     def gap(weights: np.ndarray) -> np.ndarray:
         return shares(weights, slice(own)) - shares(weights, slice(own, None))

@@ -304,9 +304,9 @@ def interval(
     def statistic(weights: Array) -> Array:
         with np.errstate(invalid="ignore"):
             columns = (weights @ filled) / (weights @ present)
-        grouped = np.stack([_nanmean(columns[:, index]) for index in members], axis=1)
+        grouped = np.stack([nanmean(columns[:, index]) for index in members], axis=1)
         if not worst:
-            return _nanmean(grouped)
+            return nanmean(grouped)
         lowest = np.where(np.isnan(grouped), np.inf, grouped).min(1)
         return np.where(np.isinf(lowest), np.nan, lowest)
 
@@ -343,7 +343,8 @@ def _resamples(people: int, repeats: int, seed: int) -> Array:
     return rng.multinomial(people, np.full(people, 1 / people), size=repeats).astype(np.float64)
 
 
-def _nanmean(table: Array) -> Array:
+def nanmean(table: Array) -> Array:
+    """Mean of each row [N,K] over what is not NaN; NaN, without a warning, where nothing is left."""
     present = ~np.isnan(table)
     with np.errstate(invalid="ignore"):
         return np.where(present, table, 0).sum(1) / present.sum(1)

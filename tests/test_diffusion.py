@@ -277,3 +277,16 @@ def test_no_steps_hand_the_shipped_file_on_byte_for_byte(tmp_path):
 def test_numbers_that_cannot_train_are_refused(change):
     with pytest.raises(ValueError, match=r"expected|above"):
         replace(PARAMS, **change)
+
+
+def test_mirrored_pictures_have_the_codes_that_the_encoder_reads_from_them() -> None:
+    from stages.diffusion import mirrored
+
+    encoder = lambda images: images.mean(dim=2)[:, :, :4]  # noqa: E731  # what is at the left
+    generator = SimpleNamespace(styles=lambda w_plus: w_plus.sum(dim=2))
+    pictures = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    nets = SimpleNamespace(encoder=encoder, generator=generator, device="cpu")
+    turned, s, w_plus = mirrored(nets, pictures)  # type: ignore[arg-type]
+    assert torch.equal(turned, pictures.flip(3))
+    torch.testing.assert_close(w_plus, encoder(turned.float() / 127.5 - 1))
+    torch.testing.assert_close(s, w_plus.sum(dim=2).half())

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 import test_elsewhere
+import torch
 from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, numbers, test_people, write_edits
 from PIL import Image
 
-from pipeline import artefacts, charts, images, metrics, portraits, report, showcase, tuning
+from pipeline import artefacts, charts, figures, images, metrics, portraits, report, showcase, tuning
 from pipeline.domains import NETWORKS, Domain, Weights, default_path
 from pipeline.values import InputError
 
@@ -120,6 +122,32 @@ def test_what_was_not_measured_leaves_no_empty_row(project: Path, domain: Domain
     words = Reader(report.page(domain, project)).words
     assert "MSE, validation" not in words and "Diffusion round trip" not in words
     assert not any("nan" in word.lower().split() for word in words)
+
+
+def test_figures_are_shown_with_their_words_where_they_were_drawn(project: Path, domain: Domain) -> None:
+    assert "Between pictures" not in report.page(domain, project) and "as a map" not in report.page(domain, project)
+    layout = artefacts.Layout(domain, project)
+    figures.save(layout, (torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), PROMPTS[:2], ["coarse", "fine"])
+    places = {"space": [0, 0, 1, 1], "text": [0, 1, 0, 1], "x": [0.0, 1.0, 0.25, 0.5], "y": [0.0, 1.0, 0.5, 0.75]}
+    figures.save_map(layout, {name: np.array(column) for name, column in places.items()})
+    html = report.page(domain, project)
+    assert "their edit “face with red hair”; then from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
+    assert "level of the other's style: coarse, fine" in html and "Command: <code>deltaspace mix</code>" in html
+    assert '<circle class="c-picture" cx="75" cy="150" r="2.4"/>' in html
+    assert html.count('<circle class="c-text"') == 2 and Reader(html).words
+
+
+def test_prompts_of_several_attributes_are_marked_and_have_a_column(project: Path, domain: Domain) -> None:
+    path = artefacts.Layout(domain, project).metrics
+    found = json.loads(path.read_text())
+    for row in found["editors"].values():
+        row["combined"] = {"reached": metrics.leaf(0.321, 0.3, 0.34)}
+    path.write_text(json.dumps(found))
+    both = replace(PROMPTS[2], split="combined", also={"glasses": "none"})
+    html = report.page(replace(domain, prompts=(*PROMPTS[:2], both, *PROMPTS[3:])), project)
+    assert "reached, combined" in html and "0.32" in html
+    assert 'face with grey hair <span class="tag">combined</span>' in html
+    assert "ask for several attributes, and are reached where all of them are seen" in html
 
 
 def test_the_frames_enclose_the_editors(project: Path, domain: Domain) -> None:

@@ -1,0 +1,99 @@
+"""The figures of the page that networks draw: which pictures stand where, and who is asked for what."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import edited_world
+import numpy as np
+import pytest
+import torch
+
+from pipeline import artefacts, blending, charts, figures, images, portraits, showcase
+from pipeline.backbones import Backbones
+from pipeline.domains import Prompt
+from pipeline.truth import TestSet
+from pipeline.values import Source, TextPair
+
+project, world, source = edited_world.project, edited_world.world, edited_world.source  # fixtures
+PROMPTS = (
+    Prompt("face with red hair", "hair_color", "red"),
+    Prompt("face with grey hair", "hair_color", "grey"),
+    Prompt("happy face", "expression", "smile"),
+    Prompt("face with eyeglasses", "glasses", "eyeglasses"),
+)
+
+
+def test_the_grids_begin_and_end_where_they_say(world: Backbones, source: Source, tmp_path: Any) -> None:
+    walker = edited_world.editor_of("deltaedit_d", world)
+    directions = [walker.fit(TextPair("face", text)) for text in ("face with red hair", "happy face")]
+    between, mixed = figures.blends(walker, source, directions, 1.0)
+    size, levels = world.domain.resolution, list(world.generator.layout.levels)
+
+    def tile(grid: torch.Tensor, row: int, column: int) -> torch.Tensor:
+        top, left = 2 + row * (size + 2), 2 + column * (size + 2)
+        return grid[:, top : top + size, left : left + size]
+
+    own = blending.end(walker, source.select([0]))
+    red = blending.end(walker, source.select([0]), directions[0], 1.0)
+    happy = blending.end(walker, source.select([0]), directions[1], 1.0)
+    ends = [(own, blending.end(walker, source.select([1]))), (own, red), (red, happy)]
+    for row, pair in enumerate(ends):
+        drawn = blending.between(walker, *pair, [0.0, 1.0])
+        torch.testing.assert_close(tile(between, row, 0), drawn[0])
+        torch.testing.assert_close(tile(between, row, figures.STEPS - 1), drawn[1])
+    for row in range(figures.PEOPLE):
+        other = (row + 1) % figures.PEOPLE
+        assert torch.equal(tile(mixed, row, 0), source.image[row])
+        assert torch.equal(tile(mixed, row, 1), source.image[other])
+        one, style = (blending.end(walker, source.select([index])) for index in (row, other))
+        drawn = blending.mixed(walker, one, style, [levels[-1]])[0]
+        torch.testing.assert_close(tile(mixed, row, 1 + len(levels)), drawn)
+    layout = artefacts.Layout("tiny", tmp_path)
+    assert showcase.blends(layout) is None
+    figures.save(layout, (between, mixed), PROMPTS[:1], levels)
+    shown = showcase.blends(layout)
+    assert shown is not None and shown["prompts"] == ["face with red hair"] and shown["levels"] == levels
+    assert images.decode_png(layout.between.read_bytes()).shape == between.shape
+    assert shown["between"].startswith("data:image/png;base64,") and shown["mixed"] != shown["between"]
+
+
+def test_the_first_person_is_asked_for_what_they_lack_and_for_different_attributes() -> None:
+    person = portraits.counterfactual(
+        portraits.sample(5), {"hair_color": "red", "hair_style": "short", "expression": "neutral", "glasses": "none"}
+    )
+    drawn = TestSet((5,), torch.zeros(1, 3, 4, 4), (person,))
+    assert [prompt.text for prompt in figures.asked(drawn, PROMPTS)] == ["face with grey hair", "happy face"]
+    photographs = TestSet((5,), torch.zeros(1, 3, 4, 4), None)
+    assert [prompt.text for prompt in figures.asked(photographs, PROMPTS)] == ["face with red hair", "happy face"]
+
+
+def test_the_map_holds_every_picture_and_caption_in_both_spaces_and_what_is_alike_lies_together(tmp_path: Any) -> None:
+    people = tuple(portraits.sample(row) for row in range(40))
+    centres = torch.eye(4)
+
+    class Two:
+        """A CLIP in which pictures and texts are two heaps."""
+
+        def embed_images(self, pictures: torch.Tensor) -> torch.Tensor:
+            return centres[0] + 0.1 * torch.randn(len(pictures), 4, generator=torch.Generator().manual_seed(1))
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            return centres[1] + 0.1 * torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(2))
+
+    nets: Any = SimpleNamespace(clip=Two(), device="cpu")
+    found = figures.clip_map(nets, TestSet(tuple(range(40)), torch.zeros(40, 3, 4, 4), people), 16, 0)
+    assert {name: len(column) for name, column in found.items()} == dict.fromkeys(("space", "text", "x", "y"), 160)
+    places = np.stack([found["x"], found["y"]], axis=1)
+    assert places.min() == 0 and places.max() == pytest.approx(1)
+    raw = found["space"] == 0
+    pictures, texts = (places[raw & (found["text"] == kind)] for kind in (0, 1))
+    apart = np.linalg.norm(pictures.mean(0) - texts.mean(0))
+    assert apart > 2 * max(np.linalg.norm(heap - heap.mean(0), axis=1).mean() for heap in (pictures, texts))
+    layout = artefacts.Layout("tiny", tmp_path)
+    assert charts.places(layout.clip_map) == []
+    figures.save_map(layout, found)
+    maps = charts.places(layout.clip_map)
+    assert [len(one["points"]) for one in maps] == [80, 80]
+    assert sum(kind == "text" for _, _, kind in maps[1]["points"]) == 40
