@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, claims, files, foundations, images, inverted, metrics, scoring, styled, workers
+from pipeline import artefacts, claims, files, foundations, images, inverted, metrics, realism, scoring, styled, workers
 from pipeline import truth as truths
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud, Draws, Leaf
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 AGAINST_TRUTH = (
     *("reached", "kept", "identity", "psnr", "counterfactual_gain", "gain_over_input"),
-    *("outside_psnr", "mask_iou", "reached_oracle2", "kept_oracle2"),
+    *("realism", "outside_psnr", "mask_iou", "reached_oracle2", "kept_oracle2"),
 )
 AGAINST_INPUT = ("psnr_input", "identity_input", "lpips_input", "clip_direction")
 NEEDS_TRUTH = {"reached": "oracle", "kept": "oracle", "fid_oracle": "oracle", "identity": "identity"}  # which network
@@ -119,12 +119,15 @@ def evaluate(
         found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None and walk is not None and w_plus is not None:
         found["diffusion"]["style_matters"] = styled.style_matters(backbones, test, w_plus, walk, draws)
+    discriminator = None
     if truth is not None:
         for name in ("oracle", "oracle2"):
             found[name] = foundations.oracle_metrics(backbones, test, batch, draws, name)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
         if fakes is not None:
             found["generator"] = foundations.generator_metrics(backbones, test, fakes, batch, draws)
+            if discriminator := realism.discriminator(backbones, test, fakes, batch, draws):
+                found["generator"]["told_apart"] = discriminator.told_apart
         found["clip"] = foundations.clip_metrics(backbones, test, batch, draws) | foundations.direction_metrics(
             backbones, test, truth, backbones.domain.prompts, batch, draws
         )
@@ -135,7 +138,7 @@ def evaluate(
     def judge(name: str) -> tuple[Scored, dict[str, Any], dict[str, Any]]:
         unedited = _unedited(edits[name], batch)
         again = _reconstruction(test, unedited, draws) if name == reconstructor else {}
-        scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch)
+        scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch, discriminator)
         return scored, _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}, again
 
     # Threads: most of it is torch, numpy and the decoding of pictures, which let one another run. Inception, which

@@ -112,8 +112,16 @@ class IdentityNet(nn.Module):
         last = hidden or self.width
         self.head = nn.Sequential(*between, nn.Linear(last, dim, bias=False), nn.BatchNorm1d(dim))
 
+    def features(self, images: Tensor) -> Tensor:
+        """images [B,3,R,R] -> [B,width], what the embedding is made of."""
+        return self.trunk(images)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """features [B,width] -> unit embeddings [B,dim]."""
+        return F.normalize(self.head(features), dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.head(self.trunk(images)), dim=1)
+        return self.embed(self.features(images))
 
 
 def build(numbers: Mapping[str, Any]) -> IdentityNet | irse.FaceNet:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.backbones import Backbones
+    from pipeline.realism import Discriminator
     from pipeline.recognition import Reader
 
 READERS = {"oracle": ("reached", "kept"), "oracle2": ("reached_oracle2", "kept_oracle2")}  # what each is asked
@@ -77,6 +78,7 @@ def score(
     path: Path,
     unedited: Mapping[int, np.ndarray],
     batch: int,
+    discriminator: Discriminator | None = None,
 ) -> Scored:
     """Judge the edits of `editor` at `path`; before: identities of the people; unedited: what it makes of them at 0."""
     import polars as pl
@@ -100,7 +102,11 @@ def score(
         edited = torch.stack([images.decode_png(part["image"][i]) for i in chosen])
         source = test.images[[place[row_id] for row_id in ids]]
         onto = edited.to(backbones.device)
-        identity = backbones.identity(onto).cpu() if "identity" in have else None
+        identity = realism = None
+        if discriminator is not None:
+            identity, realism = (seen.cpu() for seen in discriminator.look(onto))
+        elif "identity" in have:
+            identity = backbones.identity(onto).cpu()
         columns: dict[str, Any] = {
             "editor": [editor] * len(ids),
             "id": ids,
@@ -110,6 +116,8 @@ def score(
             "evaluations": [part["evaluations"][i] for i in chosen],
             "psnr_input": metrics.psnr(edited, source),
         }
+        if realism is not None:
+            columns["realism"] = realism
         if identity is not None:
             columns["identity_input"] = metrics.cosine(identity, torch.stack([before[row_id] for row_id in ids]))
         if truth is None or "oracle" not in have:
