@@ -75,8 +75,7 @@ class Layout:
         self.diffusion = self.data / "diffusion.safetensors"
         self.evaluation = self.data / "evaluation"
         self.scores = self.evaluation / "scores.parquet"  # a row per editor and case
-        self.between, self.mixed = (self.evaluation / name for name in ("between.png", "mixed.png"))
-        self.blends = self.evaluation / "blends.json"  # what these show
+        self.figures = self.evaluation / "figures"  # pictures, and in told.json what they show
         self.clip_map = self.evaluation / "clip_map.parquet"
         self.timings = self.data / "timings"
         self.pretraining = self.root / "data" / "pretraining" / self.domain

@@ -1,11 +1,12 @@
-"""Figures of the page that networks draw: between pictures, mixed styles, and CLIP's space as a map (paper, figures 1
-and 13 to 15)."""
+"""Figures of the page that networks draw: edits from weak to strong, between pictures, mixed styles, and a map of
+CLIP's space (paper, figures 1 and 11 to 15)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import artefacts, blending, files, foundations, images, truth
+from pipeline.editors import deltaedit_g
 
 if TYPE_CHECKING:
     from pipeline.artefacts import Layout
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.truth import TestSet
     from pipeline.values import Direction, Source
 
-PEOPLE, STEPS = 3, 6  # rows of the grids, and pictures from one end to the other
+PEOPLE, STEPS = 3, 6  # people in the figures, and pictures from one end to the other
+STRENGTHS, THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 MAPPED = 300  # people on the map, each as a picture and as a caption
 
 
@@ -46,6 +49,22 @@ def blends(walker: Walker, people: Source, directions: Sequence[Direction], stre
     ]
     rows = [[*blending.between(walker, start, stop, weights)] for start, stop in pairs]
     return images.grid(rows), images.grid(mixed)
+
+
+@torch.no_grad()
+def swept(
+    backbones: Backbones, people: Source, directions: Sequence[Direction], settings: deltaedit_g.Params
+) -> tuple[Tensor, Tensor]:
+    """Two grids [3,H,W] of DeltaEdit-G, a row per direction: the first person at STRENGTHS, and at THRESHOLDS."""
+    one = people.select([0])
+    editor = deltaedit_g.build(backbones, settings)
+    strong = [[editor.edit(one, direction, x).images[0].clamp(-1, 1) for x in STRENGTHS] for direction in directions]
+    others = [deltaedit_g.build(backbones, replace(settings, threshold=x)) for x in THRESHOLDS]
+    kept = [
+        [other.edit(one, direction, settings.strength).images[0].clamp(-1, 1) for other in others]
+        for direction in directions
+    ]
+    return images.grid(strong), images.grid(kept)
 
 
 def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -89,12 +108,12 @@ def asked(test: TestSet, prompts: Sequence[Prompt]) -> list[Prompt]:
     return list({prompt.attribute or prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1][:2]
 
 
-def save(layout: Layout, grids: tuple[Tensor, Tensor], prompts: Sequence[Prompt], levels: Sequence[str]) -> None:
-    """Write the grids of `blends`, and what they show."""
-    for path, grid in zip((layout.between, layout.mixed), grids, strict=True):
-        images.save_png(path, grid)
-    told = {"prompts": [prompt.text for prompt in prompts], "levels": list(levels)}
-    files.write_bytes(layout.blends, json.dumps(told, ensure_ascii=False).encode())
+def save(layout: Layout, grids: Mapping[str, Tensor], **told: Any) -> None:
+    """Write grids by their names, and what they show (JSON-able)."""
+    for name, grid in grids.items():
+        images.save_png(layout.figures / f"{name}.png", grid)
+    content = {"strengths": STRENGTHS, "thresholds": THRESHOLDS, **told}
+    files.write_bytes(layout.figures / "told.json", json.dumps(content, ensure_ascii=False).encode())
 
 
 def save_map(layout: Layout, places: Mapping[str, np.ndarray]) -> None:

@@ -201,7 +201,7 @@ def page(domain: Domain, root: Path) -> str:
         confirmed=_confirmed(found),
         attributes=_attributes(found),
         gallery=showcase.gallery(domain, layout, editors),
-        blends=showcase.blends(layout),
+        figures=showcase.figures(layout),
         places=charts.places(layout.clip_map),
         curves=[curve for path in sorted(layout.curve("x").parent.glob("*.csv")) for curve in charts.curves(path)],
         chart=flowchart.chart(params.read_mapping(root / "dvc.yaml")) if (root / "dvc.yaml").is_file() else None,

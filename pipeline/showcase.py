@@ -206,15 +206,14 @@ def data_uri(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def blends(layout: Layout) -> dict[str, Any] | None:
-    """For the page: the grids that `pipeline.figures` drew, as data URIs, and what they show; None where it did not."""
-    if not layout.blends.is_file():
-        return None
+def figures(layout: Layout) -> dict[str, Any]:
+    """For the page: the grids that `pipeline.figures` drew, by name as data URIs, and what they show; empty where it
+    drew none."""
     uris = {
         path.stem: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        for path in (layout.between, layout.mixed)
+        for path in sorted(layout.figures.glob("*.png"))
     }
-    return {**json.loads(layout.blends.read_text(encoding="utf-8")), **uris}
+    return {**json.loads((layout.figures / "told.json").read_text(encoding="utf-8")), **uris} if uris else {}
 
 
 def _subset(test: TestSet, ids: set[int]) -> TestSet:

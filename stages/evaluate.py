@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pipeline import artefacts, editing, evaluation, figures, inverted, params, showcase, truth, weights
 from pipeline.backbones import Backbones
 from pipeline.editors import deltaedit_d, deltaedit_g
+from pipeline.editors._deltas import clip_direction
 from pipeline.metrics import Draws
 from pipeline.truth import TestSet
 from pipeline.values import InputError, Source, TextPair
@@ -54,8 +57,8 @@ def main(stage: Stage) -> None:
             )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
-        if diffused and len(w_plus) >= figures.PEOPLE:
-            blend(nets, test, w_plus, diffused, files)
+        if ran and len(w_plus) >= figures.PEOPLE:
+            draw(nets, test, w_plus, ran, files)
         if test.people is not None:
             figures.save_map(files, figures.clip_map(nets, test, section.batch, section.seed))
         for name in groups["latent"][:1]:
@@ -66,17 +69,21 @@ def main(stage: Stage) -> None:
         tracked.figure("grid", files.grid)
 
 
-def blend(
-    nets: Backbones, test: TestSet, w_plus: Tensor, settings: deltaedit_d.Params, layout: artefacts.Layout
-) -> None:
-    """Draw and save what DeltaEdit-D makes between the first people and their edits, and of their styles mixed."""
+def draw(nets: Backbones, test: TestSet, w_plus: Tensor, ran: dict[Any, Any], layout: artefacts.Layout) -> None:
+    """Draw and save the figures of the editors that ran, on the first people and two prompts."""
     images, codes = (part[: figures.PEOPLE].to(nets.device) for part in (test.images, w_plus))
     people = Source(images, codes, nets.generator.styles(codes), nets.clip.embed_images(images))
-    walker = deltaedit_d.build(nets, settings)
     prompts = figures.asked(test, [prompt for prompt in nets.domain.prompts if prompt.split == "seen"])
-    directions = [walker.fit(TextPair(nets.domain.neutral, prompt.text)) for prompt in prompts]
-    grids = figures.blends(walker, people, directions, settings.strength)
-    figures.save(layout, grids, prompts, list(nets.generator.layout.levels))
+    pairs, grids = [TextPair(nets.domain.neutral, prompt.text) for prompt in prompts], {}
+    directions = [clip_direction(nets, pair) for pair in pairs]
+    if deltaedit_g in ran:
+        grids |= zip(("strong", "kept"), figures.swept(nets, people, directions, ran[deltaedit_g]), strict=True)
+    if deltaedit_d in ran:
+        walker = deltaedit_d.build(nets, ran[deltaedit_d])
+        drawn = figures.blends(walker, people, directions, ran[deltaedit_d].strength)
+        grids |= zip(("between", "mixed"), drawn, strict=True)
+    told = {"prompts": [prompt.text for prompt in prompts], "levels": list(nets.generator.layout.levels)}
+    figures.save(layout, grids, **told)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,29 @@ def test_the_grids_begin_and_end_where_they_say(world: Backbones, source: Source
         drawn = blending.mixed(walker, one, style, [levels[-1]])[0]
         torch.testing.assert_close(tile(mixed, row, 1 + len(levels)), drawn)
     layout = artefacts.Layout("tiny", tmp_path)
-    assert showcase.blends(layout) is None
-    figures.save(layout, (between, mixed), PROMPTS[:1], levels)
-    shown = showcase.blends(layout)
-    assert shown is not None and shown["prompts"] == ["face with red hair"] and shown["levels"] == levels
-    assert images.decode_png(layout.between.read_bytes()).shape == between.shape
+    assert showcase.figures(layout) == {}
+    figures.save(layout, {"between": between, "mixed": mixed}, prompts=["face with red hair"], levels=levels)
+    shown = showcase.figures(layout)
+    assert shown["prompts"] == ["face with red hair"] and shown["levels"] == levels
+    assert images.decode_png((layout.figures / "between.png").read_bytes()).shape == between.shape
     assert shown["between"].startswith("data:image/png;base64,") and shown["mixed"] != shown["between"]
+
+
+def test_edits_grow_along_a_row_of_strengths_and_fade_along_one_of_thresholds(world: Backbones, source: Source) -> None:
+    settings = edited_world.settings_of("deltaedit_g", world)
+    editor = edited_world.editor_of("deltaedit_g", world)
+    directions = [editor.fit(TextPair("face", text)) for text in ("face with red hair", "happy face")]
+    strong, kept = figures.swept(world, source, directions, settings)
+    size = world.domain.resolution
+    for grid, count in ((strong, len(figures.STRENGTHS)), (kept, len(figures.THRESHOLDS))):
+        assert grid.shape == (3, 2 * (size + 2) + 2, count * (size + 2) + 2)
+    tiles = [strong[:, 2 : 2 + size, 2 + i * (size + 2) :][:, :, :size] for i in range(len(figures.STRENGTHS))]
+    still = editor.edit(source.select([0]), directions[0], 0.0).images[0].clamp(-1, 1)
+    torch.testing.assert_close(tiles[0], still)
+    far = [(tile - still).abs().mean().item() for tile in tiles]
+    assert far == sorted(far) and far[-1] > 0
+    fewer = [kept[:, 2 : 2 + size, 2 + i * (size + 2) :][:, :, :size] for i in (0, -1 + len(figures.THRESHOLDS))]
+    assert (fewer[0] - still).abs().mean() > (fewer[1] - still).abs().mean()
 
 
 def test_the_first_person_is_asked_for_what_they_lack_and_for_different_attributes() -> None:

@@ -25,7 +25,7 @@ def nets() -> Any:
     torch.manual_seed(0)
     return SimpleNamespace(
         device="cpu",
-        identity=IdentityNet((4, 8), 6).eval(),
+        identity=IdentityNet((16, 32), 6).eval(),
         generator=SimpleNamespace(repeat=lambda w: w[:, None]),
         absent=lambda name: None,
     )

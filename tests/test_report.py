@@ -125,14 +125,19 @@ def test_what_was_not_measured_leaves_no_empty_row(project: Path, domain: Domain
 
 
 def test_figures_are_shown_with_their_words_where_they_were_drawn(project: Path, domain: Domain) -> None:
-    assert "Between pictures" not in report.page(domain, project) and "as a map" not in report.page(domain, project)
+    assert 'id="figures"' not in report.page(domain, project) and "as a map" not in report.page(domain, project)
     layout = artefacts.Layout(domain, project)
-    figures.save(layout, (torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), PROMPTS[:2], ["coarse", "fine"])
+    grids = {name: torch.zeros(3, 8, 8) for name in ("between", "mixed")}
+    figures.save(layout, grids, prompts=[prompt.text for prompt in PROMPTS[:2]], levels=["coarse", "fine"])
     places = {"space": [0, 0, 1, 1], "text": [0, 1, 0, 1], "x": [0.0, 1.0, 0.25, 0.5], "y": [0.0, 1.0, 0.5, 0.75]}
     figures.save_map(layout, {name: np.array(column) for name, column in places.items()})
     html = report.page(domain, project)
     assert "their edit “face with red hair”; then from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
-    assert "level of the other's style: coarse, fine" in html and "Command: <code>deltaspace mix</code>" in html
+    assert (
+        "level of the other's style: coarse, fine" in html
+        and "At strengths" not in html
+        and "Command: <code>deltaspace mix</code>" in html
+    )
     assert '<circle class="c-picture" cx="75" cy="150" r="2.4"/>' in html
     assert html.count('<circle class="c-text"') == 2 and Reader(html).words
 
