@@ -132,7 +132,7 @@ def test_figures_are_shown_with_their_words_where_they_were_drawn(project: Path,
     places = {"space": [0, 0, 1, 1], "text": [0, 1, 0, 1], "x": [0.0, 1.0, 0.25, 0.5], "y": [0.0, 1.0, 0.5, 0.75]}
     figures.save_map(layout, {name: np.array(column) for name, column in places.items()})
     html = report.page(domain, project)
-    assert "their edit “face with red hair”; then from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
+    assert "their edit “face with red hair”; from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
     assert (
         "level of the other's style: coarse, fine" in html
         and "At strengths" not in html
