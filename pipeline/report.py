@@ -175,7 +175,6 @@ def page(domain: Domain, root: Path) -> str:
                 row[f"reached_{split}"] = row[split]["reached"]
     editors = sorted(found["editors"], key=_frame_order)
     settings, full = params.load_yaml(root), elsewhere.full(layout)
-    taught = [prompt.text for prompt in domain.prompts if prompt.split == "seen"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -190,7 +189,7 @@ def page(domain: Domain, root: Path) -> str:
         bests={column.key: _best(column, found["editors"]) for column in EDITOR_COLUMNS},
         notes=_notes(found["editors"]),
         tradeoff=charts.tradeoff(found["editors"], editors),
-        story=story.told(found, taught, domain.renderer is not None),
+        story=story.told(found, {prompt.text: prompt.split for prompt in domain.prompts}, domain.renderer is not None),
         claims=claims.table(found, full and full["metrics"]) if found.get("claims") else [],
         full=full,
         gpu=elsewhere.gpu(root),

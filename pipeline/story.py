@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import claims
 from pipeline.metrics import Leaf
-from pipeline.showcase import FRAMES, label
+from pipeline.showcase import APART, FRAMES, label
 
 WEAKEST = 3  # sentences that are named
 
 
-def told(found: Mapping[str, Any], taught: Sequence[str], drawn: bool = True) -> list[tuple[str, str]]:
+def told(found: Mapping[str, Any], splits: Mapping[str, str], drawn: bool = True) -> list[tuple[str, str]]:
     """(heading, paragraph) for whatever metrics.json `found` has numbers of.
 
-    taught: prompts in words CLIP knows. drawn: all networks were trained on other people than those who are edited.
+    splits: of the prompts, by their text. drawn: all networks were trained on other people than those who are edited.
     """
     paragraphs = (
-        ("What was asked", _asked(found, taught, drawn)),
-        ("What came out", _came_out(found, taught)),
+        ("What was asked", _asked(found, splits, drawn)),
+        ("What came out", _came_out(found, splits)),
         ("How sure that is", _sure(found)),
     )
     return [(heading, " ".join(sentences)) for heading, sentences in paragraphs if sentences]
@@ -29,22 +29,23 @@ def _proper(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row for name, row in found["editors"].items() if name not in FRAMES}
 
 
-def _asked(found: Mapping[str, Any], taught: Sequence[str], drawn: bool) -> list[str]:
+def _asked(found: Mapping[str, Any], splits: Mapping[str, str], drawn: bool) -> list[str]:
     editors = _proper(found)
     if not editors:
         return []
     texts = {text for row in editors.values() for text in row.get("prompts", {})}
     people = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
-    new = len(texts - set(taught))
+    new, several = (sum(splits.get(text) == split for text in texts) for split in APART)
     on = f" on {' to '.join(map(str, dict.fromkeys((people[0], people[-1]))))} pictures" if people else ""
     return [
         f"{_count(len(editors), 'editor')} followed {_count(len(texts), 'sentence')}"
         + (f", {new} of them in words that no network was taught," if new else "")
+        + (f"{' and' if new else ','} {several} that ask for several things at once," if several else "")
         + f"{on}{' of people whom no network has seen' if on and drawn else ''}, each with one strength for all."
     ]
 
 
-def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
+def _came_out(found: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
     editors = {name: row for name, row in _proper(found).items() if _value(row.get("reached")) is not None}
     if not editors:
         return []
@@ -62,13 +63,16 @@ def _came_out(found: Mapping[str, Any], taught: Sequence[str]) -> list[str]:
             f" ({at['people']['value']:.0f} people): it did what was asked in {_share(at['reached'])}, and kept"
             f" {_share(at['kept'])}."
         )
-    asked = {text: leaf["reached"] for text, leaf in row["prompts"].items() if text in taught and "reached" in leaf}
+    taught = {text: leaf for text, leaf in row["prompts"].items() if splits.get(text) == "seen"}
+    asked = {text: leaf["reached"] for text, leaf in taught.items() if "reached" in leaf}
     known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)
     if len(known) > WEAKEST:
         named = ", ".join(f"“{text}” ({100 * value:.0f} %)" for value, text in known[:WEAKEST])
         sentences.append(f"{label(first)} follows worst: {named}.")
     if (new := _value(row.get("heldout", {}).get("reached"))) is not None:
         sentences.append(f"In words that no network was taught it reached {100 * new:.0f} %.")
+    if (several := _value(row.get("combined", {}).get("reached"))) is not None:
+        sentences.append(f"Asked for several things at once, it reached all of them in {100 * several:.0f} %.")
     return sentences
 
 

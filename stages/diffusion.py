@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,38 +13,53 @@ from pipeline.backbones import Backbones
 from stages._run import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
-MIRRORED = 64  # pictures at a time
+BATCH, AT_ONCE = 64, 1024  # pictures that the encoder sees, and that are read or drawn, at a time
 BY_TIME, JUDGED = 64, 256  # unseen pictures that the loss is told on, time by time, and by which weights are chosen
 
 
 def pairs(
     stage: Stage, split: str, params: diffusion.DiffusionParams, most: int | None = None
 ) -> tuple[diffusion.Batches, int]:
-    """The pictures of a split, the first `most`, with the codes that the denoiser is told; how many these are."""
-    files, nets = stage.files, stage.networks.load()
+    """The pictures of a split, the first `most`, with the codes that the denoiser is told; how many these are.
+
+    Pictures are on disk, so that memory does not grow by theirs.
+    """
+    files, nets, size = stage.files, stage.networks.load(), stage.domain.resolution
     ids = tuple(artefacts.read(files.images, "images", ["id"], {"split": split})["id"].tolist()[:most])
-    pictures = sampling.pixels(artefacts.read(files.images, "images", ["image"], {"id": ids})["image"])
+    with tempfile.TemporaryFile() as file:  # nameless: gone with the process, however that ends
+        room = np.memmap(file, np.uint8, "w+", shape=(len(ids) * (1 + params.mirror), 3, size, size))
+    pictures, done = torch.from_numpy(room), 0
+    for part in artefacts.iterate(files.images, "images", ["image"], AT_ONCE, {"id": ids}):
+        read = sampling.pixels(part["image"])
+        pictures[done : done + len(read)] = read
+        done += len(read)
     s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "id": ids})["s"]
     w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
     w_plus = w_plus.unflatten(1, (nets.generator.num_ws, -1))
     if params.mirror:
-        known = zip((pictures, s, w_plus), mirrored(nets, pictures), strict=True)
-        pictures, s, w_plus = (torch.cat(both) for both in known)
+        for rows in _parts(done):
+            pictures[done:][rows] = pictures[:done][rows].flip(3)
+        s, w_plus = (torch.cat(both) for both in zip((s, w_plus), seen(nets, pictures[done:]), strict=True))
     if params.images == "reconstruction":
-        pictures = sampling.rendered(nets.generator, s, w_plus)
+        for rows in _parts(len(s)):
+            pictures[rows] = sampling.rendered(nets.generator, s[rows], w_plus[rows])
     codes, spread = s if params.space == "s" else w_plus.flatten(1), nets.spread(params.space)
     return diffusion.in_memory(pictures, codes, *(part.cpu() for part in spread)), len(codes)
 
 
-def mirrored(nets: Backbones, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures uint8 [N,3,R,R] the other way round, and what the encoder reads from those: s [N,S], w_plus [N,L,D]."""
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+
+
+def seen(nets: Backbones, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """What the encoder reads from pictures uint8 [N,3,R,R]: s [N,S] and w_plus [N,L,D]."""
 
     def step(shown: Tensor) -> tuple[Tensor, Tensor]:
         w_plus = nets.encoder(shown.to(nets.device).float() / 127.5 - 1)
         return nets.generator.styles(w_plus).half().cpu(), w_plus.cpu()
 
     with torch.no_grad():
-        return (pictures.flip(3), *sampling.fixed_batches(step, MIRRORED, pictures.flip(3)))
+        return sampling.fixed_batches(step, BATCH, pictures)
 
 
 def main(stage: Stage) -> None:

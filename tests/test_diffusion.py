@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import denoiser, diffusion, sampler
+from pipeline import artefacts, denoiser, diffusion, images, sampler
 from pipeline.denoiser import Denoiser
 from pipeline.diffusion import DiffusionParams
 from pipeline.stylespace import StyleLayout
 from pipeline.training import generator_for
 from pipeline.values import InputError
+from stages import diffusion as stages
 
 NUMBERS = {"resolution": 16, "style_sizes": (3, 2, 0), "channels": 16, "mult": (1, 2), "time_dim": 24, "style_dim": 20}
 NUMBERS |= {"attention": (), "space": "s"}
@@ -279,14 +280,62 @@ def test_numbers_that_cannot_train_are_refused(change):
         replace(PARAMS, **change)
 
 
-def test_mirrored_pictures_have_the_codes_that_the_encoder_reads_from_them() -> None:
-    from stages.diffusion import mirrored
+@pytest.fixture
+def stage(tmp_path):
+    """Five pictures, four to train on, in two shards, and an encoder that looks at what is at the left."""
+    layout = artefacts.Layout("tiny", tmp_path)
+    chance = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (5, 3, 8, 8), generator=chance).byte()
+    split = ["train", "train", "val", "train", "train"]
+    for number, rows in enumerate((slice(0, 3), slice(3, 5))):
+        name, columns = artefacts.shard_name(number), {"id": list(range(5))[rows], "split": split[rows]}
+        encoded = [images.encode_png(picture / 127.5 - 1) for picture in pictures[rows]]
+        artefacts.write_shard(layout.images / name, "images", columns | {"image": encoded, "params": None}, {})
+        count = len(encoded)
+        w_plus = torch.randn(count, 12, generator=chance)
+        artefacts.write_shard(
+            layout.reals / name, "reals", columns | {"w_plus": w_plus, "error": torch.zeros(count)}, {}
+        )
+        s, clip = w_plus.unflatten(1, (3, 4)).sum(dim=2).half(), torch.zeros(count, 2)
+        columns |= {"source": ["real"] * count, "s": s, "clip": clip}
+        artefacts.write_shard(layout.codes / name, "codes", columns, {})
+    nets = SimpleNamespace(
+        encoder=lambda images: images.mean(dim=2)[:, :, :4],
+        generator=SimpleNamespace(num_ws=3, styles=lambda w_plus: w_plus.sum(dim=2), w_mean=torch.zeros(1)),
+        device="cpu",
+        spread=lambda space: (torch.zeros(1), torch.ones(1)),
+    )
+    nets.generator.synthesis = lambda s, w_plus: w_plus.mean(dim=2)[:, :, None, None].expand(-1, 3, 8, 8)
+    networks = SimpleNamespace(load=lambda: nets)
+    return SimpleNamespace(files=layout, networks=networks, domain=SimpleNamespace(resolution=8), pictures=pictures)
 
-    encoder = lambda images: images.mean(dim=2)[:, :, :4]  # noqa: E731  # what is at the left
-    generator = SimpleNamespace(styles=lambda w_plus: w_plus.sum(dim=2))
-    pictures = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
-    nets = SimpleNamespace(encoder=encoder, generator=generator, device="cpu")
-    turned, s, w_plus = mirrored(nets, pictures)  # type: ignore[arg-type]
-    assert torch.equal(turned, pictures.flip(3))
-    torch.testing.assert_close(w_plus, encoder(turned.float() / 127.5 - 1))
-    torch.testing.assert_close(s, w_plus.sum(dim=2).half())
+
+@pytest.mark.parametrize("space", ["s", "w_plus"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_picture_stands_beside_its_own_code_also_mirrored(stage, space, mirror):
+    params = replace(PARAMS, space=space, mirror=mirror)
+    batches, count = stages.pairs(stage, "train", params)
+    assert count == 8 if mirror else 4
+    x0, codes = batches(torch.arange(count), torch.Generator())
+    pictures = stage.pictures[[0, 1, 3, 4]].float() / 127.5 - 1
+    known = artefacts.read(stage.files.reals, "reals", ["w_plus"], {"split": "train"})["w_plus"].unflatten(1, (3, 4))
+    if mirror:
+        pictures = torch.cat([pictures, pictures.flip(3)])
+        known = torch.cat([known, stage.networks.load().encoder(pictures[4:])])
+    torch.testing.assert_close(x0, pictures, atol=1e-6, rtol=0)
+    expected = known.sum(dim=2) if space == "s" else known.flatten(1)
+    torch.testing.assert_close(codes, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_reconstructions_are_drawn_of_the_codes_they_stand_beside(stage, monkeypatch):
+    monkeypatch.setattr(stages, "AT_ONCE", 3)
+    batches, count = stages.pairs(stage, "train", replace(PARAMS, images="reconstruction", mirror=True))
+    x0, s = batches(torch.arange(count), torch.Generator())
+    torch.testing.assert_close(x0, (s / 4).clamp(-1, 1)[:, :, None, None].expand_as(x0), atol=0.01, rtol=0)
+    assert count == 8 and x0.std() > 0.1
+
+
+def test_only_the_first_are_read_where_that_is_asked(stage):
+    batches, count = stages.pairs(stage, "train", PARAMS, most=3)
+    x0, _ = batches(torch.arange(count), torch.Generator())
+    assert count == 3 and x0.shape == (3, 3, 8, 8)

@@ -6,13 +6,13 @@ import finished_stages
 
 from pipeline import metrics, story
 
-TAUGHT = [prompt.text for prompt in finished_stages.PROMPTS if prompt.split == "seen"]
+SPLITS = {prompt.text: prompt.split for prompt in finished_stages.PROMPTS}
 
 
 def test_three_paragraphs_tell_what_was_asked_what_came_out_and_how_sure_that_is() -> None:
     found = finished_stages.numbers()
     found["claims"] = {"relevance_mask": {"kept": metrics.leaf(0.2, 0.1, 0.3)}}
-    told = dict(story.told(found, TAUGHT))
+    told = dict(story.told(found, SPLITS))
     assert list(told) == ["What was asked", "What came out", "How sure that is"]
     count = len(finished_stages.PROMPTS)
     assert (
@@ -28,11 +28,20 @@ def test_three_paragraphs_tell_what_was_asked_what_came_out_and_how_sure_that_is
     assert "98.0 %" in told["How sure that is"]
 
 
+def test_several_things_at_once_are_no_new_words() -> None:
+    found = finished_stages.numbers()
+    found["editors"]["deltaedit_g"]["combined"] = {"reached": metrics.leaf(0.321)}
+    told = dict(story.told(found, SPLITS | {"face with grey hair": "combined"}))
+    assert "4 sentences, 1 of them in words that no network was taught, and 1 that ask" in told["What was asked"]
+    assert "Asked for several things at once, it reached all of them in 32 %." in told["What came out"]
+    assert "new words" not in told["What was asked"]
+
+
 def test_photographs_have_no_right_answer_and_none_is_told() -> None:
     row = {"clip_direction": metrics.leaf(0.3), "people": metrics.leaf(5), "prompts": {"face": {}}}
     found = {"editors": {"deltaedit_g": row}, "oracle": {}}
-    assert [heading for heading, _ in story.told(found, ["face"])] == ["What was asked"]
+    assert [heading for heading, _ in story.told(found, {"face": "seen"})] == ["What was asked"]
 
 
 def test_without_editors_there_is_no_story() -> None:
-    assert story.told({"editors": {}}, []) == []
+    assert story.told({"editors": {}}, {}) == []
