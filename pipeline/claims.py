@@ -102,7 +102,7 @@ CLAIMS = (
         "table IV",
         "deltaedit_d",
         "deltaedit_g",
-        ("identity", "identity_input", "psnr", "psnr_input", "realism"),
+        ("identity", "identity_input", "psnr", "psnr_input"),
     ),
     Claim(
         "diffusion_reconstructs",

@@ -115,10 +115,19 @@ def sizes(generator: Generator, space: Space = "s") -> dict[str, Any]:
     from pipeline.denoiser import boundaries_of
 
     layout, split = generator.layout, generator.layout.split
+    sizes = list(layout.level_sizes)
     if space == "w_plus":  # row i is read by convolution i, so the levels begin where those of s do
-        layout = w_plus_layout(generator.num_ws, generator.style_dim, split)
-    sizes = {"style_sizes": layout.level_sizes, "space": space}
-    return {"resolution": generator.size, **sizes, "boundaries": boundaries_of(split)}
+        rows = list(w_plus_layout(generator.num_ws, generator.style_dim, split).level_sizes)
+        for level in (2, 1):
+            if not sizes[level]:  # the last row, which colours alone read, begins no level of its own
+                rows[level - 1 : level + 1] = [rows[level - 1] + rows[level], 0]
+        sizes = rows
+    return {
+        "resolution": generator.size,
+        "style_sizes": tuple(sizes),
+        "space": space,
+        "boundaries": boundaries_of(split),
+    }
 
 
 def first_weights(params: DiffusionParams, shipped: Path | None, numbers: Mapping[str, Any]) -> Denoiser:
@@ -140,7 +149,8 @@ def first_weights(params: DiffusionParams, shipped: Path | None, numbers: Mappin
             raise InputError(f"{shipped} is for {key} {network.spec[key]}, not {wanted}: set diffusion.init to random")
     if params.init == "body":
         known = {key: value for key, value in network.state_dict().items() if not denoiser.reads_codes(key)}
-        network = _anew(network.spec | {key: numbers[key] for key in ("space", "style_sizes")}, params.seed)
+        ours = {key: numbers[key] for key in ("space", "style_sizes", "boundaries") if key in numbers}
+        network = _anew(network.spec | ours, params.seed)
         network.load_state_dict(network.state_dict() | known)
     return network.requires_grad_(True)
 

@@ -68,6 +68,10 @@ class Prompt:
             raise ValueError(f"'{self.text}' is still to be filled in: write what to edit towards")
         if (self.attribute is None) != (self.value is None):
             raise ValueError(f"'{self.text}' needs both an attribute and a value, or neither")
+        if bool(self.also) != (self.split == "combined"):
+            raise ValueError(
+                f"'{self.text}' needs both split: combined and, in also, what else it asks for, or neither"
+            )
         if self.also and (self.attribute is None or self.attribute in self.also):
             raise ValueError(f"'{self.text}' needs an attribute and a value besides what it also asks for")
 

@@ -43,6 +43,7 @@ AGAINST_TRUTH = (
 )
 AGAINST_INPUT = ("psnr_input", "identity_input", "lpips_input", "clip_direction")
 NEEDS_TRUTH = {"reached": "oracle", "kept": "oracle", "fid_oracle": "oracle", "identity": "identity"}  # which network
+NEEDS_TRUTH |= {"realism": "identity", "realism_unedited": "identity"}
 NEEDS_TRUTH |= {"reached_oracle2": "oracle2", "kept_oracle2": "oracle2"}
 NEEDS = {"identity_input": "identity"}
 NEEDS_PHOTOGRAPHS = {"lpips_input": "lpips", "fid": "inception"}
@@ -73,7 +74,7 @@ def evaluate(
     w_plus: Tensor | None = None,
     refine: int = 0,
     fakes: Tensor | None = None,
-    reconstructor: str = "deltaedit_d",
+    reconstructor: str | None = "deltaedit_d",
     walk: Walk | None = None,
     repeats: int = 1000,
     seed: int = 0,
@@ -126,8 +127,9 @@ def evaluate(
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
         if fakes is not None:
             found["generator"] = foundations.generator_metrics(backbones, test, fakes, batch, draws)
-            if discriminator := realism.discriminator(backbones, test, fakes, batch, draws):
-                found["generator"]["told_apart"] = discriminator.told_apart
+            discriminator = realism.discriminator(backbones, fakes, test.images.shape[-1], batch, draws)
+            note = backbones.absent("identity") or "not computed: it needs our identity network, and samples"
+            found["generator"]["told_apart"] = discriminator.told_apart if discriminator else metrics.absent(note)
         found["clip"] = foundations.clip_metrics(backbones, test, batch, draws) | foundations.direction_metrics(
             backbones, test, truth, backbones.domain.prompts, batch, draws
         )
@@ -139,7 +141,12 @@ def evaluate(
         unedited = _unedited(edits[name], batch)
         again = _reconstruction(test, unedited, draws) if name == reconstructor else {}
         scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch, discriminator)
-        return scored, _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}, again
+        numbers = _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}
+        if numbers and discriminator and unedited:
+            pictures = images.from_uint8(np.stack([*unedited.values()])).to(backbones.device)
+            looks = [discriminator.look(pictures[part])[1].cpu() for part in foundations.batches(len(pictures), batch)]
+            numbers["realism_unedited"] = metrics.interval(torch.cat(looks), draws=draws)
+        return scored, numbers, again
 
     # Threads: most of it is torch, numpy and the decoding of pictures, which let one another run. Inception, which
     # judges photographs, is not made for several.

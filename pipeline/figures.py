@@ -4,7 +4,7 @@ CLIP's space (paper, figures 1 and 11 to 15)."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 PEOPLE, STEPS = 3, 6  # people in the figures, and pictures from one end to the other
 STRENGTHS, THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+LARGEST = 192  # pixels of a picture on the page
 MAPPED = 300  # people on the map, each as a picture and as a caption
 
 
 @torch.no_grad()
 def blends(walker: Walker, people: Source, directions: Sequence[Direction], strength: float) -> tuple[Tensor, Tensor]:
-    """Two grids [3,H,W], of PEOPLE people or more and two directions.
+    """Two grids [3,H,W], of PEOPLE people or more and up to two directions.
 
     The first, of STEPS pictures a row: from the first person to the second, from the first to their edit, and from one
     edit of theirs to another. The second, a row per person: they, the next one, and they with each level of the next
@@ -41,30 +42,36 @@ def blends(walker: Walker, people: Source, directions: Sequence[Direction], stre
     ends = [blending.end(walker, one) for one in ones]
     edits = [blending.end(walker, ones[0], direction, strength) for direction in directions[:2]]
     weights = [step / (STEPS - 1) for step in range(STEPS)]
-    pairs = (ends[0], ends[1]), (ends[0], edits[0]), tuple(edits)
+    pairs = [(ends[0], ends[1]), *((ends[0], edit) for edit in edits[:1]), *zip(edits, edits[1:], strict=False)]
     levels = walker.backbones.generator.layout.levels
     mixed = [
         [own.image[0], other.image[0], *(blending.mixed(walker, end, style, [level])[0] for level in levels)]
         for own, other, end, style in zip(ones, ones[1:] + ones[:1], ends, ends[1:] + ends[:1], strict=True)
     ]
     rows = [[*blending.between(walker, start, stop, weights)] for start, stop in pairs]
-    return images.grid(rows), images.grid(mixed)
+    return sheet(rows), sheet(mixed)
 
 
 @torch.no_grad()
 def swept(
     backbones: Backbones, people: Source, directions: Sequence[Direction], settings: deltaedit_g.Params
 ) -> tuple[Tensor, Tensor]:
-    """Two grids [3,H,W] of DeltaEdit-G, a row per direction: the first person at STRENGTHS, and at THRESHOLDS."""
+    """Two grids [3,H,W] of DeltaEdit-G as published (no channel held back, nor for disagreeing), a row per direction:
+    the first person at STRENGTHS, and at THRESHOLDS."""
     one = people.select([0])
-    editor = deltaedit_g.build(backbones, settings)
-    strong = [[editor.edit(one, direction, x).images[0].clamp(-1, 1) for x in STRENGTHS] for direction in directions]
-    others = [deltaedit_g.build(backbones, replace(settings, threshold=x)) for x in THRESHOLDS]
-    kept = [
-        [other.edit(one, direction, settings.strength).images[0].clamp(-1, 1) for other in others]
-        for direction in directions
-    ]
-    return images.grid(strong), images.grid(kept)
+
+    def row(direction: Direction, tried: Iterable[tuple[float, float]]) -> list[Tensor]:
+        edits = (
+            deltaedit_g.build(backbones, replace(settings, threshold=threshold, agree=False, within=None))
+            .edit(one, direction, strength)
+            .images[0]
+            for strength, threshold in tried
+        )
+        return [edit.clamp(-1, 1) for edit in edits]
+
+    strong = [row(direction, ((x, settings.threshold) for x in STRENGTHS)) for direction in directions]
+    kept = [row(direction, ((settings.strength, x) for x in THRESHOLDS)) for direction in directions]
+    return sheet(strong), sheet(kept)
 
 
 def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -78,7 +85,7 @@ def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict
     from pipeline import portraits
 
     assert test.people is not None
-    count = min(MAPPED, len(test.ids))
+    count = min(MAPPED, len(test.ids))  # three or more
     captions = [
         portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
         for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
@@ -101,11 +108,20 @@ def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict
 
 
 def asked(test: TestSet, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The first two prompts, of different attributes, that concern the first person; of photographs, the first two."""
+    """The first two prompts of different attributes, of those that concern the first person where that is known."""
     if test.people is not None:
         pairs = [(test.ids[0], prompt.text) for prompt in prompts]
         prompts = [case.prompt for case in truth.cases(test, pairs, {prompt.text: prompt for prompt in prompts})]
-    return list({prompt.attribute or prompt.text: prompt for prompt in reversed(prompts)}.values())[::-1][:2]
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.attribute or prompt.text, prompt)
+    return [*first.values()][:2]
+
+
+def sheet(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Rows of pictures [3,R,R] as one [3,H,W], none wider than LARGEST pixels."""
+    size = min(LARGEST, rows[0][0].shape[-1])
+    return images.grid([[F.adaptive_avg_pool2d(picture, size) for picture in row] for row in rows])
 
 
 def save(layout: Layout, grids: Mapping[str, Tensor], **told: Any) -> None:

@@ -63,7 +63,7 @@ def refine(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tenso
 def refine_s(
     encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, unit: Tensor, steps: int
 ) -> Tensor:
-    """The s [B,S] that the same descent finds, from that of w_plus [B,L,D], in the style space itself.
+    """As `refine`, in the style space itself: the s [B,S] found, from that of w_plus [B,L,D].
 
     unit [S]: how far style channels differ from person to person. What turns features into colours keeps w_plus.
     """
@@ -71,7 +71,12 @@ def refine_s(
     def draw(s: Tensor) -> Tensor:
         return generator.synthesis(s, w_plus)
 
-    return _descended(encoder, draw, images, generator.styles(w_plus), unit, steps)
+    def error(s: Tensor) -> Tensor:
+        return (draw(s).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+
+    s = generator.styles(w_plus)
+    found = _descended(encoder, draw, images, s, unit, steps)
+    return torch.where((error(found) < error(s))[:, None], found, s)
 
 
 def _descended(

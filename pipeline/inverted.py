@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline import inversion, metrics
+from pipeline.clip import delta
 from pipeline.foundations import batches
 from pipeline.mapper import condition
 from pipeline.metrics import Draws, Leaf
@@ -81,9 +81,9 @@ def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Dra
     """Led by a picture: each of the first n people takes the step to the next one, as the mapper reads it off the
     difference of their pictures in CLIP (paper, appendix B.3). w_plus [n,L,D]: their inversions.
 
-    latent_mse: mean squared error of s reached to the other's s, raw; latent_mse_nothing: without a step, the variance
-    of delta_s. pixel_mse: on [-1,1], of what is drawn to the other's picture; pixel_mse_nothing: without a step;
-    pixel_mse_floor: of the other's own inversion. latent_explained: 1 - latent_mse / latent_mse_nothing.
+    latent_mse: mean squared error of s reached to the other's s, raw; latent_mse_nothing: without a step, the mean
+    square of delta_s. pixel_mse: on [-1,1], of what is drawn to the other's picture; pixel_mse_nothing: without a step;
+    pixel_mse_floor: with the other's own s. latent_explained: 1 - latent_mse / latent_mse_nothing.
     """
     if note := backbones.absent("mapper"):
         return {"latent_mse": metrics.absent(note)}
@@ -95,12 +95,11 @@ def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Dra
         codes, goals = (w_plus[rows[part]].to(own) for rows in (order, order.roll(-1)))
         s, goal = generator.styles(codes), generator.styles(goals)
         clip, led = backbones.clip.embed_images(own), backbones.clip.embed_images(other)
-        delta = F.normalize(F.normalize(led, dim=1) - F.normalize(clip, dim=1), dim=1)
-        reached = s + backbones.mapper(s, condition(clip, delta))
+        reached = s + backbones.mapper(s, condition(clip, delta(clip, led)))
         drawn = {
             "pixel_mse": generator.synthesis(reached, codes),
             "pixel_mse_nothing": generator.synthesis(s, codes),
-            "pixel_mse_floor": generator.synthesis(goal, goals),
+            "pixel_mse_floor": generator.synthesis(goal, codes),
         }
         values = {name: (made.clamp(-1, 1) - other).square().mean(dim=(1, 2, 3)) for name, made in drawn.items()}
         values |= {"latent_mse": (reached - goal).square().mean(1), "latent_mse_nothing": (s - goal).square().mean(1)}
@@ -146,6 +145,8 @@ def reached_on_samples(
 def _reached(backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor) -> np.ndarray:
     """[n,prompts]: whether the oracle sees what it did not see before, NaN for whom it saw it in."""
     prompts = [prompt for prompt in backbones.domain.prompts if prompt.split == "seen" and prompt.asks]
+    if not prompts:
+        return np.full((len(w_plus), 1), np.nan)
     directions = [editor.fit(TextPair(backbones.domain.neutral, prompt.text)) for prompt in prompts]
     rows = []
     for part in batches(len(w_plus), 4 * TOGETHER):

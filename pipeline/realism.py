@@ -1,7 +1,7 @@
-"""Does a picture look drawn, or made by a generator? A discriminator that saw renders and samples, and never an edit.
+"""Who drew this: the renderer, or the generator? A linear discriminator that learnt from both, and never saw an edit.
 
-It stands in for people who are asked whether an edit looks real (paper, table II). A linear one suffices, on what the
-identity network sees before it names a person: details that a generator blurs.
+It asks what people are asked who judge whether an edit looks real (paper, table II), and answers less: what it knows by
+is the hand that drew, so an editor is to be compared with what it makes of people before it edits them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import metrics
-from pipeline.foundations import batches
+from pipeline import images, metrics, truth
+from pipeline.foundations import FRESH, batches
 from pipeline.metrics import Draws, Leaf
 from pipeline.recognition import IdentityNet
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
-    from pipeline.truth import TestSet
 
-TAUGHT, TRIED = 1000, 500  # of each kind, pictures that it learns from, and others on which it is tried
+TAUGHT, TRIED = 800, 400  # of each kind, pictures that it learns from, and others on which it is tried
+FIRST = FRESH + 1_000_000  # of the row ids of people who are drawn for it
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,29 @@ class Discriminator:
 
 
 @torch.no_grad()
-def discriminator(backbones: Backbones, test: TestSet, w: Tensor, batch: int, draws: Draws) -> Discriminator | None:
-    """Learnt from the last test people, whom no editor edits, and as many samples, w [N,D]; None without our network.
+def discriminator(backbones: Backbones, w: Tensor, size: int, batch: int, draws: Draws) -> Discriminator | None:
+    """Learnt from samples, w [N,D], and as many people drawn at `size` for this alone; None without our network.
 
-    Linear discriminant analysis, its covariance shrunk as Ledoit and Wolf do. Fewer pictures are shared out two to one.
+    Linear discriminant analysis, its covariance shrunk as Ledoit and Wolf do, on what the identity network sees before
+    it names a person. Fewer samples are shared out two to one; of less than six nothing is learnt.
     """
-    if backbones.absent("identity") or not isinstance(backbones.identity, IdentityNet):
+    count = min(TAUGHT + TRIED, len(w))
+    if count < 6 or backbones.absent("identity") or not isinstance(backbones.identity, IdentityNet):
         return None
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    identity, generator = backbones.identity, backbones.generator
-    count = min(TAUGHT + TRIED, len(w), len(test.ids))
-    tried = count // 3
+    from pipeline import portraits
 
-    def sampled(part: slice) -> Tensor:
-        return generator(generator.repeat(w[:count][part].to(backbones.device))).float().clamp(-1, 1)
+    identity, generator, tried = backbones.identity, backbones.generator, count // 3
+    renders = truth.render([portraits.sample(FIRST + row) for row in range(count)], size)
 
-    pictures = test.images[-count:]
-    made = torch.cat([identity.features(sampled(part)).cpu() for part in batches(count, batch)])
-    drawn = torch.cat([identity.features(pictures[part].to(backbones.device)).cpu() for part in batches(count, batch)])
+    def seen(pictures: Tensor) -> Tensor:
+        return identity.features(pictures.to(backbones.device)).cpu()
+
+    parts = [*batches(count, batch)]
+    codes = (generator.repeat(w[:count][part].to(backbones.device)) for part in parts)
+    made = torch.cat([seen(generator(rows).float().clamp(-1, 1)) for rows in codes])
+    drawn = torch.cat([seen(images.from_uint8(renders[part])) for part in parts])
     known = torch.cat([made[tried:], drawn[tried:]]).double().numpy()
     labels = np.repeat([0, 1], count - tried)
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(known, labels)

@@ -59,9 +59,11 @@ EDITOR_COLUMNS = (
         "realism",
         "realism",
         2,
-        1,
-        "share taken for drawn by a discriminator of drawings and the generator's samples, never trained on edits",
+        0,
+        "share that a linear discriminator of drawings and the generator's samples, which never saw an edit, takes for"
+        " drawn: compare it with the same editor's unedited pictures",
     ),
+    Column("realism_unedited", "of unedited", 2, 0, "the same of what the editor makes of people before it edits them"),
     Column("outside_psnr", "outside, dB", 1, 1, "PSNR to the input where the counterfactual does not differ from it"),
     Column("mask_iou", "mask IoU", 2, 1, "the editor's mask against where the counterfactual differs from the input"),
     Column("psnr_input", "PSNR to input, dB", 1, 0, "how far the edit moved from its input; the paper's protocol"),
@@ -124,11 +126,12 @@ FOUNDATIONS = (
             ("val_cos", "cosine, validation", 3),
             ("val_mse", "MSE, validation", 3),
             ("explained", "explained", 3),
+            ("latent_explained", "explained, of the step to another's picture", 3),
             ("latent_mse", "led by another's picture: MSE of the s reached to theirs", 3),
             ("latent_mse_nothing", "without a step", 3),
-            ("pixel_mse", "MSE, on [-1,1], of what is drawn to their picture (the paper: 0.17)", 3),
+            ("pixel_mse", "MSE, on [-1,1], of what is drawn to their picture (the paper: 0.17, units unstated)", 3),
             ("pixel_mse_nothing", "without a step", 3),
-            ("pixel_mse_floor", "of their own inversion", 3),
+            ("pixel_mse_floor", "with their own s", 3),
         ),
     ),
     (
@@ -142,7 +145,7 @@ FOUNDATIONS = (
 )
 GIVEN_BACK = (  # who gives unedited pictures back, and where in metrics.json (paper, table III)
     ("inversion in W+, as people are edited", ("inversion",)),
-    ("inversion in s, by the same descent", ("inversion", "in_s")),
+    ("inversion in s, by as many steps of descent (24 people)", ("inversion", "in_s")),
     ("DDIM, the denoiser told the mean style", ("diffusion", "ddim_mean_style")),
     ("DDIM, told the picture's own style", ("diffusion", "ddim")),
     ("diffusion as people are edited", ("diffusion", "reconstruction")),

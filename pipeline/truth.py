@@ -101,7 +101,10 @@ def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str,
         if row_id not in rows or not prompt.asks:
             continue
         person = test.people[rows[row_id]]
-        other, has = portraits.counterfactual(person, prompt.asks), portraits.attributes(person)
+        try:
+            other, has = portraits.counterfactual(person, prompt.asks), portraits.attributes(person)
+        except ValueError as error:
+            raise InputError(f"prompt '{prompt.text}': {error}") from error
         seen = portraits.visible(other)
         if all(has[name] != value and seen[name] for name, value in prompt.asks.items()):
             found.append(Case(row_id, prompt, other))

@@ -185,9 +185,11 @@ def tune(
 
     from pipeline import domains, params, portraits, progress, tuning, workers
     from pipeline.backbones import Backbones
+    from pipeline.prompts import clean
     from pipeline.service import device_named
 
     workers.idle_threads()
+    sources = [word and clean(word, "--source word") for word in sources]
     for word in styles:
         _known_style(word, portraits.STYLES)
     root = params.root()

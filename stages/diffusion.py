@@ -34,12 +34,15 @@ def pairs(
         pictures[done : done + len(read)] = read
         done += len(read)
     s = artefacts.read(files.codes, "codes", ["s"], {"source": "real", "id": ids})["s"]
-    w_plus = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
-    w_plus = w_plus.unflatten(1, (nets.generator.num_ws, -1))
+    w_plus = torch.empty(len(s), nets.generator.num_ws, 0)  # where nothing is drawn or told of it
+    if params.space == "w_plus" or params.images == "reconstruction":
+        read = artefacts.read(files.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
+        w_plus = read.unflatten(1, (nets.generator.num_ws, -1))
     if params.mirror:
         for rows in _parts(done):
             pictures[done:][rows] = pictures[:done][rows].flip(3)
-        s, w_plus = (torch.cat(both) for both in zip((s, w_plus), seen(nets, pictures[done:]), strict=True))
+        more_s, more = seen(nets, pictures[done:])
+        s, w_plus = torch.cat([s, more_s]), torch.cat([w_plus, more[..., : w_plus.shape[2]]])
     if params.images == "reconstruction":
         for rows in _parts(len(s)):
             pictures[rows] = sampling.rendered(nets.generator, s[rows], w_plus[rows])

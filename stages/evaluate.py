@@ -8,13 +8,15 @@ from torch import Tensor
 
 from pipeline import artefacts, editing, evaluation, figures, inverted, params, showcase, truth, weights
 from pipeline.backbones import Backbones
-from pipeline.editors import deltaedit_d, deltaedit_g
+from pipeline.editors import deltaedit_d, deltaedit_d_wplus, deltaedit_g
 from pipeline.editors._deltas import clip_direction
 from pipeline.metrics import Draws
 from pipeline.truth import TestSet
 from pipeline.values import InputError, Source, TextPair
 from stages._run import Stage, run
 
+DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
+SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSED}
 GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 4, 6, 256  # every version of it stays in git
 
 
@@ -26,12 +28,12 @@ def main(stage: Stage) -> None:
     reals = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
     edited = slice(editing.PEOPLE[section.scale]["latent"])
     w_plus = reals["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
-    ran = {  # these editors, with the settings that their edits were made by
-        module: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
-        for name, module in (("deltaedit_g", deltaedit_g), ("deltaedit_d", deltaedit_d))
+    ran: dict[str, Any] = {  # these editors, with the settings that their edits were made by
+        name: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
+        for name, module in SHOWN.items()
         if name in edits
     }
-    fakes, diffused = None, ran.get(deltaedit_d)
+    fakes, diffused = None, next((name for name in ran if name in DIFFUSED), None)
     if test.people is not None:
         fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
     if tuple(reals["id"].tolist()) != test.ids:
@@ -45,21 +47,22 @@ def main(stage: Stage) -> None:
             w_plus=w_plus,
             refine=artefacts.metadata(files.reals, "reals")["params"]["refine"],
             fakes=fakes,
-            walk=diffused and diffused.walk,
+            reconstructor=diffused,
+            walk=ran[diffused].walk if diffused else None,
             repeats=section.repeats,
             seed=section.seed,
             batch=section.batch,
         )
-        if deltaedit_g in ran and fakes is not None:
-            editor, draws = deltaedit_g.build(nets, ran[deltaedit_g]), Draws(section.repeats, section.seed)
+        if "deltaedit_g" in ran and fakes is not None:
+            settings, draws = ran["deltaedit_g"], Draws(section.repeats, section.seed)
             found.metrics["inversion"] |= inverted.reached_on_samples(
-                nets, editor, ran[deltaedit_g].strength, w_plus, fakes, draws
+                nets, deltaedit_g.build(nets, settings), settings.strength, w_plus, fakes, draws
             )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
-        if ran and len(w_plus) >= figures.PEOPLE:
+        if len(w_plus) >= figures.PEOPLE:
             draw(nets, test, w_plus, ran, files)
-        if test.people is not None:
+        if test.people is not None and len(test.ids) >= figures.PEOPLE:
             figures.save_map(files, figures.clip_map(nets, test, section.batch, section.seed))
         for name in groups["latent"][:1]:
             shown = showcase.gather(test, seen, {name: files.edits(name)}, GRID_PEOPLE, GRID_PROMPTS)
@@ -69,18 +72,18 @@ def main(stage: Stage) -> None:
         tracked.figure("grid", files.grid)
 
 
-def draw(nets: Backbones, test: TestSet, w_plus: Tensor, ran: dict[Any, Any], layout: artefacts.Layout) -> None:
+def draw(nets: Backbones, test: TestSet, w_plus: Tensor, ran: dict[str, Any], layout: artefacts.Layout) -> None:
     """Draw and save the figures of the editors that ran, on the first people and two prompts."""
     images, codes = (part[: figures.PEOPLE].to(nets.device) for part in (test.images, w_plus))
     people = Source(images, codes, nets.generator.styles(codes), nets.clip.embed_images(images))
     prompts = figures.asked(test, [prompt for prompt in nets.domain.prompts if prompt.split == "seen"])
     pairs, grids = [TextPair(nets.domain.neutral, prompt.text) for prompt in prompts], {}
     directions = [clip_direction(nets, pair) for pair in pairs]
-    if deltaedit_g in ran:
-        grids |= zip(("strong", "kept"), figures.swept(nets, people, directions, ran[deltaedit_g]), strict=True)
-    if deltaedit_d in ran:
-        walker = deltaedit_d.build(nets, ran[deltaedit_d])
-        drawn = figures.blends(walker, people, directions, ran[deltaedit_d].strength)
+    if prompts and "deltaedit_g" in ran:
+        grids |= zip(("strong", "kept"), figures.swept(nets, people, directions, ran["deltaedit_g"]), strict=True)
+    if "deltaedit_d" in ran:
+        settings = ran["deltaedit_d"]
+        drawn = figures.blends(deltaedit_d.build(nets, settings), people, directions, settings.strength)
         grids |= zip(("between", "mixed"), drawn, strict=True)
     told = {"prompts": [prompt.text for prompt in prompts], "levels": list(nets.generator.layout.levels)}
     figures.save(layout, grids, **told)

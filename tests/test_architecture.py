@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import domains
+from pipeline import domains, editors
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "pipeline", "pretrain", "stages")  # imports go from the right to the left only
@@ -165,6 +165,16 @@ def test_a_stage_that_reads_weights_depends_on_the_network_that_runs_them(stage:
     for name in names:
         needed = closure(ROOT / NETWORKS[name]) - PLUMBING
         assert not sorted(code for code in needed if not covered(code, deps)), f"{stage} uses the {name}"
+
+
+@pytest.mark.parametrize("editor", editors.names())
+def test_an_edit_stage_depends_on_what_each_of_its_editors_needs(editor: str) -> None:
+    module = editors.module(editor)
+    deps = pipeline_file()[f"edit_{module.KIND}"]["deps"]
+    made = {"denoiser": "diffusion"}
+    for name in module.NEEDS:
+        places = f"{FOLDER}/{name}.safetensors", f"data/${{item.domain}}/{made.get(name, name)}.safetensors"
+        assert set(places) & set(deps), name
 
 
 @pytest.mark.parametrize("stage", STAGES)

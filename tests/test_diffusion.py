@@ -254,6 +254,9 @@ def test_levels_of_w_plus_begin_with_the_convolutions_that_those_of_s_begin_with
     generator = SimpleNamespace(size=16, layout=layout, num_ws=6, style_dim=10)
     assert diffusion.sizes(generator)["style_sizes"] == (6, 11, 9)
     assert diffusion.sizes(generator, "w_plus")["style_sizes"] == (10, 20, 30)
+    generator.layout = StyleLayout((6, 6, 5, 5, 4), split=(1, 5))  # no fine level: the row of colours alone begins none
+    assert diffusion.sizes(generator)["style_sizes"] == (6, 20, 0)
+    assert diffusion.sizes(generator, "w_plus")["style_sizes"] == (10, 50, 0)
 
 
 def test_shipped_weights_for_other_codes_are_refused(tmp_path):

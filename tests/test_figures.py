@@ -22,6 +22,7 @@ PROMPTS = (
     Prompt("face with grey hair", "hair_color", "grey"),
     Prompt("happy face", "expression", "smile"),
     Prompt("face with eyeglasses", "glasses", "eyeglasses"),
+    Prompt("sad face", "expression", "sad"),
 )
 
 
@@ -57,6 +58,21 @@ def test_the_grids_begin_and_end_where_they_say(world: Backbones, source: Source
     assert shown["prompts"] == ["face with red hair"] and shown["levels"] == levels
     assert images.decode_png((layout.figures / "between.png").read_bytes()).shape == between.shape
     assert shown["between"].startswith("data:image/png;base64,") and shown["mixed"] != shown["between"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_with_fewer_prompts_there_are_fewer_rows(count: int, world: Backbones, source: Source) -> None:
+    walker = edited_world.editor_of("deltaedit_d", world)
+    directions = [walker.fit(TextPair("face", "happy face"))] * count
+    between, _ = figures.blends(walker, source, directions, 1.0)
+    assert between.shape[1] == (1 + count) * (world.domain.resolution + 2) + 2
+
+
+def test_large_pictures_are_shrunk_for_the_page() -> None:
+    large = torch.arange(4.0).view(1, 2, 2).repeat_interleave(200, 1).repeat_interleave(200, 2).expand(3, -1, -1)
+    grid = figures.sheet([[large, large]])
+    assert grid.shape == (3, figures.LARGEST + 4, 2 * figures.LARGEST + 6)
+    assert grid[0, 2, 2] == 0 and grid[0, -3, -3] == 3
 
 
 def test_edits_grow_along_a_row_of_strengths_and_fade_along_one_of_thresholds(world: Backbones, source: Source) -> None:
