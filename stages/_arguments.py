@@ -66,9 +66,12 @@ def strengths(values: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found)) or [None]
 
 
-def tries(values: list[str]) -> dict[str, list[bool | int | float | str]]:
-    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm."""
-    found: dict[str, list[bool | int | float | str]] = {}
+Value = bool | int | float | str | None
+
+
+def tries(values: list[str]) -> dict[str, list[Value]]:
+    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm, and null."""
+    found: dict[str, list[Value]] = {}
     for text in values:
         name, _, chosen = text.partition("=")
         if not name.strip() or not all(part.strip() for part in chosen.split(",")):
@@ -77,10 +80,11 @@ def tries(values: list[str]) -> dict[str, list[bool | int | float | str]]:
     return found
 
 
-def _plain(text: str) -> bool | int | float | str:
-    """A number or a truth value where `text` is one."""
-    if text in ("true", "false"):
-        return text == "true"
+def _plain(text: str) -> Value:
+    """A number, a truth value or nothing where `text` is one."""
+    words: dict[str, Value] = {"true": True, "false": False, "null": None}
+    if text in words:
+        return words[text]
     for kind in (int, float):
         try:
             return kind(text)

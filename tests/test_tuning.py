@@ -13,7 +13,7 @@ from pipeline.backbones import Backbones
 from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
 from pipeline.values import Direction, Edited, InputError
-from stages import app
+from stages import _arguments, app
 
 PEOPLE = 5  # of the 6 that the tiny world validates on, rows 14 to 19
 
@@ -32,6 +32,12 @@ def test_every_combination_is_tried_once_and_other_settings_stay() -> None:
     tried = list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2]}))
     assert tried == [Params(0.5, 0.3), Params(2.0, 0.3)]
     assert len(list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2], "threshold": [0, 0.1, 0.2]}))) == 6
+
+
+def test_words_of_the_command_line_become_numbers_truth_values_and_nothing() -> None:
+    found = _arguments.tries(["strength=1,0.5", "agree=true,false", "within=2,null", "solver=ddim"])
+    assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
+    assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
 
 
 def test_a_setting_that_the_editor_has_not_is_refused_with_the_nearest_name() -> None:
