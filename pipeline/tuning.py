@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import collection, editing, editors, files, foundations, images, inversion, metrics, params, truth
+from pipeline import (
+    artefacts,
+    collection,
+    editing,
+    editors,
+    files,
+    foundations,
+    images,
+    inversion,
+    mapper,
+    metrics,
+    params,
+    truth,
+)
 from pipeline.charts import MEASURED
 from pipeline.values import InputError, Source, nearest
 
@@ -98,6 +112,38 @@ def tries(name: str, root: Path, domain: Any, values: Mapping[str, Sequence[Any]
         return list(grid(settings_of(name, root, domain), values))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def mappers(
+    backbones: Backbones, values: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[dict[str, Any], Callable[[], Backbones]]]:
+    """Every combination of `values` of section `mapper`, as settings "mapper.NAME", and what gives the networks with a
+    mapper trained by it, on the workflow's codes and as the workflow trains one; nothing is written.
+
+    Without values, the networks as they are. InputError as of `grid`, and where there are no codes yet.
+    """
+    domain, layout = backbones.domain, backbones.layout
+    if not values:
+        yield {}, lambda: backbones
+        return
+    whole = params.section(mapper.MapperParams, backbones.root, "mapper", domain=domain)
+    if not layout.codes.is_dir():
+        raise InputError(f"{layout.codes} is missing: run `dvc repro cache@{domain.name}`")
+    for section in grid(whole, values):
+
+        def trained(section: mapper.MapperParams = section) -> Backbones:
+            sources = ("fake", "real") if section.source == "both" else (section.source,)
+            codes = artefacts.read(layout.codes, "codes", ["s", "clip"], {"source": sources, "split": "train"})
+            s, clip = codes["s"][: section.rows], codes["clip"][: section.rows]
+            trainer = mapper.Trainer(s, clip, backbones.generator.layout, section, backbones.device)
+            with torch.enable_grad():
+                for number in range(section.steps):
+                    trainer.step(number)
+            other = copy.copy(backbones)
+            other.__dict__["mapper"] = trainer.mapper.eval().requires_grad_(False)
+            return other
+
+        yield {f"mapper.{name}": getattr(section, name) for name in values}, trained
 
 
 @torch.no_grad()

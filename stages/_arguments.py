@@ -69,13 +69,13 @@ def strengths(values: list[str] | None) -> list[float | None]:
 Value = bool | int | float | str | None
 
 
-def tries(values: list[str]) -> dict[str, list[Value]]:
+def tries(values: list[str], option: str = "--try") -> dict[str, list[Value]]:
     """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm, and null."""
     found: dict[str, list[Value]] = {}
     for text in values:
         name, _, chosen = text.partition("=")
         if not name.strip() or not all(part.strip() for part in chosen.split(",")):
-            raise InputError(f"--try '{text}' is not understood: write --try strength=1,1.5,2")
+            raise InputError(f"{option} '{text}' is not understood: write {option} strength=1,1.5,2")
         found[name.strip()] = [_plain(part.strip()) for part in chosen.split(",")]
     return found
 

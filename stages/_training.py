@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from dataclasses import replace
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated
 
@@ -158,6 +159,10 @@ def tune(
     style: Annotated[
         str, typer.Option(metavar="STYLE[,STYLE]", help="How they are drawn: painted, as everywhere, or inked.")
     ] = "painted",
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=X,Y", help="Values of section mapper; trains one for each combination; repeatable."),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(metavar="WORDS[,WORDS]", help="Words to come from, for the domain's neutral one.")
     ] = None,
@@ -177,7 +182,7 @@ def tune(
     No setting is changed: put what you choose into params.yaml. People in a style that no network has seen tell how an
     editor does beyond its domain.
     """
-    values = arguments.tries(tries or [])
+    values, recipe = arguments.tries(tries or []), arguments.tries(train or [], "--train")
     names, styles = arguments.words(editors), arguments.words(style)
     sources = [None] if source is None else arguments.words(source)
     for name in names:
@@ -197,11 +202,14 @@ def tune(
     settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
     drawn = {word: tuning.validation(networks, people, word) for word in styles}
+    recipes = list(tuning.mappers(networks, recipe))
     tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]
-    trials = [
-        (word, tuning.trial(networks, name, one, *drawn[word], words))
-        for word, words, name, one in progress.track(tried, len(tried), f"trying {editors}")
-    ]
+    told, trials = progress.track(product(recipes, tried), len(recipes) * len(tried), f"trying {editors}"), []
+    for (mapper, make), group in groupby(told, key=lambda pair: pair[0]):
+        learnt = make()
+        for _, (word, words, name, one) in group:
+            found = tuning.trial(learnt, name, one, *drawn[word], words)
+            trials.append((word, replace(found, settings=mapper | found.settings)))
     trials.sort(key=lambda pair: (styles.index(pair[0]), pair[1].score))
     if out:
         tuning.save(out, people, trials)
@@ -209,7 +217,8 @@ def tune(
         told = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
         return _shell.print_json({"people": people, "trials": told})
     for word, trial in trials:
-        chosen = [f"{name} {trial.settings[name]}" for name in (*(["source"] if source else []), *values)]
+        varied = (*(f"mapper.{name}" for name in recipe), *(["source"] if source else []), *values)
+        chosen = [f"{name} {trial.settings[name]}" for name in varied]
         scores = f"reached {trial.reached:.3f}, kept {trial.kept:.3f}, sum {trial.score:.3f}, {trial.psnr:.1f} dB"
         cost = f"{trial.evaluations} passes, {trial.seconds:.3f} s"
         what = " ".join([trial.editor, *([word] if len(styles) > 1 else []), *chosen])

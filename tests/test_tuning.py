@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from pipeline import charts, domains, editors, metrics, portraits, tuning
+from pipeline import artefacts, charts, domains, editors, mapper, metrics, portraits, tuning
 from pipeline.backbones import Backbones
 from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
@@ -138,6 +140,67 @@ def test_other_source_words_are_tried_and_told_apart(
     assert "source" not in trials[0].settings
 
 
+@pytest.fixture
+def coded(tiny: Path, networks: Backbones, tmp_path: Path) -> Backbones:
+    """The tiny project with a section `mapper`, and codes whose s says which source they are of."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    section = {"steps": 3, "batch": 8, "lr": 0.5, "fade": 0.0, "loss": "code", "source": "both"}
+    section |= {"rows": None, "seed": 0}
+        "steps": 3,
+        "batch": 8,
+        "lr": 0.5,
+        "fade": 0.0,
+        "loss": "code",
+        "source": "both",
+        "rows": None,
+        "seed": 0,
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "mapper": {**section, "precision": "float32"}}))
+    found = Backbones(networks.domain, tmp_path)
+    size, dim = networks.generator.layout.size, networks.clip.dim
+    for number, source in enumerate(("fake", "real")):
+        chance = torch.Generator().manual_seed(number)
+        codes = {"s": torch.full((16, size), 1.0 + number).half(), "clip": torch.randn(16, dim, generator=chance)}
+        columns = {"id": list(range(16)), "source": [source] * 16, "split": ["train"] * 12 + ["val"] * 4, **codes}
+        artefacts.write_shard(found.layout.codes / artefacts.shard_name(number), "codes", columns, {})
+    return found
+
+
+def test_a_mapper_is_trained_for_every_combination_on_the_rows_it_names(
+    coded: Backbones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Trainer(mapper.Trainer):
+        def __init__(self, s, clip, layout, params, device="cpu") -> None:
+            seen.append((s[:, 0].tolist(), params))
+            super().__init__(s, clip, layout, params, device)
+
+    monkeypatch.setattr(mapper, "Trainer", Trainer)
+    recipes = list(tuning.mappers(coded, {"source": ["both", "real"], "rows": [14, 5]}))
+    assert not seen  # nothing is trained before its turn
+    made = [make() for _, make in recipes]
+    assert [settings for settings, _ in recipes] == [
+        {"mapper.source": source, "mapper.rows": rows} for source in ("both", "real") for rows in (14, 5)
+    ]
+    assert [rows for rows, _ in seen] == [[1.0] * 12 + [2.0] * 2, [1.0] * 5, [2.0] * 12, [2.0] * 5]
+    assert all(params.steps == 3 and params.lr == 0.5 for _, params in seen)
+    weights = [next(iter(nets.mapper.state_dict().values())) for nets in made]
+    assert not torch.equal(weights[0], weights[2]) and made[0].generator is coded.generator
+    assert not any(parameter.requires_grad for nets in made for parameter in nets.mapper.parameters())
+
+
+def test_without_a_recipe_the_mapper_is_the_one_that_is_there(networks: Backbones, coded: Backbones) -> None:
+    ((settings, make),) = tuning.mappers(networks, {})
+    assert settings == {} and make() is networks
+    with pytest.raises(InputError, match=r"no setting 'row'.*rows"):
+        list(tuning.mappers(coded, {"row": [1]}))
+    shutil.rmtree(coded.layout.codes)
+    with pytest.raises(InputError, match=r"run `dvc repro cache@tiny`"):
+        list(tuning.mappers(coded, {"rows": [1]}))
+
+
 def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Backbones, validated) -> None:
     people, goals = validated
     settings = tuning.settings_of("identity_editor", networks.root, networks.domain)
@@ -151,6 +214,7 @@ def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Ba
         ["--style", "oil"],
         ["--style", ","],
         ["--source", ","],
+        ["--train", "rows"],
         ["--try", "strength"],
         ["--try", "strength=a"],
         ["--try", "strength=1,,2"],
