@@ -75,7 +75,7 @@ def test_the_counterfactual_is_the_same_person_drawn_again(world: Backbones, sou
 def test_the_counterfactual_of_what_a_person_has_is_the_person(world: Backbones, source: Source) -> None:
     assert source.people is not None
     for i, person in enumerate(source.people):
-        has = TextPair("face", "face", "hair_color", portraits.attributes(person)["hair_color"])
+        has = TextPair("face", "face", {"hair_color": portraits.attributes(person)["hair_color"]})
         assert torch.equal(edited("counterfactual", world, source.select([i]), has, 1.0).images[0], source.image[i])
 
 
@@ -88,7 +88,7 @@ def test_the_counterfactual_refuses_what_it_cannot_know(world: Backbones, source
         editor.edit(strangers, editor.fit(PROMPT), 1.0)
     for attribute, value, hint in (("hair_colour", "red", "hair_color"), ("hair_color", "rde", "red")):
         with pytest.raises(InputError, match=hint):
-            editor.fit(TextPair("face", "red hair", attribute, value))
+            editor.fit(TextPair("face", "red hair", {attribute: value}))
 
 
 def test_what_the_mapper_moves_against_its_own_effect_can_stay(world: Backbones, source: Source) -> None:
