@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import artefacts, blending, files, foundations, images, truth
+from pipeline import artefacts, blending, files, foundations, images, showcase, truth
 from pipeline.editors import deltaedit_g
 
 if TYPE_CHECKING:
@@ -82,14 +82,8 @@ def clip_map(backbones: Backbones, test: TestSet, batch: int, seed: int) -> dict
     """
     from sklearn.manifold import TSNE
 
-    from pipeline import portraits
-
-    assert test.people is not None
     count = min(MAPPED, len(test.ids))  # three or more
-    captions = [
-        portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
-        for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
-    ]
+    captions = foundations.captions_of(test, count, seed)
     pictures = foundations.clip_units(backbones, test.images[:count], batch)
     with torch.no_grad():
         texts = F.normalize(backbones.clip.embed_texts(captions).float().cpu(), dim=1)
@@ -112,10 +106,7 @@ def asked(test: TestSet, prompts: Sequence[Prompt]) -> list[Prompt]:
     if test.people is not None:
         pairs = [(test.ids[0], prompt.text) for prompt in prompts]
         prompts = [case.prompt for case in truth.cases(test, pairs, {prompt.text: prompt for prompt in prompts})]
-    first: dict[str, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(prompt.attribute or prompt.text, prompt)
-    return [*first.values()][:2]
+    return showcase.one_each(prompts)[:2]
 
 
 def sheet(rows: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -155,11 +155,8 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
             right[words][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
     zero_shot = _balanced(right[0], truth, draws)
 
-    count, seed = min(RETRIEVAL_PEOPLE, len(test.ids)), draws.seed
-    captions = [
-        portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
-        for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
-    ]
+    count = min(RETRIEVAL_PEOPLE, len(test.ids))
+    captions = captions_of(test, count, draws.seed)
     texts = torch.cat([backbones.clip.embed_texts(captions[part]).float().cpu() for part in batches(count, batch)])
     return {
         "zero_shot": zero_shot["mean"],
@@ -169,6 +166,17 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
         **metrics.alignment(units[:count], texts, draws),
         "attributes": zero_shot["attributes"],
     }
+
+
+def captions_of(test: TestSet, count: int, seed: int) -> list[str]:
+    """What training captions would say of the first `count` people, who must be drawn ones."""
+    from pipeline import portraits
+
+    assert test.people is not None
+    return [
+        portraits.caption(person, np.random.default_rng((seed, row_id)), "train")
+        for row_id, person in zip(test.ids[:count], test.people[:count], strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ class MapperParams:
     lr: float
     fade: float
     loss: str
-    source: str
+    source: Literal["fake", "real", "both"]
     rows: int | None
     seed: int
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -40,6 +40,11 @@ class MapperParams:
     def __post_init__(self) -> None:
         if not 0 <= self.fade <= 1:
             raise ValueError(f"fade is {self.fade:g}: a part of the steps, from 0 to 1, is expected")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Whose codes these are, by the names that codes have."""
+        return ("fake", "real") if self.source == "both" else (self.source,)
 
     def rate(self, number: int) -> float:
         """The learning rate of step `number`."""

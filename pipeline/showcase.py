@@ -64,12 +64,18 @@ def label(name: str) -> str:
     )
 
 
-def choose(test: TestSet, prompts: Sequence[Prompt], people: int, columns: int) -> tuple[list[int], list[str]]:
-    """Ids and prompt texts to show: prompts of different attributes first, then people by how many concern them."""
-    first: dict[object, Prompt] = {}
+def one_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of every attribute."""
+    first: dict[str, Prompt] = {}
     for prompt in prompts:
         first.setdefault(prompt.attribute or prompt.text, prompt)
-    ordered = [*first.values(), *(prompt for prompt in prompts if prompt not in first.values())][:columns]
+    return [*first.values()]
+
+
+def choose(test: TestSet, prompts: Sequence[Prompt], people: int, columns: int) -> tuple[list[int], list[str]]:
+    """Ids and prompt texts to show: prompts of different attributes first, then people by how many concern them."""
+    first = one_each(prompts)
+    ordered = [*first, *(prompt for prompt in prompts if prompt not in first)][:columns]
     texts = [prompt.text for prompt in prompts if prompt in ordered]
     if test.people is None:
         return list(test.ids[:people]), texts

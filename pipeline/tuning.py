@@ -61,7 +61,7 @@ class Trial:
         return self.reached + self.kept
 
 
-def grid(settings: Any, values: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
+def grid(settings: Any, values: Mapping[str, Sequence[Any]], option: str = "--try") -> Iterator[Any]:
     """`settings` with every combination of `values` (field -> what to try) put in.
 
     InputError for another field, a value of another type, and a combination that the settings refuse.
@@ -72,7 +72,7 @@ def grid(settings: Any, values: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
             raise InputError(f"there is no setting '{name}'{nearest(name, known)}: there are {', '.join(known)}")
     for chosen in itertools.product(*values.values()):
         tried = {name: getattr(settings, name) for name in known} | dict(zip(values, chosen, strict=True))
-        yield params.build(type(settings), tried, "--try")
+        yield params.build(type(settings), tried, option)
 
 
 @torch.no_grad()
@@ -129,11 +129,11 @@ def mappers(
     whole = params.section(mapper.MapperParams, backbones.root, "mapper", domain=domain)
     if not layout.codes.is_dir():
         raise InputError(f"{layout.codes} is missing: run `dvc repro cache@{domain.name}`")
-    for section in grid(whole, values):
+    for section in grid(whole, values, "--train"):
 
         def trained(section: mapper.MapperParams = section) -> Backbones:
-            sources = ("fake", "real") if section.source == "both" else (section.source,)
-            codes = artefacts.read(layout.codes, "codes", ["s", "clip"], {"source": sources, "split": "train"})
+            of = {"source": section.sources, "split": "train"}
+            codes = artefacts.read(layout.codes, "codes", ["s", "clip"], of)
             s, clip = codes["s"][: section.rows], codes["clip"][: section.rows]
             trainer = mapper.Trainer(s, clip, backbones.generator.layout, section, backbones.device)
             with torch.enable_grad():

@@ -204,8 +204,8 @@ def tune(
     drawn = {word: tuning.validation(networks, people, word) for word in styles}
     recipes = list(tuning.mappers(networks, recipe))
     tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]
-    told, trials = progress.track(product(recipes, tried), len(recipes) * len(tried), f"trying {editors}"), []
-    for (mapper, make), group in groupby(told, key=lambda pair: pair[0]):
+    tracked, trials = progress.track(product(recipes, tried), len(recipes) * len(tried), f"trying {editors}"), []
+    for (mapper, make), group in groupby(tracked, key=lambda pair: pair[0]):
         learnt = make()
         for _, (word, words, name, one) in group:
             found = tuning.trial(learnt, name, one, *drawn[word], words)

@@ -22,9 +22,9 @@ def train(
 ) -> None:
     """Train a mapper on codes(split, sources) -> codes [N,S] of `layout` and clip [N,E]; write it to `made`."""
     section = params.section(mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
-    chosen = {"fake": ("fake",), "real": ("real",), "both": ("fake", "real")}[section.source]
     with stage.tracked(section) as tracked, stage.work(section) as unit:
-        (s, clip), unseen, curve = codes("train", chosen), codes("val", chosen), training.Curve(ROW_EVERY)
+        (s, clip), unseen = (codes(split, section.sources) for split in ("train", "val"))
+        curve = training.Curve(ROW_EVERY)
         trainer = mapper.Trainer(s[: section.rows], clip[: section.rows], layout, section, stage.networks.device)
         checkpoint = unit.path("checkpoint.pt")
         fit = training.fit(trainer.step, trainer.parts, section.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)

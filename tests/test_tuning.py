@@ -187,6 +187,8 @@ def test_without_a_recipe_the_mapper_is_the_one_that_is_there(networks: Backbone
     assert settings == {} and make() is networks
     with pytest.raises(InputError, match=r"no setting 'row'.*rows"):
         list(tuning.mappers(coded, {"row": [1]}))
+    with pytest.raises(InputError, match=r"--train.source is 'faces'.*one of fake, real, both is expected"):
+        list(tuning.mappers(coded, {"source": ["faces"]}))
     shutil.rmtree(coded.layout.codes)
     with pytest.raises(InputError, match=r"run `dvc repro cache@tiny`"):
         list(tuning.mappers(coded, {"rows": [1]}))
