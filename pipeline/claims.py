@@ -132,6 +132,22 @@ CLAIMS = (
         "deltaedit_g",
         ("kept", "identity", "psnr"),
     ),
+    Claim(
+        "on_the_photograph",
+        "Laid onto the photograph, no stronger than CLIP follows, DeltaEdit-G's change does more and keeps more",
+        "ours",
+        "deltaedit_gp",
+        "deltaedit_g",
+        ("reached", "kept", "identity", "psnr"),
+    ),
+    Claim(
+        "without_diffusion",
+        "That change, DeltaEdit-GP, does more and keeps more than DeltaEdit-D inside a mask",
+        "ours",
+        "deltaedit_gp",
+        "deltaedit_dm",
+        ("reached", "kept", "identity", "psnr"),
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""What the edit stages do: the same people and prompts for every editor, one strength for all of them."""
+"""What the edit stages do: the same people and prompts for every editor, one setting for all of them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ UNEDITED = ""  # the prompt of a row of strength 0: what the editor makes of a p
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """scale: how many people are edited. repeats, seed: of the bootstrap over people. batch: images per pass."""
+    """scale: how many people are edited. repeats, seed: of the bootstrap over people. batch: images per pass.
+    precision: of the products by which identity network and oracles look at edits; the truth they see in float32."""
 
     scale: Scale
     repeats: int
     seed: int
     batch: int
+    precision: Literal["float32", "bfloat16"]
 
 
 def people_of(params: Sequence[str | None]) -> tuple[Portrait, ...] | None:

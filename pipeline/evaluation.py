@@ -79,6 +79,7 @@ def evaluate(
     repeats: int = 1000,
     seed: int = 0,
     batch: int = 256,
+    half: bool = False,
 ) -> Evaluation:
     """Score every editor's edits, and the networks beneath.
 
@@ -87,7 +88,7 @@ def evaluate(
     whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
     inversions of the first n test people, the encoder's when None; refine: the steps of descent that made them, tried
     in s too. fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over
-    people.
+    people. half: identity network and oracles look at edits in bfloat16.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -140,12 +141,13 @@ def evaluate(
     def judge(name: str) -> tuple[Scored, dict[str, Any], dict[str, Any]]:
         unedited = _unedited(edits[name], batch)
         again = _reconstruction(test, unedited, draws) if name == reconstructor else {}
-        scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch, discriminator)
+        scored = scoring.score(backbones, test, truth, before, name, edits[name], unedited, batch, discriminator, half)
         numbers = _editor_metrics(scored, truth, prompts, real, draws) if scored.frame.height else {}
         if numbers and discriminator and unedited:
             pictures = images.from_uint8(np.stack([*unedited.values()])).to(backbones.device)
-            looks = [discriminator.look(pictures[part])[1].cpu() for part in foundations.batches(len(pictures), batch)]
-            numbers["realism_unedited"] = metrics.interval(torch.cat(looks), draws=draws)
+            parts = (pictures[part] for part in foundations.batches(len(pictures), batch))
+            looks = torch.cat([discriminator.look(part, half)[1].cpu() for part in parts])
+            numbers["realism_unedited"] = metrics.interval(looks, draws=draws)
         return scored, numbers, again
 
     # Threads: most of it is torch, numpy and the decoding of pictures, which let one another run. Inception, which

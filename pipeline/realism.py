@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline import images, metrics, truth
 from pipeline.foundations import FRESH, batches
 from pipeline.metrics import Draws, Leaf
-from pipeline.recognition import IdentityNet
+from pipeline.recognition import IdentityNet, looking
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -35,9 +35,13 @@ class Discriminator:
     bias: float
     told_apart: Leaf
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B,3,R,R] -> whom they show, unit embeddings [B,K], and whether they look drawn, [B] of 0 and 1."""
-        features = self.network.features(images)
+    def look(self, images: Tensor, half: bool = False) -> tuple[Tensor, Tensor]:
+        """images [B,3,R,R] -> whom they show, unit embeddings [B,K], and whether they look drawn, [B] of 0 and 1.
+
+        half: see `recognition.looking`.
+        """
+        with looking(images, half):
+            features = self.network.features(images)
         return self.network.embed(features), self.drawn(features)
 
     def drawn(self, features: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from pipeline import irse
 
 
+def looking(images: Tensor, half: bool) -> torch.autocast:
+    """Inside, networks that look at images multiply in bfloat16 if `half`: twice as fast on a CPU that can."""
+    return torch.autocast(images.device.type, torch.bfloat16, enabled=half)
+
+
 class Block(nn.Module):
     """Two 3 x 3 convolutions with batch norm and a skip connection; with stride 2 the map is halved."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline import artefacts, foundations, images, metrics
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud
+from pipeline.recognition import looking
 from pipeline.truth import TestSet, Truth
 
 if TYPE_CHECKING:
@@ -79,8 +80,12 @@ def score(
     unedited: Mapping[int, np.ndarray],
     batch: int,
     discriminator: Discriminator | None = None,
+    half: bool = False,
 ) -> Scored:
-    """Judge the edits of `editor` at `path`; before: identities of the people; unedited: what it makes of them at 0."""
+    """Judge the edits of `editor` at `path`; before: identities of the people; unedited: what it makes of them at 0.
+
+    half: see `recognition.looking`.
+    """
     import polars as pl
 
     place = test.rows()
@@ -104,9 +109,10 @@ def score(
         onto = edited.to(backbones.device)
         identity = realism = None
         if discriminator is not None:
-            identity, realism = (seen.cpu() for seen in discriminator.look(onto))
+            identity, realism = (seen.cpu() for seen in discriminator.look(onto, half))
         elif "identity" in have:
-            identity = backbones.identity(onto).cpu()
+            with looking(onto, half):
+                identity = backbones.identity(onto).float().cpu()
         columns: dict[str, Any] = {
             "editor": [editor] * len(ids),
             "id": ids,
@@ -134,10 +140,11 @@ def score(
             psnr = metrics.psnr(edited, goal)
             for name in filter(have.__contains__, READERS):
                 reader: Reader = getattr(backbones, name)
-                seen = reader.features(onto)
+                with looking(onto, half):
+                    seen = reader.features(onto)
                 columns |= zip(READERS[name], read(reader, seen, truth, cases), strict=True)
                 if name == "oracle":
-                    features.append(seen.float().cpu().numpy())
+                    features.append(seen.cpu().numpy())
             if identity is not None:
                 columns["identity"] = metrics.cosine(identity, truth.identity[cases])
             columns |= {

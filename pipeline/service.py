@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.domains import Domain
     from pipeline.images import Photo
 
-DEFAULT_EDITOR = "deltaedit_g"
 FAR = 0.04  # inversion error (MSE on [0,1], 14 dB) that is far where the encoder's file does not tell its own
 
 
@@ -161,7 +160,7 @@ class Studio:
         if first > self.far_error:
             warnings.append(
                 f"{name} is far from what {self.domain.name} can draw (the encoder's error is {first:.3f}, up to "
-                f"{self.far_error:.3f} is usual): expect a different face"
+                f"{self.far_error:.3f} is usual): expect flaws, or a different face"
             )
         return Person(name, source, inversion[0].cpu(), error, notes, tuple(warnings))
 
@@ -269,14 +268,14 @@ class Studio:
 
     # ------------------------------------------------------------ editing
 
-    def tool(self, editor: str = DEFAULT_EDITOR, threshold: float | None = None) -> Tool:
+    def tool(self, editor: str = editors.DEFAULT, threshold: float | None = None) -> Tool:
         """The editor of that name with its section of params.yaml, where `threshold`, if given, wins.
 
         Raises InputError for an unknown editor, with the nearest name, and for a threshold where there is none.
         """
         module = editors.module(editor)
         if threshold is not None and "threshold" not in {field.name for field in dataclasses.fields(module.Params)}:
-            raise InputError(f"{editor} has no threshold: leave it out, or use an editor such as {DEFAULT_EDITOR}")
+            raise InputError(f"{editor} has no threshold: leave it out, or use an editor such as {editors.DEFAULT}")
         stage = f"edit_{module.KIND}"
         own = (params.load_yaml(self.root).get(stage) or {}).get(editor) or {}
         values = own if threshold is None else {**own, "threshold": float(threshold)}
@@ -316,7 +315,7 @@ class Studio:
         strength: float | None = None,
         *,
         source: str | None = None,
-        editor: str = DEFAULT_EDITOR,
+        editor: str = editors.DEFAULT,
         threshold: float | None = None,
         face: int | None = None,
     ) -> Result:

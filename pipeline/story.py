@@ -41,7 +41,7 @@ def _asked(found: Mapping[str, Any], splits: Mapping[str, str], drawn: bool) -> 
         f"{_count(len(editors), 'editor')} followed {_count(len(texts), 'sentence')}"
         + (f", {new} of them in words that no network was taught," if new else "")
         + (f"{' and' if new else ','} {several} that ask for several things at once," if several else "")
-        + f"{on}{' of people whom no network has seen' if on and drawn else ''}, each with one strength for all."
+        + f"{on}{' of people whom no network has seen' if on and drawn else ''}, each with one setting for all."
     ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.editors import DEFAULT
 from stages import _arguments as arguments
 from stages import _blending as blending
 from stages import _fetch as fetching
@@ -82,12 +83,10 @@ def edit(
     source: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the picture shows now; absent, the domain's neutral word.")
     ] = None,
-    editor: Annotated[
-        str, typer.Option("--editor", "-e", metavar="NAME", help="Method; see `editors`.")
-    ] = "deltaedit_g",
+    editor: Annotated[str, typer.Option("--editor", "-e", metavar="NAME", help="Method; see `editors`.")] = DEFAULT,
     strength: Annotated[
         list[str] | None,
-        typer.Option("--strength", "-s", metavar="X", help="How far, e.g. 1; 0.5,1 for several."),
+        typer.Option("--strength", "-s", metavar="X", help="How far, 1 being the whole way; 0.5,1 for several."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(metavar="X", help="Relevance below which a style channel stays as it is.")

@@ -17,7 +17,7 @@ from stages._run import Stage, run
 
 DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
 SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSED}
-GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 4, 6, 256  # every version of it stays in git
+GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 3, 6, 256  # every version of it stays in git
 
 
 def main(stage: Stage) -> None:
@@ -52,6 +52,7 @@ def main(stage: Stage) -> None:
             repeats=section.repeats,
             seed=section.seed,
             batch=section.batch,
+            half=section.precision == "bfloat16",
         )
         if "deltaedit_g" in ran and fakes is not None:
             settings, draws = ran["deltaedit_g"], Draws(section.repeats, section.seed)

@@ -19,6 +19,7 @@ from command_line import TEXT, Deltaspace, R, edit, outside, photo
 from PIL import Image
 
 from pipeline import weights
+from pipeline.editors import DEFAULT
 from stages._training import TRAINED
 
 project, deltaspace = command_line.project, command_line.deltaspace  # fixtures
@@ -69,10 +70,10 @@ def test_json_is_one_object_with_everything_and_nothing_else(deltaspace: Deltasp
     photo(tmp_path / "me.png", "L", (60, 40))
     outcome = deltaspace(*edit("me.png", f"{TEXT} wizard", "--strength", "0.5,1", "--json", "-o", "out"))
     report = json.loads(outcome.out)
-    assert outcome.code == 0 and report["domain"] == "tiny" and report["editor"] == "deltaedit_g"
+    assert outcome.code == 0 and report["domain"] == "tiny" and report["editor"] == DEFAULT
     assert [edit["strength"] for edit in report["edits"]] == [0.5, 1.0]
     for fact in report["edits"]:
-        assert Path(fact["path"]).is_file() and fact["evaluations"] == 1 and fact["seconds"] >= 0
+        assert Path(fact["path"]).is_file() and fact["evaluations"] == 4 and fact["seconds"] >= 0
         assert 0 < fact["channels_moved"] <= fact["channels"]
         assert (fact["prompt"], fact["source"]) == (f"{TEXT} wizard", "face")
     (picture,) = report["pictures"]

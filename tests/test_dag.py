@@ -41,7 +41,7 @@ ALL = {
 }
 EDITS = {
     "edit_latent@tiny-deltaedit_g",
-    "edit_latent@tiny-deltaedit_gr",
+    "edit_latent@tiny-deltaedit_gp",
     "edit_latent@tiny-deltaedit_g_unmasked",
     "edit_latent@tiny-deltaedit_g_wplus",
     "edit_latent@tiny-straightforward",

@@ -119,7 +119,7 @@ def test_no_channel_is_taken_further_out_than_asked_unless_it_was_there_before(
 
 
 def test_a_width_of_nothing_is_refused(world: Backbones) -> None:
-    for name in ("deltaedit_g", "deltaedit_gr", "deltaedit_d"):
+    for name in ("deltaedit_g", "deltaedit_gp", "deltaedit_gr", "deltaedit_d"):
         with pytest.raises(ValueError, match="within is 0"):
             remade(name, world, within=0.0)
 

@@ -259,3 +259,25 @@ def test_saving_twice_gives_the_same_bytes(world: World) -> None:
     assert len(summary) <= 12
     table = artefacts.table(layout.scores)
     assert set(table["editor"]) == {"deltaedit_g", "identity_editor"}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_edits_are_looked_at_in_half_precision_where_asked_and_the_truth_never(
+    world: World, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    seen: dict[str, list[bool]] = {}
+    for name, network, method in (
+        ("identity", world.backbones, "identity"),
+        ("oracle", world.backbones.oracle, "features"),
+    ):
+        real = getattr(network, method)
+
+        def watched(images: torch.Tensor, name: str = name, real: Any = real) -> torch.Tensor:
+            seen.setdefault(name, []).append(torch.is_autocast_enabled("cpu"))
+            return real(images)
+
+        monkeypatch.setattr(network, method, watched)
+    world.evaluate(edits, half=half)
+    assert {any(calls) for calls in seen.values()} == {half}
+    assert all(calls and not all(calls) for calls in (seen["identity"], seen["oracle"]))  # the truth is seen as it is

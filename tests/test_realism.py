@@ -69,6 +69,15 @@ def test_what_differs_is_told_apart_on_pictures_it_did_not_learn_from(
         torch.testing.assert_close(identity, nets.identity(pictures))
 
 
+def test_half_precision_says_nearly_the_same_of_whom_a_picture_shows(
+    nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, pictures = learnt(nets, 0.8, monkeypatch), renders(500, 10)
+    (whole, _), (half, _) = (found.look(pictures, half) for half in (False, True))
+    assert half.dtype == torch.float32 and not torch.equal(half, whole)
+    assert torch.cosine_similarity(half, whole, dim=1).min() > 0.999
+
+
 def test_what_does_not_differ_is_a_guess(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.25 < learnt(nets, 0.0, monkeypatch).told_apart["value"] < 0.75  # type: ignore[operator]
 
@@ -88,7 +97,7 @@ def test_an_editors_realism_is_the_share_it_takes_for_drawn(world: World, monkey
     """Here whoever has become red-haired looks made."""
     monkeypatch.setattr("pipeline.evaluation.foundations.generator_metrics", lambda *_: {})
 
-    def look(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(images: torch.Tensor, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
         people = [world.backbones.oracle.known[world.backbones.oracle.key(row)] for row in features(images)]
         drawn = torch.tensor([person.traits.hair_color.value != "red" for person in people]).float()
         return world.backbones.identity(images), drawn

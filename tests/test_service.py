@@ -54,8 +54,9 @@ def test_one_picture_gives_the_same_edit_in_every_form(studio: Studio, photo: Im
 
 def test_strength_zero_is_the_inversion_and_more_strength_moves_further(studio: Studio, photo: Image.Image) -> None:
     person = studio.photo(photo)
-    zero, half, whole = (studio.edit(person, TEXT, strength) for strength in (0.0, 0.5, 1.0))
+    zero, half, whole = (studio.edit(person, TEXT, strength, editor="deltaedit_g") for strength in (0.0, 0.5, 1.0))
     assert torch.equal(zero.picture, person.inversion) and zero.moved == 0
+    assert torch.equal(studio.edit(person, TEXT, 0.0).picture, person.picture)  # by default it is the photograph
     steps = [(result.edited.s - person.source.s).norm().item() for result in (half, whole)]  # type: ignore[operator]
     assert 0 < steps[0] == pytest.approx(steps[1] / 2, rel=1e-4)
 

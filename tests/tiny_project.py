@@ -23,7 +23,13 @@ PARAMS = {
     "editors": {"latent": ["deltaedit_g"], "baseline": ["identity_editor", "counterfactual"], "diffusion": []},
     "sample": {"count": 32, "seed": 0, "truncation": 1.0, "shard": 16},
     "invert": {"batch": 8, "refine": 2},
-    "edit_latent": {"deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "within": None}},
+    "edit_latent": {
+        "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "within": None},
+        "deltaedit_gp": {
+            **{"strength": 1.0, "threshold": 0.01, "agree": False, "within": None},
+            **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5},
+        },
+    },
     "edit_baseline": {"identity_editor": {"strength": 1.0}, "counterfactual": {"strength": 1.0}},
 }
 DOMAIN = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.backbones import Backbones
 
 Condition = TextPair | ImagePair
+DEFAULT = "deltaedit_gp"  # who edits where nobody is named
 
 
 class Editor(Protocol):

@@ -1,0 +1,109 @@
+"""DeltaEdit-GP, ours: DeltaEdit-G's change, laid onto the photograph, and only as far as CLIP still follows.
+
+What the inversion lost of a picture is added back wherever the edit changes little, so that the person stays. And since
+prompts and people differ in how far they must be moved, several strengths are tried: the weakest that takes the picture
+nearly as far along the text as the best of them is enough, and what goes further spoils what was not asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.editors._deltas import check_within, clip_direction, held, mapped
+from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbones
+
+KIND = "latent"
+NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
+PEOPLE = {"default": 100, "full": 1000}  # test people: an edit is drawn once per try, and once more
+NEAR = 64  # a change is felt over this part of the picture's side around it
+
+
+@dataclass(frozen=True)
+class Params:
+    """strength: factor on the strength that is found. threshold, agree, within: as in deltaedit_g. tries: strengths
+    that are tried, from weak to strong. enough: part of the longest way along the text in CLIP's space that the chosen
+    one must go. fade: change of a colour, on [-1,1], at which the photograph's detail has faded to 1/e."""
+
+    strength: float
+    threshold: float
+    agree: bool
+    within: float | None
+    tries: tuple[float, ...]
+    enough: float
+    fade: float
+
+    def __post_init__(self) -> None:
+        check_within(self.within)
+        if not self.tries or list(self.tries) != sorted({*self.tries}) or not self.tries[0] > 0:
+            raise ValueError(f"tries are {list(self.tries)}: strengths above 0 that rise are expected")
+        if not (0 < self.enough <= 1 and self.fade > 0):
+            raise ValueError("enough above 0 and at most 1, fade above 0 are expected")
+
+
+@dataclass(frozen=True)
+class DeltaEditGP:
+    backbones: Backbones
+    params: Params
+
+    def fit(self, condition: TextPair | ImagePair) -> Direction:
+        return clip_direction(self.backbones, condition)
+
+    @torch.no_grad()
+    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
+        """Strength 0 is the photograph; a negative one goes the other way, as far as was found forwards."""
+        if strength == 0:
+            return Edited(source.image, s=source.s)
+        params, draw = self.params, self.backbones.generator.synthesis
+        unedited = draw(source.s, source.w_plus)
+        move = mapped(self.backbones, source, direction, params.threshold, 1.0, params.agree)
+
+        def laid(amounts: Tensor) -> tuple[Tensor, Tensor]:
+            """s, and the picture, of people moved by amounts [B]."""
+            s = held(self.backbones, source, source.s + amounts[:, None] * move, params.within)
+            return s, onto(source.image, unedited, draw(s, source.w_plus), params.fade)
+
+        tries = source.s.new_tensor(params.tries)
+        tried = (laid(amount.expand(len(source)))[1] for amount in tries)
+        ways = torch.stack([self.way(source, direction, images) for images in tried])
+        s, images = laid(strength * tries[weakest(ways, params.enough)])
+        return Edited(images, s=s, evaluations=len(tries) + 2)
+
+    def way(self, source: Source, direction: Direction, images: Tensor) -> Tensor:
+        """How far images [B,3,R,R] are from the source, along the direction in CLIP's space: [B]."""
+        after = F.normalize(self.backbones.clip.embed_images(images.clamp(-1, 1)), dim=1)
+        return (after - F.normalize(source.clip, dim=1)) @ direction.delta
+
+
+def weakest(ways: Tensor, enough: float) -> Tensor:
+    """For the ways [T,B] of T tries, weak to strong, the first that goes `enough` of the longest one: [B].
+
+    Where no try goes along the text at all, the weakest of them.
+    """
+    return (ways >= enough * ways.amax(dim=0).clamp(min=0)).float().argmax(dim=0)
+
+
+def onto(photo: Tensor, unedited: Tensor, edited: Tensor, fade: float) -> Tensor:
+    """The generator's pictures `edited`, and on them what the photo has and `unedited` lacks, where the two are alike.
+
+    Pictures are [B,3,R,R] in [-1,1]. Alike is what changes little in any colour, averaged over what is near: where that
+    is `fade`, 1/e of the photo's detail is left.
+    """
+    change = (edited - unedited).abs().amax(dim=1, keepdim=True)
+    reach = max(1, photo.shape[-1] // NEAR)
+    change = F.pad(change, [reach] * 4, mode="replicate")
+    for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
+        change = F.avg_pool2d(change, window, stride=1)
+    left = torch.exp(-((change / fade) ** 2))
+    return torch.lerp(edited, photo, left) + left * (edited - unedited)  # where nothing changes, the photo to the bit
+
+
+def build(backbones: Backbones, params: Params) -> DeltaEditGP:
+    return DeltaEditGP(backbones, params)

@@ -1,0 +1,104 @@
+"""DeltaEdit-GP: which strength is enough, and how a generator's change is laid onto a photograph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import edited_world
+import pytest
+import torch
+from edited_world import PEOPLE, PROMPT, settings_of
+from torch.nn import functional as F
+
+from pipeline import editors
+from pipeline.backbones import Backbones
+from pipeline.editors.deltaedit_gp import DeltaEditGP, onto, weakest
+from pipeline.values import Source
+
+project, world, source = edited_world.project, edited_world.world, edited_world.source  # fixtures
+
+
+def made(world: Backbones, **settings: object) -> DeltaEditGP:
+    return DeltaEditGP(world, replace(settings_of("deltaedit_gp", world), **settings))
+
+
+def test_the_weakest_strength_that_goes_nearly_as_far_is_enough() -> None:
+    ways = torch.tensor([[0.1, 0.96, 0.5], [0.5, 1.0, 0.9], [1.0, 0.7, 1.0]])  # of three people, by rising strengths
+    assert weakest(ways, 0.95).tolist() == [2, 0, 2]
+    assert weakest(ways, 0.5).tolist() == [1, 0, 0]
+    assert weakest(ways, 1.0).tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("enough", [0.95, 1.0])
+def test_where_no_strength_goes_along_the_text_the_weakest_is_taken(enough: float) -> None:
+    assert weakest(torch.tensor([[-0.3, 0.0], [-0.1, 0.0]]), enough).tolist() == [0, 0]
+
+
+def test_what_the_inversion_lost_stays_where_nothing_changes_and_goes_where_much_does() -> None:
+    photo, unedited = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    edited = unedited.clone()
+    edited[:, 0, :, 40:] += 10.0
+    laid = onto(photo, unedited, edited, fade=0.5)
+    assert torch.equal(laid[..., :38], photo[..., :38])
+    torch.testing.assert_close(laid[..., 42:], edited[..., 42:])
+
+
+@pytest.mark.parametrize(("size", "near"), [(16, 1), (64, 1), (256, 4)])
+def test_a_change_counts_a_sixty_fourth_of_the_picture_around_itself(size: int, near: int) -> None:
+    photo, unedited = torch.ones(1, 3, size, size), torch.zeros(1, 3, size, size)
+    edited = unedited.clone()
+    edited[..., size // 2, size // 2] = 50.0
+    touched = (onto(photo, unedited, edited, fade=0.1)[0, 0] < 0.999).nonzero()
+    assert (touched.amax(0) - touched.amin(0)).tolist() == [2 * near, 2 * near]
+
+
+def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Backbones, source: Source) -> None:
+    tries = (0.5, 1.0, 4.0)
+    editor = made(world, tries=tries, within=None, threshold=0.0, agree=False, enough=1.0)
+    direction = editor.fit(PROMPT)  # in another direction people of a random CLIP differ in what is enough
+    direction = replace(direction, delta=torch.randn(len(direction.delta), generator=torch.Generator().manual_seed(3)))
+    known = editors.load("deltaedit_g", world, editors.module("deltaedit_g").Params(1.0, 0.0, False))
+    unedited = known.edit(source, direction, 0.0).images
+    ways, codes = [], []
+    for strength in tries:
+        tried = known.edit(source, direction, strength)
+        laid = onto(source.image, unedited, tried.images, editor.params.fade).clamp(-1, 1)
+        with torch.no_grad():
+            after = F.normalize(world.clip.embed_images(laid), dim=1)
+        ways.append((after - F.normalize(source.clip, dim=1)) @ direction.delta)
+        codes.append(tried.s)
+    chosen = weakest(torch.stack(ways), editor.params.enough)
+    assert len(set(chosen.tolist())) > 1
+    found = editor.edit(source, direction, 1.0)
+    assert found.s is not None and found.evaluations == 5
+    torch.testing.assert_close(found.s, torch.stack(codes)[chosen, torch.arange(PEOPLE)])
+    half = editor.edit(source, direction, 0.5)
+    assert half.s is not None
+    torch.testing.assert_close(half.s - source.s, (found.s - source.s) / 2)
+
+
+def test_a_photograph_that_is_not_edited_comes_back_as_it_is(world: Backbones, source: Source) -> None:
+    editor = made(world)
+    assert torch.equal(editor.edit(source, editor.fit(PROMPT), 0.0).images, source.image)
+
+
+def test_no_channel_is_taken_further_out_than_asked(world: Backbones, source: Source) -> None:
+    editor = made(world, within=1.0, threshold=0.0, tries=(20.0,))
+    moved = editor.edit(source, editor.fit(PROMPT), 1.0).s
+    assert moved is not None
+    lowest = torch.minimum(source.s, world.s_mean - world.s_std)
+    highest = torch.maximum(source.s, world.s_mean + world.s_std)
+    torch.testing.assert_close(moved, moved.clamp(lowest, highest))
+    assert (moved != source.s).any()
+
+
+@pytest.mark.parametrize("settings", [{"tries": ()}, {"tries": (1.0, 0.5)}, {"tries": (0.0, 1.0)}, {"tries": (1, 1)}])
+def test_strengths_to_try_must_rise_from_above_nothing(world: Backbones, settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="strengths above 0 that rise"):
+        made(world, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"enough": 0.0}, {"enough": 1.5}, {"fade": 0.0}])
+def test_a_part_of_nothing_and_a_fade_of_nothing_are_refused(world: Backbones, settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="enough above 0"):
+        made(world, **settings)
