@@ -55,14 +55,17 @@ def _came_out(found: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
         " all else as it should be."
     ]
     close = {name: row for name, row in editors.items() if _value(row.get("psnr")) is not None}
-    nearest = max(close, key=lambda name: close[name]["psnr"]["value"], default=None)
-    if nearest is not None:
+    if len(close) > 1:
+        nearest = max(close, key=lambda name: close[name]["psnr"]["value"])
         at = close[nearest]
-        sentences.append(
-            f"Nearest to the right pictures comes {label(nearest)}, at {at['psnr']['value']:.1f} dB"
-            f" ({at['people']['value']:.0f} people): it did what was asked in {_share(at['reached'])}, and kept"
-            f" {_share(at['kept'])}."
-        )
+        how = f"at {at['psnr']['value']:.1f} dB ({at['people']['value']:.0f} people)"
+        if nearest == first:
+            sentences.append(f"It also comes nearest to the right pictures, {how}.")
+        else:
+            sentences.append(
+                f"Nearest to the right pictures comes {label(nearest)}, {how}: it did what was asked in"
+                f" {_share(at['reached'])}, and kept {_share(at['kept'])}."
+            )
     taught = {text: leaf for text, leaf in row["prompts"].items() if splits.get(text) == "seen"}
     asked = {text: leaf["reached"] for text, leaf in taught.items() if "reached" in leaf}
     known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import finished_stages
+import pytest
 
 from pipeline import metrics, story
 
@@ -26,6 +27,23 @@ def test_three_paragraphs_tell_what_was_asked_what_came_out_and_how_sure_that_is
     assert "In words that no network was taught it reached 12 %." in told["What came out"]
     assert "1 hold, 0 do not hold, 0 undecided" in told["How sure that is"]
     assert "98.0 %" in told["How sure that is"]
+
+
+@pytest.mark.parametrize(
+    ("psnr", "sentence"),
+    [
+        (20.0, "It also comes nearest to the right pictures, at 20.0 dB (12 people)."),
+        (5.0, "Nearest to the right pictures comes DeltaEdit-D, at 10.0 dB (7 people): it did what was asked in 50 %"),
+    ],
+)
+def test_who_comes_nearest_to_the_right_pictures_is_named_once(psnr: float, sentence: str) -> None:
+    found = finished_stages.numbers()
+    found["editors"]["deltaedit_g"]["psnr"] = metrics.leaf(psnr)
+    found["editors"]["deltaedit_d"] = {
+        **{name: metrics.leaf(0.5) for name in ("reached", "kept")},
+        **{"psnr": metrics.leaf(10.0), "people": metrics.leaf(7), "prompts": {}},
+    }
+    assert sentence in dict(story.told(found, SPLITS))["What came out"]
 
 
 def test_several_things_at_once_are_no_new_words() -> None:
