@@ -327,7 +327,7 @@ def deltaedit_d(world: World, settings: dict[str, Any], edits: int) -> dict[str,
 
     def edit(forget: bool) -> None:
         if forget:
-            walker.known.clear()
+            walker.known.things.clear()
         evaluations.append(walker.edit(person, direction, 1.0).evaluations)
 
     found = {

@@ -70,11 +70,37 @@ def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Bac
     chosen = weakest(torch.stack(ways), editor.params.enough)
     assert len(set(chosen.tolist())) > 1
     found = editor.edit(source, direction, 1.0)
-    assert found.s is not None and found.evaluations == 5
+    assert found.s is not None and found.evaluations == 4
     torch.testing.assert_close(found.s, torch.stack(codes)[chosen, torch.arange(PEOPLE)])
     half = editor.edit(source, direction, 0.5)
     assert half.s is not None
     torch.testing.assert_close(half.s - source.s, (found.s - source.s) / 2)
+
+
+@pytest.mark.parametrize(("strength", "drawn"), [(1.0, 3), (0.5, 4)])
+def test_who_is_not_edited_is_drawn_once_and_what_was_tried_not_again(
+    world: Backbones, source: Source, strength: float, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, draw, seen = made(world, tries=(0.5, 1.0, 1.5)), world.generator.synthesis, []
+    direction = editor.fit(PROMPT)
+
+    def watched(s: torch.Tensor, w_plus: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.equal(s, source.s))
+        return draw(s, w_plus)
+
+    monkeypatch.setattr(world.generator, "synthesis", watched)
+    edits = [editor.edit(source, direction, strength) for _ in range(2)]
+    assert sum(seen) == 1 and len(seen) == 1 + 2 * drawn
+    assert torch.equal(edits[0].images, edits[1].images)
+    assert [edited.evaluations for edited in edits] == [1 + drawn] * 2
+
+
+def test_what_was_tried_is_what_would_be_drawn(world: Backbones, source: Source) -> None:
+    editor = made(world, threshold=0.0, agree=False)
+    found, other = (editor.edit(source, editor.fit(PROMPT), strength) for strength in (1.0, 1 - 1e-6))
+    torch.testing.assert_close(found.images, other.images, atol=1e-3, rtol=0)
+    assert found.s is not None and other.s is not None
+    torch.testing.assert_close(found.s, other.s, atol=1e-3, rtol=0)
 
 
 def test_a_photograph_that_is_not_edited_comes_back_as_it_is(world: Backbones, source: Source) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipeline import mapper, sampler
 from pipeline.denoiser import Denoiser
-from pipeline.editors import _walks, deltaedit_d_wplus, encode_decode, load
+from pipeline.editors import _deltas, deltaedit_d_wplus, encode_decode, load
 from pipeline.editors._walks import Masked, Settings
 from pipeline.values import ImagePair, InputError, Source, TextPair
 
@@ -94,11 +94,11 @@ def test_people_are_encoded_once_for_all_their_edits_and_the_bytes_are_those_of_
 
 
 def test_remembered_noise_stays_bounded(world, monkeypatch):
-    monkeypatch.setattr(_walks, "REMEMBERED", 2)
+    monkeypatch.setattr(_deltas, "REMEMBERED", 2)
     editor, source = load("deltaedit_d", world, PARAMS), people()
     for i in range(4):
         editor.edit(replace(source, s=source.s + i), editor.fit(PROMPT), 1.0)
-    assert len(editor.known) == 2
+    assert len(editor.known.things) == 2
 
 
 def test_a_person_does_not_depend_on_the_others(world):

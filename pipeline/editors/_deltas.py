@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,29 @@ from pipeline.values import Direction, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
+
+Made = TypeVar("Made")
+REMEMBERED = 6  # things known of people that are kept for their next edit; editors with masks need three each
+
+
+class Known:
+    """What was computed of the people who were edited last, such as their noise, for their next edits."""
+
+    def __init__(self) -> None:
+        self.things: OrderedDict[str, Any] = OrderedDict()
+
+    def once(self, what: str, source: Source, make: Callable[[], Made]) -> Made:
+        """What `make` gives, computed once for all edits of the same people."""
+        seen = hashlib.sha256(what.encode())
+        for part in (source.image, source.w_plus, source.s):
+            seen.update(part.cpu().numpy().tobytes())
+        key = seen.hexdigest()
+        if key not in self.things:
+            self.things[key] = make()
+            if len(self.things) > REMEMBERED:
+                self.things.popitem(last=False)
+        self.things.move_to_end(key)
+        return self.things[key]
 
 
 @torch.no_grad()

@@ -5,19 +5,17 @@ What s does not say, the noise keeps. Their files say which of the two they are,
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline import sampler
-from pipeline.editors._deltas import check_within, clip_direction, held, mapped
+from pipeline.editors._deltas import Known, check_within, clip_direction, held, mapped
 from pipeline.sampler import Held, Sampled, Solver, Walk
 from pipeline.stylespace import Space
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 NEEDS = ("denoiser", "clip", "mapper", "relevance", "s_stats")
 CARRIED = ("generator", *NEEDS)
-Made = TypeVar("Made")
-REMEMBERED = 4  # things known of people, such as their noise, that are kept for their next edit; masks need two each
 CLAMP = 3.0  # times the mean contrast of a picture counts as the most there is (DiffEdit)
 FLAT = 2.0  # where the greatest contrast is less than this many times the median, nothing stands out
 
@@ -167,7 +163,7 @@ class Told(ABC):
 
         (Ten steps of belm in bfloat16 were 1.4 times as fast, and gave pictures back at 50 dB instead of exactly.)
         """
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with lowered(x.device):
             return self.backbones.denoiser(x, t, told).float()
 
 
@@ -189,7 +185,7 @@ class Decoder(Told):
     """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
 
     params: Going
-    known: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False, compare=False)
+    known: Known = field(default_factory=Known, repr=False, compare=False)
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
@@ -200,7 +196,7 @@ class Decoder(Told):
     def noise(self, source: Source, keep: bool = False) -> Sampled:
         """What the source's pictures come from. keep: the whole way there."""
         denoiser, walk = self.backbones.denoiser, self.params.walk
-        return self.once(
+        return self.known.once(
             f"noise {keep}",
             source,
             lambda: sampler.encode(
@@ -208,24 +204,14 @@ class Decoder(Told):
             ),
         )
 
-    def once(self, what: str, source: Source, make: Callable[[], Made]) -> Made:
-        """What `make` gives, computed once for all edits of the same people."""
-        seen = source.image.cpu().numpy().tobytes() + self.code(source).cpu().numpy().tobytes()
-        key = f"{what} {hashlib.sha256(seen).hexdigest()}"
-        if key not in self.known:
-            self.known[key] = make()
-            if len(self.known) > REMEMBERED:
-                self.known.popitem(last=False)
-        self.known.move_to_end(key)
-        return self.known[key]
-
     def carried(self, noise: Sampled, source: Source, s: Tensor) -> Sampled:
         """The noise with `carry` times the generator's change, from source.s to s [B,S], in the picture it hides."""
         params = self.params
         if not isinstance(params, Partial) or not params.carry:
             return noise
-        generator, top = self.backbones.generator, params.walk.count
-        change = generator.synthesis(s, source.w_plus) - generator.synthesis(source.s, source.w_plus)
+        draw, top = self.backbones.generator.synthesis, params.walk.count
+        unedited = self.known.once("unedited", source, lambda: draw(source.s, source.w_plus))
+        change = draw(s, source.w_plus) - unedited
         factors = [params.carry * sampler.signal(number, params.walk) for number in (top - 1, top)]
         below, x = (state + factor * change for state, factor in zip((noise.path[-2], noise.x), factors, strict=True))
         return Sampled(x, noise.evaluations, (below, x))
@@ -283,7 +269,7 @@ class Inside(Walker):
         chance = torch.Generator().manual_seed(params.seed)
         noises = torch.randn(params.draws, 1, *image.shape[1:], generator=chance).to(image)  # for all people alike
         noisy = [sampler.mixed(image, noise.expand_as(image), t, objective) for noise in noises]
-        before = self.once("answers", source, lambda: [self.says(x, t, own) for x in noisy])
+        before = self.known.once("answers", source, lambda: [self.says(x, t, own) for x in noisy])
         after = (self.says(x, t, other) for x in noisy)
         steps = [(b - a).abs().mean(dim=1, keepdim=True) for a, b in zip(before, after, strict=True)]
         contrast = torch.stack(steps).sum(dim=0)
