@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline import files, training
 from pipeline.sampler import TIMESTEPS, Objective, Predict, mixed, schedulers, standardise
 from pipeline.stylespace import Space, w_plus_layout
@@ -193,7 +194,7 @@ def steps(
         generator = generator_for(params.seed + rank * OTHER_PROCESS, number)
         x0, s, *before = (part.to(device) for part in batches(batch_rows(count, share, generator), generator))
         torch.manual_seed(number)  # dropout
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with lowered(device):
             value = loss(network, x0, s, generator, network.objective, *before)
         value.backward()
         training.average_gradients(network)

@@ -48,6 +48,7 @@ def device() -> dict[str, Any]:
     import psutil
     import torch
 
+    from kernels import precision
     from pipeline import workers
 
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -57,6 +58,7 @@ def device() -> dict[str, Any]:
         "cpu": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "bfloat16": precision.low(workers.device()) == torch.bfloat16,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }
 
@@ -172,6 +174,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = [
         f"device    {device['default']} ({gpus}; {device['cores']} cores, {device['threads']} threads, "
         f"{device['memory_gb']:g} GB memory)",
+        f"bfloat16  {'multiplied in' if device['bfloat16'] else 'slower here than float32, which is used instead'}",
         f"project   {project['root']}, {project['free_gb']:g} GB free",
         f"dvc       {dvc['command'] or 'not on PATH'}, {'' if dvc['repository'] else 'no '}repository here",
         f"mlflow    {'installed' if mlflow['installed'] else 'not installed'}, "

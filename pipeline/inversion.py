@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline.generator import Generator
 from pipeline.sampling import BatchParams, fixed_batches
 
@@ -83,13 +84,13 @@ def _descended(
     encoder: Encodes, draw: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, unit: Tensor, steps: int
 ) -> Tensor:
     """Codes [B,...] from `start` towards drawing images [B,3,R,R]; a step of `unit`, [...] or one each, is usual."""
-    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
+    with torch.no_grad(), lowered(images.device):
         wanted = encoder.features(images)
     with torch.enable_grad():
         moved = torch.zeros_like(start, requires_grad=True)
         mean, square = torch.zeros_like(start), torch.zeros_like(start)
         for step in range(steps):
-            with torch.autocast(images.device.type, torch.bfloat16):
+            with lowered(images.device):
                 picture = draw(start + unit * moved)
                 seen = encoder.features(picture)
             wrong = (picture - images).square().mean(dim=(1, 2, 3)).sum()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.precision import lowered
 from pipeline.clip import delta
 from pipeline.generator import EqualLinear, PixelNorm
 from pipeline.stylespace import StyleLayout
@@ -144,7 +145,7 @@ class Trainer:
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
         s, told, target = pairs(self.s, self.clip, first, second, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16"):
+        with lowered(self.device, self.params.precision == "bfloat16"):
             predicted = self.mapper(s, told)
         values = losses(predicted.float(), target)
         (values[self.params.loss] + values["cosine"]).backward()

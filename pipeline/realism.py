@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline import images, metrics, truth
 from pipeline.foundations import FRESH, batches
 from pipeline.metrics import Draws, Leaf
-from pipeline.recognition import IdentityNet, looking
+from pipeline.recognition import IdentityNet
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -38,9 +39,9 @@ class Discriminator:
     def look(self, images: Tensor, half: bool = False) -> tuple[Tensor, Tensor]:
         """images [B,3,R,R] -> whom they show, unit embeddings [B,K], and whether they look drawn, [B] of 0 and 1.
 
-        half: see `recognition.looking`.
+        half: in bfloat16, where that pays.
         """
-        with looking(images, half):
+        with lowered(images.device, half):
             features = self.network.features(images)
         return self.network.embed(features), self.drawn(features)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.precision import low
 from pipeline import perturbation
 from pipeline.clip import Clip
 from pipeline.differences import Base
@@ -78,7 +79,7 @@ class Probe:
     def dtype(self) -> torch.dtype:
         """Of the changes that finite differences pass on; all else is float32."""
         half = self.params.precision == "bfloat16" and not self.params.emulate_published
-        return torch.bfloat16 if half else torch.float32
+        return low(self.s.device, half)
 
 
 def probe(generator: Generator, clip: Clip, mean: Tensor, std: Tensor, params: RelevanceParams) -> Probe:

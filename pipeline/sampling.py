@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline import images
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def fake_codes(
     def step(rows: Tensor) -> tuple[Tensor, Tensor]:
         w_plus = generator.repeat(rows.to(device))
         s = generator.styles(w_plus)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with lowered(device, half):
             return s.half().cpu(), clip.embed_images(generator.synthesis(s, w_plus)).float().cpu()
 
     return fixed_batches(step, batch, w)

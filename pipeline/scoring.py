@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.precision import lowered
 from pipeline import artefacts, foundations, images, metrics
 from pipeline.editing import UNEDITED
 from pipeline.metrics import Cloud
-from pipeline.recognition import looking
 from pipeline.truth import TestSet, Truth
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def score(
 ) -> Scored:
     """Judge the edits of `editor` at `path`; before: identities of the people; unedited: what it makes of them at 0.
 
-    half: see `recognition.looking`.
+    half: in bfloat16, where that pays.
     """
     import polars as pl
 
@@ -111,7 +111,7 @@ def score(
         if discriminator is not None:
             identity, realism = (seen.cpu() for seen in discriminator.look(onto, half))
         elif "identity" in have:
-            with looking(onto, half):
+            with lowered(onto.device, half):
                 identity = backbones.identity(onto).float().cpu()
         columns: dict[str, Any] = {
             "editor": [editor] * len(ids),
@@ -140,7 +140,7 @@ def score(
             psnr = metrics.psnr(edited, goal)
             for name in filter(have.__contains__, READERS):
                 reader: Reader = getattr(backbones, name)
-                with looking(onto, half):
+                with lowered(onto.device, half):
                     seen = reader.features(onto)
                 columns |= zip(READERS[name], read(reader, seen, truth, cases), strict=True)
                 if name == "oracle":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from kernels.precision import lowered
 from pipeline import portraits
 from pipeline.clip import Clip, words
 from pipeline.domains import Domain
@@ -83,7 +84,7 @@ def steps(
         rows, among = torch.randint(len(data), (batch,)), None if number % 2 else hard
         captions = [portraits.caption(person, rng, "train", among) for person in data.people(rows)]
         pictures = degrade(data.images(rows).to(device))
-        with torch.autocast(device, torch.bfloat16):
+        with lowered(device):
             image = normalize(clip.embed_images(pictures), dim=-1)
             text = clip.embed_texts(captions)
         loss = objective(image, text, clip.model.logit_scale.exp())

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.precision import lowered
 from pipeline import training, weights
 from pipeline.backbones import Backbones
 from pipeline.domains import Domain
@@ -90,7 +91,7 @@ def steps(
     rank, share = training.share(batch)
 
     def codes_alone(rows: Tensor) -> Metrics:
-        with torch.autocast(device, torch.bfloat16):
+        with lowered(device):
             codes = encoder(data.images(rows).to(device), 0).float()
         wrong = F.mse_loss(codes, copying.codes(generator, list(data.people(rows)))) / spread
         wrong.backward()
@@ -113,14 +114,14 @@ def steps(
         stage = max(0, (seen - progressive[0]) // progressive[1] + 1) if seen >= progressive[0] else 0
         rows = torch.randint(len(data), (half,))
         real = data.images(rows).to(device)
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), lowered(device):
             w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
             made = generator(generator.repeat(w)).float().clamp(-1, 1)
             known = generator.repeat(w)
             if copied:
                 known = torch.cat([known, copying.codes(generator, list(data.people(rows)))])
         target = torch.cat([made, real])
-        with torch.autocast(device, torch.bfloat16):
+        with lowered(device):
             codes = encoder(target, stage).float()
             output = generator(codes)
             seen_as, meant_as = (feature_maps(discriminator, pictures) for pictures in (output, target))

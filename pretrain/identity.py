@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.precision import lowered
 from pipeline.domains import Domain
 from pipeline.recognition import IdentityNet
 from pipeline.training import Ema, Metrics, fit
@@ -97,7 +98,7 @@ def steps(
         for group in adam.param_groups:
             group["lr"] = session.rate(lr, images, batch, number, warmup)
         person, rows = pairs(len(facts.numbers), people, batch, device)
-        with torch.autocast(kind, torch.bfloat16):
+        with lowered(kind):
             features = net.trunk(degrade(told.images(rows)))
         embeddings = F.normalize(net.head(features), dim=1)
         loss, right = contrast(embeddings, person, sharp[0].clamp(max=math.log(SHARPEST)).exp())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kernels.precision import lowered
 from pipeline import portraits, recognition
 from pipeline.domains import Domain
 from pipeline.recognition import Reader
@@ -55,7 +56,7 @@ def steps(
             group["lr"] = session.rate(lr, images, batch, number, warmup)
         rows = torch.randint(len(facts.values), (batch,), device=device)
         truth, pictures = facts.labels(rows), degrade(told.images(rows))
-        with torch.autocast(kind, torch.bfloat16):
+        with lowered(kind):
             logits = oracle(pictures)
         losses = [F.cross_entropy(logits[name].float(), truth[name], ignore_index=HIDDEN) for name in truth]
         loss = torch.stack(losses).mean()

@@ -39,6 +39,14 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
 }
 
 
+@pytest.fixture
+def bfloat16_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that multiplies in it, whatever this one does."""
+    from kernels import precision
+
+    monkeypatch.setattr(precision, "halves", lambda kind: True)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of the tiny project; nothing has run in it. Tests that write take a copy."""

@@ -274,3 +274,4 @@ def test_doctor_tells_device_kernels_weights_and_what_to_mend(
     assert outcome.code == 1 and sum("encoder" in line or "mapper" in line for line in found["problems"]) == 2
     text = deltaspace("doctor")
     assert text.code == 1 and "changed" in text.out and "PROBLEM" in text.out
+    assert found["device"]["bfloat16"] == ("bfloat16  multiplied in" in text.out)

@@ -15,6 +15,7 @@ from edited_world import PEOPLE, PROMPT, edited, editor_of, settings_of
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.precision import lowered
 from pipeline import domains, editing, editors, params, portraits
 from pipeline.backbones import Backbones
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
@@ -48,7 +49,7 @@ def reconstruction(name: str, world: Backbones, source: Source) -> Tensor:
         if name == "sdedit":
 
             def says(x: Tensor, t: Tensor, s: Tensor) -> Tensor:  # what need not be undone is asked in bfloat16
-                with torch.autocast("cpu", torch.bfloat16):
+                with lowered(x.device):
                     return world.denoiser(x, t, s).float()
 
             return sampler.unburied(says, source.image, told, own.walk, "eps", own.seed).x

@@ -261,6 +261,7 @@ def test_saving_twice_gives_the_same_bytes(world: World) -> None:
     assert set(table["editor"]) == {"deltaedit_g", "identity_editor"}
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("half", [False, True])
 def test_edits_are_looked_at_in_half_precision_where_asked_and_the_truth_never(
     world: World, half: bool, monkeypatch: pytest.MonkeyPatch

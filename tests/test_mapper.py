@@ -267,6 +267,7 @@ def test_another_seed_is_another_mapper_and_the_same_seed_the_same() -> None:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 def test_bfloat16_learns_as_well_and_keeps_weights_in_float32() -> None:
     s, clip = world(200)
     found = {}

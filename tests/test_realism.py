@@ -69,6 +69,7 @@ def test_what_differs_is_told_apart_on_pictures_it_did_not_learn_from(
         torch.testing.assert_close(identity, nets.identity(pictures))
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 def test_half_precision_says_nearly_the_same_of_whom_a_picture_shows(
     nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

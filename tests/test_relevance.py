@@ -97,6 +97,7 @@ def test_every_row_of_every_layer_is_the_definition(generator: Generator) -> Non
     torch.testing.assert_close(found.norm(dim=1), torch.ones(generator.layout.size))
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("normalise", [False, True])
 def test_changes_pass_through_a_residual_clip_as_whole_pictures_do(generator: Generator, normalise: bool) -> None:
     torch.manual_seed(2)
@@ -117,12 +118,14 @@ def test_changes_pass_through_a_residual_clip_as_whole_pictures_do(generator: Ge
     assert cosines(relevance.matrix(half)[chosen.start :: chosen.step], expected).min() > 0.999
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 def test_bfloat16_gives_nearly_the_same_rows(generator: Generator) -> None:
     exact = relevance.matrix(probe_of(generator))
     rough = relevance.matrix(probe_of(generator, replace(PARAMS, precision="bfloat16")))
     assert 0.999 < cosines(rough, exact).min() < 1 - 1e-7
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("changed", [{"method": "reverse"}, {"emulate_published": True}])
 def test_what_would_round_whole_pictures_is_computed_in_float32(generator: Generator, changed: dict) -> None:
     asked = [replace(PARAMS, images=2, precision=precision, **changed) for precision in ("float32", "bfloat16")]

@@ -108,6 +108,7 @@ def test_every_fiftieth_fake_is_for_validation() -> None:
     assert [row for row, split in enumerate(splits) if split == "val"] == [0, 50, 100, 150]
 
 
+@pytest.mark.usefixtures("bfloat16_pays")
 def test_bfloat16_changes_embeddings_a_little_and_styles_not_at_all(generator: Generator) -> None:
     w = sampling.sample_w(generator, range(16), seed=0, truncation=1.0)
     found = {p: sampling.fake_codes(generator, Seen(), w, 8, p) for p in ("float32", "bfloat16")}  # type: ignore[arg-type]
