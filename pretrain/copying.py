@@ -8,7 +8,7 @@ network is set to turn normal noise into such w. An adversarial training can fol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from functools import cache
 from pathlib import Path
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.bias_act import GAIN
+from kernels.precision import lowered
 from pipeline import files, portraits, training
 from pipeline.generator import EqualLinear, Generator, build, pixel_norm
 from pipeline.portraits.people import SHARES
 from pipeline.training import Ema, Metrics, fit
-from pipeline.values import InputError
+from pipeline.values import InputError, nearest
 from pretrain.pictures import Pictures
 
 SCALES = 1, 2, 4  # the pictures are compared as they are, and averaged over so many pixels each way
@@ -149,7 +150,7 @@ def steps(
         left = 1 - number * batch / images
         slow = min(1.0, (number + 1) / 100) * (min(1.0, left / FADE + 0.03) if fade else 1.0)
         adam.param_groups[0]["lr"] = lr * slow
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with lowered(device):
             made = generator(codes(generator, list(data.people(rows))), generator.random_noises(share))
         wrong = difference(made.float(), real)
         wrong.backward()
@@ -164,10 +165,20 @@ def steps(
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
+def loudness(amplified: Mapping[str, float]) -> Tensor:
+    """trait -> factor on its numbers, as one factor for each of the [width] numbers. InputError for unknown traits."""
+    if strange := sorted(set(amplified) - set(SHARES)):
+        raise InputError(f"amplified: there is no trait {', '.join(strange)}{nearest(strange[0], SHARES)}")
+    factors = [torch.full((len(shares),), float(amplified.get(name, 1.0))) for name, shares in SHARES.items()]
+    return torch.cat([torch.ones(len(_places(portraits.sample(0)))), *factors])
+
+
 @torch.no_grad()
-def map_noise(generator: Generator, count: int = 50_000) -> float:
+def map_noise(generator: Generator, amplified: Mapping[str, float] | None = None, count: int = 50_000) -> float:
     """Set the mapping network, which needs three layers or more, so that noise becomes the w of the people it stands
     for; the error that is left, as a share of w's variance.
+
+    amplified: trait -> factor on its numbers, more than 1 for what the synthesis learnt to draw too faintly.
 
     Its first two layers cut every number off at both ends, softly at the edges of a place, steeply where a trait's
     values meet, and keep the traits' own numbers; the last puts w together by least squares.
@@ -194,7 +205,7 @@ def map_noise(generator: Generator, count: int = 50_000) -> float:
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(0)).to(device)
     hidden = generator.style[:-1](z)
     hidden = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
-    w = of_noise(z) @ turn(dim).T.to(device) + SHIFT
+    w = (of_noise(z) * loudness(amplified or {}).to(device)) @ turn(dim).T.to(device) + SHIFT
     solved = torch.linalg.lstsq(hidden.double().cpu(), w.double().cpu() / GAIN, driver="gelsd").solution.T.float()
     _set(last, solved[:, :-1], solved[:, -1])
     return ((generator.style(z) - w).square().mean() / w.var(dim=0).mean()).item()
@@ -205,11 +216,11 @@ def _set(layer: EqualLinear, weight: Tensor, bias: Tensor) -> None:
     layer.bias.copy_(bias / layer.lr_mul)
 
 
-def hand_over(model: dict[str, Any], state: Path, to: Path) -> None:
+def hand_over(model: dict[str, Any], state: Path, to: Path, amplified: Mapping[str, float]) -> None:
     """Set the mapping network of a finished copy, and write the state that adversarial training starts from."""
     generator = build(model)
     generator.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
-    print(f"mapping: {map_noise(generator):.3f} of the variance of w is left", flush=True)
+    print(f"mapping: {map_noise(generator, amplified):.3f} of the variance of w is left", flush=True)
     tensors = generator.state_dict()
     with files.replacing(to) as partial:
         torch.save({"g": tensors, "ema": tensors, "step": 0, "whole": False}, partial)

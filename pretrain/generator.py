@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.precision import lowered
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline import training
 from pipeline.domains import Domain
@@ -169,7 +170,7 @@ def steps(
             real = mirrored(real)
         seen = ada(real)
         discriminator.requires_grad_(True)
-        with torch.autocast(device, torch.bfloat16):
+        with lowered(device):
             w_plus = fake(share - told)
             if copied:
                 w_plus = torch.cat([copies.codes(generator, list(data.people(rows[:told]))), w_plus])
@@ -179,7 +180,7 @@ def steps(
         loss_d.backward()
         if number % R1_EVERY == 0:
             watched = seen.clone().requires_grad_(True)  # as changed: a resampling has no second derivative
-            with torch.autocast(device, torch.bfloat16):
+            with lowered(device):
                 logits = discriminator(watched)
             (gradient,) = torch.autograd.grad(logits.sum(), watched, create_graph=True)
             (gradient.square().sum(dim=(1, 2, 3)).mean() * (r1 / 2 * R1_EVERY)).backward()
@@ -189,7 +190,7 @@ def steps(
         metrics = {"loss_d": loss_d.item()}
         if number >= alone:
             discriminator.requires_grad_(False)
-            with torch.autocast(device, torch.bfloat16):
+            with lowered(device):
                 loss_g = F.softplus(-discriminator(ada(fakes))).mean()
             metrics["loss_g"] = loss_g.item()
             if copied:
@@ -240,6 +241,7 @@ def train(
         few = "ada" if len(data) < FEW else None
         plan.options.update({"mirror": True, "augment": few, **plan.options})
     half, copied = plan.options.pop("images_half_size", 0), plan.options.pop("images_copied", 0)
+    amplified = plan.options.pop("amplified", {})
     begun, batch = time.monotonic(), plan.options.get("batch", 16)
     parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
     full = session.state(domain, root, "generator", resume, parts)
@@ -265,7 +267,7 @@ def train(
         if session.progress_of(state) < copied // batch:
             return
         if training.first_process():
-            copies.hand_over(plan.model, state, full)
+            copies.hand_over(plan.model, state, full, amplified)
         training.wait_for_first()
     loop = steps(
         plan.model,

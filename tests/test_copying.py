@@ -153,6 +153,25 @@ def test_the_mapping_network_makes_noise_the_people_it_stands_for(layers: int) -
         start += len(shares)
 
 
+def test_what_is_drawn_too_faintly_is_told_louder_and_nothing_else() -> None:
+    made, z = generator.build(MODEL), torch.randn(2000, D, generator=torch.Generator().manual_seed(7))
+    told = []
+    for amplified in ({}, {"age": 2.0, "pose": 0.5}):
+        copying.map_noise(made, amplified)
+        with torch.no_grad():
+            told.append((made.mapping(z) - copying.SHIFT) @ copying.turn(D))
+    start = copying.width() - sum(map(len, SHARES.values()))
+    factors = [torch.full((len(shares),), {"age": 2.0, "pose": 0.5}.get(name, 1.0)) for name, shares in SHARES.items()]
+    expected = told[0] * torch.cat([torch.ones(start), *factors])
+    errors = (told[1] - expected).square().mean(dim=0) / expected.var(dim=0)
+    assert errors.max() < 0.05 and (told[0] - expected).square().mean(dim=0).max() > 0.2
+
+
+def test_a_trait_that_nobody_has_cannot_be_told_louder() -> None:
+    with pytest.raises(InputError, match=r"there is no trait agee \(did you mean 'age'\?\)"):
+        copying.map_noise(generator.build(MODEL), {"agee": 2.0})
+
+
 def test_a_mapping_network_of_two_layers_is_refused() -> None:
     with pytest.raises(InputError, match="n_mlp is 2: a mapping network of drawn people needs three layers or more"):
         copying.map_noise(generator.build({**MODEL, "n_mlp": 2}))
@@ -161,7 +180,7 @@ def test_a_mapping_network_of_two_layers_is_refused() -> None:
 def test_what_was_copied_is_handed_to_the_adversarial_training(data: renders.Renders, tmp_path: Path) -> None:
     copy, state = tmp_path / "copy.pt", tmp_path / "generator.pt"
     *_, (_, _, copied) = copying.steps(MODEL, data, copy, BATCH, BATCH)
-    copying.hand_over(MODEL, copy, state)
+    copying.hand_over(MODEL, copy, state, {})
     handed = torch.load(state, weights_only=True)
     assert handed["step"] == 0
     for key, value in copied.state_dict().items():
