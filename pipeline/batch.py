@@ -170,6 +170,7 @@ def _edit_facts(result: Result, path: Path) -> dict[str, Any]:
         "source": result.prompt.pair.source,
         "editor": result.editor,
         "strength": result.strength,
+        "enough": None if result.edited.enough is None else float(result.edited.enough[0]),
         "path": str(path),
         "seconds": result.seconds,
         "evaluations": result.edited.evaluations,

@@ -84,10 +84,14 @@ class Source:
 class Edited:
     """What an editor returns: images [B,3,R,R]; s [B,S] and mask [B,1,R,R] where the method has them.
 
+    enough [B]: the strengths that the editor found for each person by itself; the one it was asked for is a factor on
+    them.
+
     `evaluations` counts forward passes per image of the network that draws it, encoding included.
     """
 
     images: Tensor
     s: Tensor | None = None
     mask: Tensor | None = None
+    enough: Tensor | None = None
     evaluations: int = 1

@@ -66,11 +66,14 @@ def strengths(values: list[str] | None) -> list[float | None]:
     return list(dict.fromkeys(found)) or [None]
 
 
-Value = bool | int | float | str | None
+Value = bool | int | float | str | None | list["Value"]
 
 
 def tries(values: list[str], option: str = "--try") -> dict[str, list[Value]]:
-    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm, and null."""
+    """Settings to try: "strength=1,2" -> {"strength": [1, 2]}; also words, as in solver=ddim,belm, null, and lists.
+
+    A list is written with plus signs: "tries=0.5+1,0.5+1+2" -> {"tries": [[0.5, 1], [0.5, 1, 2]]}.
+    """
     found: dict[str, list[Value]] = {}
     for text in values:
         name, _, chosen = text.partition("=")
@@ -81,7 +84,7 @@ def tries(values: list[str], option: str = "--try") -> dict[str, list[Value]]:
 
 
 def _plain(text: str) -> Value:
-    """A number, a truth value or nothing where `text` is one."""
+    """A number, a truth value, nothing, or a list of them where `text` is one."""
     words: dict[str, Value] = {"true": True, "false": False, "null": None}
     if text in words:
         return words[text]
@@ -90,7 +93,8 @@ def _plain(text: str) -> Value:
             return kind(text)
         except ValueError:
             pass
-    return text
+    parts = [part.strip() for part in text.split("+")]
+    return [_plain(part) for part in parts] if len(parts) > 1 and all(parts) else text
 
 
 def words(text: str) -> list[str]:

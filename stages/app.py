@@ -193,7 +193,8 @@ def _inversion_line(fact: dict[str, Any]) -> str:
 
 def _edit_line(fact: dict[str, Any]) -> str:
     moved = f", {fact['channels_moved']} of {fact['channels']} channels moved" if fact["channels"] else ""
-    return f"{fact['name']} -> {fact['prompt']} (strength {fact['strength']:g}{moved}), wrote {fact['path']}"
+    enough = "" if fact["enough"] is None else f" x {fact['enough']:g}, which CLIP found enough"
+    return f"{fact['name']} -> {fact['prompt']} (strength {fact['strength']:g}{enough}{moved}), wrote {fact['path']}"
 
 
 def _finish(report: Report, as_json: bool, told: Sequence[str] = ()) -> None:

@@ -73,7 +73,8 @@ def test_json_is_one_object_with_everything_and_nothing_else(deltaspace: Deltasp
     assert outcome.code == 0 and report["domain"] == "tiny" and report["editor"] == DEFAULT
     assert [edit["strength"] for edit in report["edits"]] == [0.5, 1.0]
     for fact in report["edits"]:
-        assert Path(fact["path"]).is_file() and fact["evaluations"] == 4 and fact["seconds"] >= 0
+        assert Path(fact["path"]).is_file() and fact["seconds"] >= 0
+        assert fact["evaluations"] == (3 if fact["strength"] == 1 else 4) and fact["enough"] in (0.5, 1.0)
         assert 0 < fact["channels_moved"] <= fact["channels"]
         assert (fact["prompt"], fact["source"]) == (f"{TEXT} wizard", "face")
     (picture,) = report["pictures"]

@@ -72,6 +72,7 @@ def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Bac
     found = editor.edit(source, direction, 1.0)
     assert found.s is not None and found.evaluations == 4
     torch.testing.assert_close(found.s, torch.stack(codes)[chosen, torch.arange(PEOPLE)])
+    assert found.enough is not None and found.enough.tolist() == [tries[k] for k in chosen]
     half = editor.edit(source, direction, 0.5)
     assert half.s is not None
     torch.testing.assert_close(half.s - source.s, (found.s - source.s) / 2)

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline import artefacts, charts, domains, editors, mapper, metrics, portraits, tuning
 from pipeline.backbones import Backbones
+from pipeline.editors import deltaedit_gp
 from pipeline.editors._walks import Settings
 from pipeline.editors.deltaedit_g import Params
 from pipeline.values import Direction, Edited, InputError
@@ -36,9 +37,13 @@ def test_every_combination_is_tried_once_and_other_settings_stay() -> None:
     assert len(list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2], "threshold": [0, 0.1, 0.2]}))) == 6
 
 
-def test_words_of_the_command_line_become_numbers_truth_values_and_nothing() -> None:
-    found = _arguments.tries(["strength=1,0.5", "agree=true,false", "within=2,null", "solver=ddim"])
+def test_words_of_the_command_line_become_numbers_truth_values_lists_and_nothing() -> None:
+    found = _arguments.tries(["strength=1,0.5", "agree=true,false", "within=2,null", "solver=ddim", "tries=0.5+1,1e+0"])
+    lists = found.pop("tries")
     assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
+    assert lists == [[0.5, 1], 1.0]
+    (listed,) = tuning.grid(deltaedit_gp.Params(1.0, 0.1, True, None, (1.0,), 0.9, 0.5), {"tries": lists[:1]})
+    assert listed.tries == (0.5, 1.0)
     assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
 
 

@@ -79,7 +79,7 @@ class DeltaEditGP:
             s, images = (torch.stack(made)[found, torch.arange(len(source))] for made in zip(*tried, strict=True))
         else:
             s, images = laid(strength * tries[found])
-        return Edited(images, s=s, evaluations=len(tries) + 1 + (strength != 1))
+        return Edited(images, s=s, enough=tries[found], evaluations=len(tries) + 1 + (strength != 1))
 
     def way(self, source: Source, direction: Direction, images: Tensor) -> Tensor:
         """How far images [B,3,R,R] are from the source, along the direction in CLIP's space: [B]."""
