@@ -76,7 +76,8 @@ class DeltaEditGP:
         ways = torch.stack([self.way(source, direction, images) for _, images in tried])
         found = weakest(ways, params.enough)
         if strength == 1:  # as in the benchmark: what is wanted has been drawn
-            s, images = (torch.stack(made)[found, torch.arange(len(source))] for made in zip(*tried, strict=True))
+            each = torch.arange(len(source), device=found.device)
+            s, images = (torch.stack(made)[found, each] for made in zip(*tried, strict=True))
         else:
             s, images = laid(strength * tries[found])
         return Edited(images, s=s, enough=tries[found], evaluations=len(tries) + 1 + (strength != 1))
