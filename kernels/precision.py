@@ -16,7 +16,8 @@ def halves(kind: str) -> bool:
     """Whether devices of this kind ("cpu", "cuda") multiply in bfloat16 themselves."""
     if kind == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = kind == "cpu" and torch.backends.mkldnn.is_available()  # without it there are no fast ones at all
+    return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def low(device: torch.device | str, wanted: bool = True) -> torch.dtype:

@@ -37,6 +37,11 @@ def test_what_this_machine_says_is_what_pytorch_would_do() -> None:
     assert not precision.halves("meta")
 
 
+def test_a_pytorch_without_fast_convolutions_has_none_in_bfloat16_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not precision.halves.__wrapped__("cpu")
+
+
 @pytest.mark.usefixtures("spared")
 def test_a_float16_autocast_around_it_is_off_inside() -> None:
     with torch.autocast("cpu", torch.float16), precision.lowered("cpu"):
