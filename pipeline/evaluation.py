@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,6 +74,7 @@ def evaluate(
     w_plus: Tensor | None = None,
     refine: int = 0,
     fakes: Tensor | None = None,
+    drawn: Sequence[bytes] = (),
     reconstructor: str | None = "deltaedit_d",
     walk: Walk | None = None,
     repeats: int = 1000,
@@ -87,8 +88,9 @@ def evaluate(
     before editing; those of `reconstructor` tell how well diffusion gives back its input, and by its `walk` is tried
     whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
     inversions of the first n test people, the encoder's when None; refine: the steps of descent that made them, tried
-    in s too. fakes [n,D]: codes w of samples, by which the generator is judged. repeats, seed: the bootstrap over
-    people. half: identity network and oracles look at edits in bfloat16.
+    in s too. fakes [n,D]: codes w of samples, by which the generator is judged; drawn: pictures, encoded, beside those
+    of test people, to compare shares with. repeats, seed: the bootstrap over people. half: identity network and oracles
+    look at edits in bfloat16.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -127,8 +129,9 @@ def evaluate(
             found[name] = foundations.oracle_metrics(backbones, test, batch, draws, name)
         found["identity"] = foundations.identity_metrics(backbones, test, batch, draws)
         if fakes is not None:
-            found["generator"] = foundations.generator_metrics(backbones, test, fakes, batch, draws)
-            discriminator = realism.discriminator(backbones, fakes, test.images.shape[-1], batch, draws)
+            samples = foundations.sampled(backbones, fakes, batch)
+            found["generator"] = foundations.generator_metrics(backbones, test, samples, drawn, batch, draws)
+            discriminator = realism.discriminator(backbones, samples, batch, draws)
             note = backbones.absent("identity") or "not computed: it needs our identity network, and samples"
             found["generator"]["told_apart"] = discriminator.told_apart if discriminator else metrics.absent(note)
         found["clip"] = foundations.clip_metrics(backbones, test, batch, draws) | foundations.direction_metrics(

@@ -4,7 +4,7 @@ has seen."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import images, metrics
+from pipeline import images, metrics, sampling
 from pipeline import truth as truths
 from pipeline.metrics import Draws, Leaf
 
@@ -27,7 +27,7 @@ RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
 VERIFIED_PEOPLE = 500  # who are drawn once more, in other circumstances
 FRESH = 10_000_000  # row ids from here up are used for nothing else
 NEIGHBOURS = 3  # within whose distance a picture covers others, for precision and recall
-FEW_REPEATS = 50  # resamples of a distance of two distributions
+FEW_REPEATS = 50  # resamples of a distance of two distributions, or of many pictures
 
 
 def batches(count: int, batch: int) -> Iterator[slice]:
@@ -59,41 +59,53 @@ def oracle_metrics(
 
 
 @torch.no_grad()
-def generator_metrics(backbones: Backbones, test: TestSet, w: Tensor, batch: int, draws: Draws) -> dict[str, Leaf]:
-    """Are samples, w [N,D], like the pictures that are drawn? Judged by the oracle: N are best as many as test people.
+def sampled(backbones: Backbones, w: Tensor, batch: int) -> np.ndarray:
+    """What the generator makes of w [N,D], as files hold pictures: uint8 [N,R,R,3]."""
+    codes = (backbones.generator.repeat(w[part].to(backbones.device)) for part in batches(len(w), batch))
+    return np.concatenate([images.to_uint8(backbones.generator(rows)) for rows in codes])
 
-    fid_oracle: Frechet distance of its features; fid_floor: of one half of the drawn pictures to the other, which half
-    as many pictures make larger. precision and recall in the same features. attribute_share_error: the largest relative
-    difference, over all values that drawn pictures show, between the share of samples and of drawn pictures in which it
-    reads that value.
+
+@torch.no_grad()
+def generator_metrics(
+    backbones: Backbones, test: TestSet, samples: np.ndarray, drawn: Sequence[bytes], batch: int, draws: Draws
+) -> dict[str, Leaf]:
+    """Are samples, uint8 [N,R,R,3], like the pictures that are drawn? Judged by the oracle.
+
+    fid_oracle: Frechet distance of its features of test pictures and as many samples; fid_floor: of one half of those
+    pictures to the other, which half as many pictures make larger. precision and recall in the same features.
+    attribute_share_error: the largest relative difference, over all values that drawn pictures show, between the share
+    of samples and of drawn pictures in which it reads that value. Of few pictures that is mostly luck, the largest of
+    some sixty, so all samples count, and further pictures, `drawn`, beside the test's.
     """
     names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
-    count = min(len(w), len(test.ids))
+    count = min(len(samples), len(test.ids))
     if note := backbones.absent("oracle"):
         return {name: metrics.absent(note) for name in names}
     if count <= NEIGHBOURS:
         return {name: metrics.leaf(math.nan) for name in names}
-    oracle, generator = backbones.oracle, backbones.generator
-
-    def sampled(part: slice) -> Tensor:
-        return generator(generator.repeat(w[part].to(backbones.device))).float().clamp(-1, 1)
+    oracle = backbones.oracle
 
     def shares(features: Tensor) -> np.ndarray:
         """Which values are read: [N,V] of 0 and 1."""
         read = [F.one_hot(logits.argmax(dim=1), logits.shape[1]) for logits in oracle.logits(features).values()]
         return torch.cat(read, dim=1).double().cpu().numpy()
 
-    w, pictures = w[:count], test.images[:count]
-    made = torch.cat([oracle.features(sampled(part)) for part in batches(count, batch)])
-    real = torch.cat([oracle.features(pictures[part].to(made)) for part in batches(count, batch)])
+    def seen(pictures: Iterable[Tensor]) -> Tensor:
+        return torch.cat([oracle.features(part.to(backbones.device)) for part in pictures])
+
+    made = seen(images.from_uint8(samples[part]) for part in batches(len(samples), batch))
+    real = seen(test.images[part] for part in batches(len(test.ids), batch))
+    others = [shares(seen([sampling.decoded(drawn[part])])) for part in batches(len(drawn), batch)]
+    seen_made, seen_real = shares(made), np.concatenate([shares(real), *others])
+    made, real = made[:count], real[:count]
     clouds = made.double().cpu().numpy(), real.double().cpu().numpy()
-    seen_made, seen_real = shares(made), shares(real)
 
     def distances(weights: np.ndarray) -> np.ndarray:
         return np.array([metrics.frechet_distance(*clouds, draw) for draw in weights])
 
     def errors(weights: np.ndarray) -> np.ndarray:
-        theirs, own = weights @ seen_made, weights @ seen_real
+        parts = (weights[:, : len(seen_made)], seen_made), (weights[:, len(seen_made) :], seen_real)
+        theirs, own = (part @ values / part.sum(axis=1, keepdims=True) for part, values in parts)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nanmax(np.where(own > 0, np.abs(theirs / own - 1), np.nan), axis=1)
 
@@ -104,7 +116,7 @@ def generator_metrics(backbones: Backbones, test: TestSet, w: Tensor, batch: int
         "fid_floor": metrics.leaf(metrics.frechet_distance(clouds[1][: count // 2], clouds[1][count // 2 :])),
         "precision": metrics.interval(precision, draws=draws),
         "recall": metrics.interval(recall, draws=draws),
-        "attribute_share_error": metrics.bootstrap(errors, count, draws, centred=True),
+        "attribute_share_error": metrics.bootstrap(errors, len(seen_made) + len(seen_real), few, centred=True),
     }
 
 

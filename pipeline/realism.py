@@ -51,29 +51,27 @@ class Discriminator:
 
 
 @torch.no_grad()
-def discriminator(backbones: Backbones, w: Tensor, size: int, batch: int, draws: Draws) -> Discriminator | None:
-    """Learnt from samples, w [N,D], and as many people drawn at `size` for this alone; None without our network.
+def discriminator(backbones: Backbones, samples: np.ndarray, batch: int, draws: Draws) -> Discriminator | None:
+    """Learnt from samples, uint8 [N,R,R,3], and as many people drawn for this alone; None without our network.
 
     Linear discriminant analysis, its covariance shrunk as Ledoit and Wolf do, on what the identity network sees before
     it names a person. Fewer samples are shared out two to one; of less than six nothing is learnt.
     """
-    count = min(TAUGHT + TRIED, len(w))
+    count = min(TAUGHT + TRIED, len(samples))
     if count < 6 or backbones.absent("identity") or not isinstance(backbones.identity, IdentityNet):
         return None
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     from pipeline import portraits
 
-    identity, generator, tried = backbones.identity, backbones.generator, count // 3
-    renders = truth.render([portraits.sample(FIRST + row) for row in range(count)], size)
+    identity, tried = backbones.identity, count // 3
+    renders = truth.render([portraits.sample(FIRST + row) for row in range(count)], samples.shape[1])
 
-    def seen(pictures: Tensor) -> Tensor:
-        return identity.features(pictures.to(backbones.device)).cpu()
+    def seen(pictures: np.ndarray) -> Tensor:
+        parts = (images.from_uint8(pictures[part]).to(backbones.device) for part in batches(count, batch))
+        return torch.cat([identity.features(part).cpu() for part in parts])
 
-    parts = [*batches(count, batch)]
-    codes = (generator.repeat(w[:count][part].to(backbones.device)) for part in parts)
-    made = torch.cat([seen(generator(rows).float().clamp(-1, 1)) for rows in codes])
-    drawn = torch.cat([seen(images.from_uint8(renders[part])) for part in parts])
+    made, drawn = seen(samples[:count]), seen(renders)
     known = torch.cat([made[tried:], drawn[tried:]]).double().numpy()
     labels = np.repeat([0, 1], count - tried)
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(known, labels)

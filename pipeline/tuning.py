@@ -76,15 +76,21 @@ def grid(settings: Any, values: Mapping[str, Sequence[Any]], option: str = "--tr
 
 
 @torch.no_grad()
-def validation(backbones: Backbones, count: int, style: str = "painted") -> tuple[Source, truth.Truth]:
+def validation(
+    backbones: Backbones, count: int, style: str = "painted", split: str = "seen"
+) -> tuple[Source, truth.Truth]:
     """The first `count` validation people, inverted as the workflow inverts people to edit, and their counterfactuals.
 
-    style: in which both are drawn, one of `portraits.STYLES`. Raises InputError where true attributes are not known
-    (domains without a renderer), or there are fewer people.
+    style: in which both are drawn, one of `portraits.STYLES`. split: of which prompts. Raises InputError where true
+    attributes are not known (domains without a renderer), there are fewer people, or no such prompts.
     """
     domain, root = backbones.domain, backbones.root
     if domain.renderer is None:
         raise InputError(f"{domain.name} has photographs, whose true attributes are not known: nothing to tune by")
+    prompts = {prompt.text: prompt for prompt in domain.prompts if prompt.split == split}
+    if not prompts:
+        known = sorted({prompt.split for prompt in domain.prompts})
+        raise InputError(f"{domain.name} has no prompts of split '{split}': there are {', '.join(known)}")
     prepare = params.section(collection.PrepareParams, root, "prepare", domain=domain)
     rows = [row for row in collection.row_ids(prepare) if row[1] == "val"][:count]
     if len(rows) < count:
@@ -94,7 +100,6 @@ def validation(backbones: Backbones, count: int, style: str = "painted") -> tupl
     how = params.section(inversion.InvertParams, root, "invert", domain=domain)
     w_plus, _ = inversion.invert(backbones.encoder, backbones.generator, photos, how.batch, how.refine)
     people = editing.source(backbones, [row.image for row in drawn], [row.params for row in drawn], w_plus)
-    prompts = {prompt.text: prompt for prompt in domain.prompts if prompt.split == "seen"}
     test = truth.TestSet(tuple(range(count)), photos, people.people)
     cases = truth.cases(test, [(row, text) for text in prompts for row in range(count)], prompts)
     return people, truth.see(backbones, cases, domain.resolution, how.batch)
@@ -191,10 +196,11 @@ def trial(
     return Trial(name, tried, **means, **costs, round_trip=error)
 
 
-def save(path: Path, people: int, trials: Sequence[tuple[str, Trial]]) -> None:
-    """Write a table of (style of the pictures, trial) as CSV: a row each, settings first, which differ by editor."""
+def save(path: Path, people: int, split: str, trials: Sequence[tuple[str, Trial]]) -> None:
+    """Write a table of (style of the pictures, trial) on prompts of `split` as CSV: a row each, settings first, which
+    differ by editor."""
     rows = [
-        {"editor": trial.editor, "people": people, "style": style}
+        {"editor": trial.editor, "people": people, "style": style, "split": split}
         | trial.settings
         | {name: f"{getattr(trial, name):.4g}" for name in MEASURED}
         for style, trial in trials

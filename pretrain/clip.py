@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 from torch.nn.functional import normalize
 
 from kernels.precision import lowered
-from pipeline import portraits
+from pipeline import files, portraits, training
 from pipeline.clip import Clip, words
 from pipeline.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import session
+from pretrain import lesson, session
 from pretrain.augment import degrade
 from pretrain.renders import FIRST_ID, Renders
 
 EXAMINE_EVERY, EXAMINED, LEARNT = 100, 512, 0.85  # steps, pictures, skill: 0 is chance, 1 no mistake
+BATCH, TAUGHT = 256, "clip-taught"  # the name of the state after the lessons
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def steps(
     data: Renders,
     state: Path,
     images: int,
-    batch: int = 256,
+    batch: int = BATCH,
     lr: float = 1e-3,
     warmup: int = 50_000,
     ema_images: float = 30_000,
@@ -118,17 +119,44 @@ def train(
     resume: bool = True,
     device: str = "cpu",
 ) -> None:
-    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
+    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result.
+
+    Once it has seen them all, it gets a lesson of each attribute in `taught` of the plan.
+    """
     plan = session.plan(domain, "clip", images)
     data = session.drawn(domain, root, plan.renders)
+    lessons = plan.options.pop("taught", ())
     state = session.state(domain, root, "clip", resume, {"clip": "clip", "ema": "clip"})
     loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
     session.follow(loop, plan.images, "clip")
-    promote(domain, root)
+    if training.first_process():
+        finished = session.progress_of(state) >= plan.images // plan.options.get("batch", BATCH)
+        if finished and lessons and not _taught(domain, root):
+            teach(domain, root, plan.model, data, lessons, device)
+        promote(domain, root)
+
+
+def teach(
+    domain: Domain, root: Path, model: dict[str, Any], data: Renders, lessons: Sequence[str], device: str
+) -> None:
+    """Give the averaged network its lessons, into a state beside the training's."""
+    tensors, done = session.averaged(domain, root, "clip")
+    clip = Clip(model).to(device)
+    clip.load_state_dict(tensors)
+    for name in lessons:
+        session.follow(lesson.steps(clip, data, name), lesson.IMAGES, f"clip, {name}")
+    with files.replacing(session.state_file(domain, root, TAUGHT)) as partial:
+        torch.save({"ema": clip.cpu().state_dict(), "step": done}, partial)
+
+
+def _taught(domain: Domain, root: Path) -> bool:
+    """Whether the network as it is has had its lessons."""
+    path, own = (session.state_file(domain, root, name) for name in (TAUGHT, "clip"))
+    return path.exists() and session.progress_of(path) == session.progress_of(own)
 
 
 def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged network to the domain's weights."""
-    tensors, done = session.averaged(domain, root, "clip")
+    """Write the averaged network, after its lessons where it had them, to the domain's weights."""
+    tensors, done = session.averaged(domain, root, TAUGHT if _taught(domain, root) else "clip")
     model = session.plan(domain, "clip").model
     return session.publish(domain, root, "clip", tensors, model, steps=done, vocabulary=vocabulary())

@@ -166,6 +166,9 @@ def tune(
     source: Annotated[
         str | None, typer.Option(metavar="WORDS[,WORDS]", help="Words to come from, for the domain's neutral one.")
     ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="Which of the domain's prompts: seen, heldout or combined.")
+    ] = "seen",
     without_matrix: Annotated[
         bool, typer.Option("--without-matrix", help="Measure relevance for each text alone.")
     ] = False,
@@ -201,7 +204,7 @@ def tune(
     found = domains.load(domain, root)
     settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
-    drawn = {word: tuning.validation(networks, people, word) for word in styles}
+    drawn = {word: tuning.validation(networks, people, word, split) for word in styles}
     recipes = list(tuning.mappers(networks, recipe))
     tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]
     tracked, trials = progress.track(product(recipes, tried), len(recipes) * len(tried), f"trying {editors}"), []
@@ -212,7 +215,7 @@ def tune(
             trials.append((word, replace(found, settings=mapper | found.settings)))
     trials.sort(key=lambda pair: (styles.index(pair[0]), pair[1].score))
     if out:
-        tuning.save(out, people, trials)
+        tuning.save(out, people, split, trials)
     if as_json:
         told = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
         return _shell.print_json({"people": people, "trials": told})

@@ -17,6 +17,7 @@ from stages._run import Stage, run
 
 DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
 SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSED}
+SAMPLES, DRAWN = 4096, 12_000  # of the generator; of drawn pictures, besides the test's, whose shares it should have
 GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 3, 6, 256  # every version of it stays in git
 
 
@@ -33,9 +34,10 @@ def main(stage: Stage) -> None:
         for name, module in SHOWN.items()
         if name in edits
     }
-    fakes, diffused = None, next((name for name in ran if name in DIFFUSED), None)
+    fakes, drawn, diffused = None, [], next((name for name in ran if name in DIFFUSED), None)
     if test.people is not None:
-        fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][: len(test.ids)]
+        fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][:SAMPLES]
+        drawn = artefacts.read(files.images, "images", ["image"], {"split": "train"})["image"][:DRAWN]
     if tuple(reals["id"].tolist()) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
@@ -47,6 +49,7 @@ def main(stage: Stage) -> None:
             w_plus=w_plus,
             refine=artefacts.metadata(files.reals, "reals")["params"]["refine"],
             fakes=fakes,
+            drawn=drawn,
             reconstructor=diffused,
             walk=ran[diffused].walk if diffused else None,
             repeats=section.repeats,

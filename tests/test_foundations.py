@@ -108,11 +108,24 @@ def test_samples_that_are_all_alike_are_found_out(world: World) -> None:
     assert found["attribute_share_error"]["value"] >= 1  # a value that nobody else has, or that nobody has any more
 
 
+def test_shares_are_those_of_all_samples_and_of_further_drawn_pictures(world: World) -> None:
+    world.backbones.generator = Painter()
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    first, second = world.test.images[0], world.test.images[1]
+    samples = torch.stack([first] * PEOPLE + [second] * PEOPLE + list(world.test.images)).flatten(1)
+    drawn = [images.encode_png(picture) for picture in [first, second] * PEOPLE]
+    alike = world.evaluate(edits, fakes=samples, drawn=drawn).metrics["generator"]["attribute_share_error"]
+    assert alike["value"] == pytest.approx(0, abs=1e-6)
+    for fewer in (drawn[:PEOPLE], []):
+        other = world.evaluate(edits, fakes=samples, drawn=fewer).metrics["generator"]["attribute_share_error"]
+        assert other["value"] > 0.1
+
+
 def test_fewer_samples_than_people_are_compared_with_as_many(world: World) -> None:
     world.backbones.generator = Painter()
     edits = {"counterfactual": world.edits("counterfactual", change)}
     found = world.evaluate(edits, fakes=world.test.images[:5].flatten(1)).metrics["generator"]
-    assert found["precision"]["value"] == 1 and found["attribute_share_error"]["value"] == 0
+    assert found["precision"]["value"] == found["recall"]["value"] == 1
     few = world.evaluate(edits, fakes=world.test.images[:2].flatten(1)).metrics["generator"]
     assert few["precision"]["value"] is None
 

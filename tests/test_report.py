@@ -241,7 +241,7 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
         for i, chosen in enumerate(settings)
     ]
     path = artefacts.Layout(domain, project).trials / "solvers.csv"
-    tuning.save(path, 24, [("painted", trial) for trial in found])
+    tuning.save(path, 24, "seen", [("painted", trial) for trial in found])
     (trial,) = [charts.trials(path) for path in artefacts.Layout(domain, project).trials.glob("*.csv")]
     assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
     passes, distance = trial["charts"]

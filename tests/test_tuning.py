@@ -68,9 +68,18 @@ def test_the_people_are_validation_people(validated) -> None:
     assert {row for row, _ in goals.index} <= set(range(PEOPLE))
 
 
+def test_prompts_of_another_split_are_tried_alone(networks: Backbones) -> None:
+    of = {prompt.text: prompt.split for prompt in networks.domain.prompts}
+    for split in {*of.values()}:
+        _, goals = tuning.validation(networks, PEOPLE, split=split)
+        assert {of[text] for _, text in goals.index} == {split}
+
+
 def test_more_people_than_there_are_and_worlds_without_truth_are_refused(networks: Backbones, tiny: Path) -> None:
     with pytest.raises(InputError, match=r"7 validation people are asked for, prepare\.val is 6"):
         tuning.validation(networks, 7)
+    with pytest.raises(InputError, match="tiny has no prompts of split 'unheard': there are "):
+        tuning.validation(networks, 1, split="unheard")
     church = Backbones(domains.load("church", Path(__file__).parent.parent), tiny)
     with pytest.raises(InputError, match="church has photographs"):
         tuning.validation(church, 1)
@@ -139,7 +148,7 @@ def test_other_source_words_are_tried_and_told_apart(
     trials = [tuning.trial(networks, "any", settings, people, goals, words) for words in (None, "a face", "hair")]
     texts = list(dict.fromkeys(text for _, text in goals.index))
     assert asked == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
-    tuning.save(tmp_path / "source.csv", len(people), [("painted", trial) for trial in trials[1:]])
+    tuning.save(tmp_path / "source.csv", len(people), "seen", [("painted", trial) for trial in trials[1:]])
     table = charts.trials(tmp_path / "source.csv")
     assert table["varied"] == ["source"] and [row["source"] for row in table["rows"]] == ["a face", "hair"]
     assert "source" not in trials[0].settings

@@ -1,0 +1,132 @@
+"""The lesson that CLIP gets of what its contrastive training left unlearnt."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_trainings
+import torch
+from small_trainings import CHUNK, MODELS, R, domain_at
+from torch.nn.functional import normalize
+
+from pipeline import portraits, weights
+from pipeline.clip import Clip
+from pipeline.values import InputError
+from pretrain import clip as pretrain_clip
+from pretrain import lesson, renders, session
+
+few_pictures = small_trainings.few_pictures  # fixture
+NAME, SHOWN = "brows", 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, few_pictures: None) -> renders.Renders:
+    root = tmp_path_factory.mktemp("lesson")
+    renders.make(root, R, CHUNK)
+    return renders.Renders(root, R)
+
+
+@pytest.fixture(scope="module")
+def taught(data: renders.Renders) -> tuple[Clip, Clip, torch.Tensor]:
+    """A network at random, what a lesson of many steps on few pictures makes of it, and the direction of that."""
+    torch.manual_seed(3)
+    before = Clip(MODELS["clip"][0])
+    pictures = data.images(torch.arange(SHOWN))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(lesson, "degrade", lambda images: images)
+        for _ in range(30):  # until its norms know what they are given
+            before.embed_images(pictures)
+        after = copy.deepcopy(before.eval())
+        along = lesson.direction(normalize(before.embed_images(pictures), dim=1))
+        with torch.enable_grad():
+            for _ in lesson.steps(after, data, NAME, images=16 * 200, batch=16):
+                pass
+    return before, after, along
+
+
+@torch.no_grad()
+def test_pictures_and_captions_of_the_two_values_part(
+    taught: tuple[Clip, Clip, torch.Tensor], data: renders.Renders
+) -> None:
+    before, after, along = taught
+    people = data.people(torch.arange(SHOWN))
+    truth = torch.tensor([portraits.attributes(person)[NAME] == portraits.ATTRIBUTES[NAME][1] for person in people])
+    seen = normalize(after.embed_images(data.images(torch.arange(SHOWN))), dim=1) @ along
+    assert torch.equal(seen > 0, truth)
+    for n in range(2):
+        texts = [portraits.in_a_phrase("face", value[0][n]) for value in portraits.PHRASES[NAME].values()]
+        first, second = (after.embed_texts(texts) - before.embed_texts(texts)) @ along
+        assert second - first > 0.1
+
+
+@torch.no_grad()
+def test_what_captions_say_otherwise_stays_where_it_was(taught: tuple[Clip, Clip, torch.Tensor]) -> None:
+    before, after, _ = taught
+    others = ["face", "a photo of a person", "face with red hair", "a happy person wearing a suit"]
+    assert (after.embed_texts(others) * before.embed_texts(others)).sum(1).min() > 0.97
+
+
+def test_only_few_weights_change(taught: tuple[Clip, Clip, torch.Tensor]) -> None:
+    before, after = (clip.state_dict() for clip in taught[:2])
+    changed = {key: (before[key] != after[key]) for key in before}
+    touched = {key for key, where in changed.items() if where.any()}
+    assert not {key for key in touched if "running" in key or "attn.in_proj" in key or "mlp" in key}
+    assert "model.visual.layer1.0.conv2.weight" not in touched and "model.visual.layer4.0.conv2.weight" not in touched
+    half = changed["model.visual.layer3.0.conv2.weight"]
+    assert half[: len(half) // 2].any() and not half[len(half) // 2 :].any()
+    words = changed["model.token_embedding.weight"].any(dim=1)
+    tokenizer = taught[0].tokenizer
+    assert words[tokenizer(["bushy"])[0][1]] and not words[tokenizer(["smiling"])[0][1]]
+
+
+def test_the_direction_is_one_that_embeddings_hardly_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lesson, "AXES", 4)
+    torch.manual_seed(0)
+    spread = torch.tensor([1.0, 0.01, 1.0, 0.5, 2.0, 1.0, 0.7])
+    found = lesson.direction(torch.randn(500, 7) * spread)
+    assert found.norm() == pytest.approx(1) and (found != 0).sum() <= 4
+    assert found.abs().argmax() == 1 and found[1].abs() > 0.99
+
+
+def test_captions_tell_the_value_that_they_name(data: renders.Renders) -> None:
+    captions, told = lesson._captions(data, NAME, 0, 300)
+    for caption, place in zip(captions, told.tolist(), strict=True):
+        said = [word in caption for word in ("eyebrows", "bushy", "thick")]
+        assert place == (0 if not said[0] else 1 if any(said[1:]) else -1)
+    assert np.unique(told.numpy(), return_counts=True)[1].min() > 30
+
+
+def test_an_attribute_of_more_values_than_two_is_refused(data: renders.Renders) -> None:
+    with pytest.raises(InputError, match="'hair_color' has 5 values"):
+        next(lesson.steps(Clip(MODELS["clip"][0]), data, "hair_color", 16))
+
+
+def test_a_training_that_is_done_ends_with_the_lessons_of_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and what they changed is what is promoted, then and later."""
+    monkeypatch.setenv("DELTASPACE_TRACKING", "0")
+    monkeypatch.setattr(lesson, "IMAGES", 8)
+    given: list[str] = []
+
+    def one(clip: Clip, data: renders.Renders, name: str) -> object:
+        given.append(name)
+        with torch.no_grad():
+            clip.model.visual.attnpool.c_proj.bias.fill_(0.25)
+        yield 8, {}, clip
+
+    monkeypatch.setattr(lesson, "steps", one)
+    domain = domain_at(tmp_path)
+    domain.defaults["pretrain"]["clip"]["taught"] = [NAME]
+    pretrain_clip.train(domain, tmp_path, minutes=1e-6)
+    assert not given
+    for _ in range(2):
+        pretrain_clip.train(domain, tmp_path)
+        assert given == [NAME]
+        tensors, meta = weights.load(session.promoted(domain, tmp_path, "clip"))
+        assert (tensors["model.visual.attnpool.c_proj.bias"] == 0.25).all() and meta["steps"] == 2
+    pretrain_clip.train(domain, tmp_path, images=5 * 8)  # goes on, and then needs its lesson again
+    assert given == [NAME, NAME]
