@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PEOPLE, STEPS = 3, 6  # people in the figures, and pictures from one end to the other
 STRENGTHS, THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+THRESHOLD = 0.1  # of the strengths
 LARGEST = 192  # pixels of a picture on the page
 MAPPED = 300  # people on the map, each as a picture and as a caption
 
@@ -56,20 +57,20 @@ def blends(walker: Walker, people: Source, directions: Sequence[Direction], stre
 def swept(
     backbones: Backbones, people: Source, directions: Sequence[Direction], settings: deltaedit_g.Params
 ) -> tuple[Tensor, Tensor]:
-    """Two grids [3,H,W] of DeltaEdit-G as published (no channel held back, nor for disagreeing), a row per direction:
+    """Two grids [3,H,W] of DeltaEdit-G as published (threshold alone keeps channels back), a row per direction:
     the first person at STRENGTHS, and at THRESHOLDS."""
     one = people.select([0])
 
     def row(direction: Direction, tried: Iterable[tuple[float, float]]) -> list[Tensor]:
         edits = (
-            deltaedit_g.build(backbones, replace(settings, threshold=threshold, agree=False, within=None))
+            deltaedit_g.build(backbones, replace(settings, threshold=threshold, agree=False, share=None, within=None))
             .edit(one, direction, strength)
             .images[0]
             for strength, threshold in tried
         )
         return [edit.clamp(-1, 1) for edit in edits]
 
-    strong = [row(direction, ((x, settings.threshold) for x in STRENGTHS)) for direction in directions]
+    strong = [row(direction, ((x, THRESHOLD) for x in STRENGTHS)) for direction in directions]
     kept = [row(direction, ((settings.strength, x) for x in THRESHOLDS)) for direction in directions]
     return sheet(strong), sheet(kept)
 

@@ -269,7 +269,7 @@ class Studio:
     # ------------------------------------------------------------ editing
 
     def tool(self, editor: str = editors.DEFAULT, threshold: float | None = None) -> Tool:
-        """The editor of that name with its section of params.yaml, where `threshold`, if given, wins.
+        """The editor of that name with its section of params.yaml; a `threshold`, if given, stands in for its own mask.
 
         Raises InputError for an unknown editor, with the nearest name, and for a threshold where there is none.
         """
@@ -278,7 +278,7 @@ class Studio:
             raise InputError(f"{editor} has no threshold: leave it out, or use an editor such as {editors.DEFAULT}")
         stage = f"edit_{module.KIND}"
         own = (params.load_yaml(self.root).get(stage) or {}).get(editor) or {}
-        values = own if threshold is None else {**own, "threshold": float(threshold)}
+        values = own if threshold is None else {**own, "threshold": float(threshold), "share": None}
         settings = params.build(module.Params, values, f"{stage}.{editor}", complete=True)
         key = (editor, threshold)
         if key not in self._tools:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline import domains, editors, portraits
 from pipeline.backbones import Backbones
-from pipeline.editors import styleclip_gd, styleclip_op
+from pipeline.editors import _deltas, styleclip_gd, styleclip_op
 from pipeline.values import Direction, ImagePair, InputError, Source, TextPair
 
 project, world, source = edited_world.project, edited_world.world, edited_world.source  # fixtures
@@ -103,6 +103,31 @@ def test_what_the_mapper_moves_against_its_own_effect_can_stay(world: Backbones,
     torch.testing.assert_close(kept, torch.where(with_effect, all_moves, 0.0))
 
 
+def test_the_most_relevant_channels_that_make_up_the_share_move_and_no_others() -> None:
+    """Two people, whom the same channels take different ways along the text."""
+    relevance = torch.tensor([0.1, -0.9, 0.5, 0.3])
+    does = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 7.0, -5.0]])
+    for share, first, second in (
+        (0.3, [1], [1, 2]),
+        (0.5, [1, 2], [1, 2]),
+        (0.55, [1, 2, 3], [1, 2]),
+        (1, [0, 1, 2, 3], [0, 1, 2, 3]),
+    ):
+        moved = _deltas.foremost(does, relevance, share)
+        assert [row.nonzero().flatten().tolist() for row in moved] == [first, second], share
+    assert not _deltas.foremost(torch.zeros(1, 4), relevance, 0.5).any()
+
+
+@pytest.mark.parametrize("name", ["deltaedit_g", "deltaedit_gp", "deltaedit_gr", "deltaedit_d"])
+def test_less_of_the_way_moves_fewer_channels_of_the_same_ones(name: str, world: Backbones, source: Source) -> None:
+    moves = []
+    for share in (0.3, 0.8, None):
+        editor = remade(name, world, threshold=0.0, share=share)
+        moves.append(editor.edit(source, editor.fit(PROMPT), 1.0).s != source.s)  # type: ignore[operator]
+    few, more, every = moves
+    assert (few <= more).all() and (more <= every).all() and 0 < few.sum() < more.sum() < every.sum()
+
+
 @pytest.mark.parametrize("name", ["deltaedit_g", "deltaedit_gr", "deltaedit_d"])
 def test_no_channel_is_taken_further_out_than_asked_unless_it_was_there_before(
     name: str, world: Backbones, source: Source
@@ -118,8 +143,11 @@ def test_no_channel_is_taken_further_out_than_asked_unless_it_was_there_before(
     assert (found != free).any() and (found[0] > world.s_mean + 1.6 * world.s_std).any()
 
 
-def test_a_width_of_nothing_is_refused(world: Backbones) -> None:
+def test_a_width_or_a_share_of_nothing_is_refused(world: Backbones) -> None:
     for name in ("deltaedit_g", "deltaedit_gp", "deltaedit_gr", "deltaedit_d"):
+        for share in (0.0, 1.1):
+            with pytest.raises(ValueError, match=f"share is {share}"):
+                remade(name, world, share=share)
         with pytest.raises(ValueError, match="within is 0"):
             remade(name, world, within=0.0)
 

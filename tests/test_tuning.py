@@ -42,7 +42,7 @@ def test_words_of_the_command_line_become_numbers_truth_values_lists_and_nothing
     lists = found.pop("tries")
     assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
     assert lists == [[0.5, 1], 1.0]
-    (listed,) = tuning.grid(deltaedit_gp.Params(1.0, 0.1, True, None, (1.0,), 0.9, 0.5), {"tries": lists[:1]})
+    (listed,) = tuning.grid(deltaedit_gp.Params(1.0, 0.1, True, None, None, (1.0,), 0.9, 0.5), {"tries": lists[:1]})
     assert listed.tries == (0.5, 1.0)
     assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
 
@@ -56,7 +56,7 @@ def test_a_value_of_another_type_or_that_cannot_be_is_one_line() -> None:
     for values in ({"strength": ["strong"]}, {"agree": [2]}):
         with pytest.raises(InputError, match=f"--try.{next(iter(values))} is"):
             list(tuning.grid(Params(1.0, 0.3), values))
-    walk = Settings(1.0, 0.1, True, None, 10, "belm", 0, 1.0)
+    walk = Settings(1.0, 0.1, True, None, None, 10, "belm", 0, 1.0)
     assert [one.solver for one in tuning.grid(walk, {"solver": ["ddim", "belm"]})] == ["ddim", "belm"]
     with pytest.raises(InputError, match="do not divide 1000"):
         list(tuning.grid(walk, {"steps": [7]}))

@@ -14,8 +14,12 @@ from pipeline.editors._walks import Masked, Settings
 from pipeline.values import ImagePair, InputError, Source, TextPair
 
 S, E, R = 7, 5, 16
-PARAMS = Settings(strength=1.0, threshold=0.3, agree=False, within=None, steps=4, solver="ddim", refine=1, guidance=1.0)
-MASKED = Masked(1.0, 0.3, False, None, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0)
+PARAMS = Settings(
+    strength=1.0, threshold=0.3, agree=False, share=None, within=None, steps=4, solver="ddim", refine=1, guidance=1.0
+)
+MASKED = Masked(
+    1.0, 0.3, False, None, None, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0
+)
 PROMPT = TextPair("face", "face with red hair")
 
 
@@ -160,7 +164,7 @@ def test_the_generators_change_is_carried_into_the_noise_where_decoding_begins(w
             return s[:, :3, None, None].expand(-1, -1, R, R) + w_plus.mean()
 
     world.generator = Drawing()
-    settings = encode_decode.Params(1.0, 0.3, False, None, 4, solver, 0, 1.0, ratio=0.5, carry=0.7)
+    settings = encode_decode.Params(1.0, 0.3, False, None, None, 4, solver, 0, 1.0, ratio=0.5, carry=0.7)
     source, editor = people(), load("encode_decode", world, settings)
     edited = editor.edit(source, editor.fit(PROMPT), 1.0)
     change = (edited.s - source.s)[:, :3, None, None]

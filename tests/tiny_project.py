@@ -24,9 +24,9 @@ PARAMS = {
     "sample": {"count": 32, "seed": 0, "truncation": 1.0, "shard": 16},
     "invert": {"batch": 8, "refine": 2},
     "edit_latent": {
-        "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "within": None},
+        "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
         "deltaedit_gp": {
-            **{"strength": 1.0, "threshold": 0.01, "agree": False, "within": None},
+            **{"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
             **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5},
         },
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -78,19 +78,45 @@ def answered(backbones: Backbones, source: Source, delta: Tensor) -> Tensor:
     return backbones.mapper(source.s, told(source.clip, F.normalize(delta, dim=-1, eps=1e-5)))
 
 
-@torch.no_grad()
-def mapped(
-    backbones: Backbones, source: Source, direction: Direction, threshold: float, strength: float, agree: bool = False
-) -> Tensor:
-    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern (DeltaEdit 3.3).
+class ChannelMask(Protocol):
+    """What params of an editor say of the channels that it moves.
 
-    agree: zero also where delta_s moves a channel against its own measured effect, which compensates for side effects
-    of others that the mask may have taken away.
+    threshold: channels with |relevance . delta_t| below it stay (DeltaEdit 3.3). The rest is not in the paper. agree:
+    so do those that delta_s moves against their own effect, which compensates for side effects of others that the mask
+    may have taken away. share: so do all but the most relevant ones that make up this part of what delta_s does along
+    the text; null: all. Texts differ in how many channels they concern, and how strongly. within: see `held`.
     """
+
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def agree(self) -> bool: ...
+    @property
+    def share(self) -> float | None: ...
+    @property
+    def within(self) -> float | None: ...
+
+
+@torch.no_grad()
+def mapped(backbones: Backbones, source: Source, direction: Direction, params: ChannelMask, strength: float) -> Tensor:
+    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern."""
     delta_s = answered(backbones, source, direction.delta)
     found = effect(backbones, direction)
-    moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), threshold, strength)
-    return torch.where(delta_s * found > 0, moved, torch.zeros_like(moved)) if agree else moved
+    moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), params.threshold, strength)
+    if params.agree:
+        moved = torch.where(delta_s * found > 0, moved, torch.zeros_like(moved))
+    return moved if params.share is None else moved * foremost(delta_s * found, found, params.share)
+
+
+def foremost(does: Tensor, relevance: Tensor, share: float) -> Tensor:
+    """The most relevant channels that make up `share` of what all of them do: [B,S] bool.
+
+    does: [B,S], how far each moves along the text; nothing is made up by those that move against it. relevance: [S].
+    """
+    order = relevance.abs().argsort(descending=True, stable=True)
+    does = does[:, order].clamp(min=0)
+    before = does.cumsum(dim=1) - does
+    return (before < share * does.sum(dim=1, keepdim=True))[:, order.argsort()]
 
 
 @torch.no_grad()
@@ -111,6 +137,13 @@ def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) 
         return s
     mean, std = backbones.s_stats
     return torch.clamp(s, torch.minimum(source.s, mean - within * std), torch.maximum(source.s, mean + within * std))
+
+
+def check_mask(params: ChannelMask) -> None:
+    """ValueError for a share or a width of nothing."""
+    if params.share is not None and not 0 < params.share <= 1:
+        raise ValueError(f"share is {params.share}: above 0 and at most 1 is expected, or null")
+    check_within(params.within)
 
 
 def check_within(within: float | None) -> None:

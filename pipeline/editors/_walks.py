@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.precision import lowered
 from pipeline import sampler
-from pipeline.editors._deltas import Known, check_within, clip_direction, held, mapped
+from pipeline.editors._deltas import Known, check_mask, clip_direction, held, mapped
 from pipeline.sampler import Held, Sampled, Solver, Walk
 from pipeline.stylespace import Space
 from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair
@@ -31,13 +31,13 @@ FLAT = 2.0  # where the greatest contrast is less than this many times the media
 
 @dataclass(frozen=True)
 class Moving(ABC):
-    """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
-    that delta_s moves against their own effect (not in the paper). within: see `_deltas.held`. ValueError for a walk
+    """strength: factor on delta_s. threshold, agree, share, within: see `_deltas.ChannelMask`. ValueError for a walk
     that nobody can take."""
 
     strength: float
     threshold: float
     agree: bool
+    share: float | None
     within: float | None
 
     @property
@@ -46,7 +46,7 @@ class Moving(ABC):
         """How far people go, and how finely."""
 
     def __post_init__(self) -> None:
-        check_within(self.within)
+        check_mask(self)
         check_walk(self)
 
 
@@ -175,9 +175,8 @@ class Mover(Told):
 
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
         """s + delta_s [B,S] of the mapper, masked by relevance and held back."""
-        params = self.params
-        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
-        return held(self.backbones, source, s, params.within)
+        s = source.s + mapped(self.backbones, source, direction, self.params, strength)
+        return held(self.backbones, source, s, self.params.within)
 
 
 @dataclass(frozen=True)

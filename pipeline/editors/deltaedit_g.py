@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import check_within, clip_direction, held, mapped
+from pipeline.editors._deltas import check_mask, clip_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on delta_s. threshold: channels with |relevance . delta_t| below it stay. agree: so do those
-    that delta_s moves against their own effect (not in the paper). within: see `_deltas.held`."""
+    """strength: factor on delta_s. The rest: see `_deltas.ChannelMask`."""
 
     strength: float
     threshold: float
     agree: bool = False
+    share: float | None = None
     within: float | None = None
 
     def __post_init__(self) -> None:
-        check_within(self.within)
+        check_mask(self)
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ class DeltaEditG:
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        params = self.params
-        s = source.s + mapped(self.backbones, source, direction, params.threshold, strength, params.agree)
-        s = held(self.backbones, source, s, params.within)
+        s = source.s + mapped(self.backbones, source, direction, self.params, strength)
+        s = held(self.backbones, source, s, self.params.within)
         return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.editors._deltas import Known, check_within, clip_direction, held, mapped
+from pipeline.editors._deltas import Known, check_mask, clip_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
@@ -28,20 +28,21 @@ NEAR = 64  # a change is felt over this part of the picture's side around it
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on the strength that is found. threshold, agree, within: as in deltaedit_g. tries: strengths
-    that are tried, from weak to strong. enough: part of the longest way along the text in CLIP's space that the chosen
-    one must go. fade: change of a colour, on [-1,1], at which the photograph's detail has faded to 1/e."""
+    """strength: factor on the strength that is found. threshold, agree, share, within: see `_deltas.ChannelMask`.
+    tries: strengths that are tried, from weak to strong. enough: part of the longest way along the text in CLIP's space
+    that the chosen one must go. fade: change of a colour, on [-1,1], at which the photograph's detail is at 1/e."""
 
     strength: float
     threshold: float
     agree: bool
+    share: float | None
     within: float | None
     tries: tuple[float, ...]
     enough: float
     fade: float
 
     def __post_init__(self) -> None:
-        check_within(self.within)
+        check_mask(self)
         if not self.tries or list(self.tries) != sorted({*self.tries}) or not self.tries[0] > 0:
             raise ValueError(f"tries are {list(self.tries)}: strengths above 0 that rise are expected")
         if not (0 < self.enough <= 1 and self.fade > 0):
@@ -64,7 +65,7 @@ class DeltaEditGP:
             return Edited(source.image, s=source.s)
         params, draw = self.params, self.backbones.generator.synthesis
         unedited = self.known.once("unedited", source, lambda: draw(source.s, source.w_plus))
-        move = mapped(self.backbones, source, direction, params.threshold, 1.0, params.agree)
+        move = mapped(self.backbones, source, direction, params, 1.0)
 
         def laid(amounts: Tensor) -> tuple[Tensor, Tensor]:
             """s, and the picture, of people moved by amounts [B]."""

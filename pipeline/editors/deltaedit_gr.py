@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import check_within, clip_direction, global_direction, held, mapped
+from pipeline.editors._deltas import check_mask, clip_direction, global_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
@@ -25,15 +25,21 @@ NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 @dataclass(frozen=True)
 class Params:
     """strength: factor on the move. alpha: sigmas that the global direction moves its most relevant channel.
-    threshold: channels with |relevance . delta_t| below it stay. within: see `_deltas.held`."""
+    threshold, share, within: see `_deltas.ChannelMask`."""
 
     strength: float
     alpha: float
     threshold: float
+    share: float | None = None
     within: float | None = None
 
     def __post_init__(self) -> None:
-        check_within(self.within)
+        check_mask(self)
+
+    @property
+    def agree(self) -> bool:
+        """That is what it is."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class DeltaEditGR:
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        said = mapped(self.backbones, source, direction, self.params.threshold, 1.0, agree=True)
+        said = mapped(self.backbones, source, direction, self.params, 1.0)
         move = said.sign() * (said.abs() * direction.data["delta_s"].abs()).sqrt()
         s = held(self.backbones, source, source.s + strength * move, self.params.within)
         return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
