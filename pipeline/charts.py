@@ -126,6 +126,7 @@ def trials(path: Path) -> dict[str, Any]:
     return {
         "title": path.stem.replace("_", " "),
         "people": rows[0]["people"] if rows else "0",
+        "split": (rows[0].get("split") if rows else None) or "seen",
         "varied": varied,
         "measured": list(MEASURED),
         "rows": rows,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PEOPLE, STEPS = 3, 6  # people in the figures, and pictures from one end to the other
 STRENGTHS, THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
-THRESHOLD = 0.1  # of the strengths
+THRESHOLD = 0.1  # at which STRENGTHS are shown
 LARGEST = 192  # pixels of a picture on the page
 MAPPED = 300  # people on the map, each as a picture and as a caption
 
@@ -120,7 +120,7 @@ def save(layout: Layout, grids: Mapping[str, Tensor], **told: Any) -> None:
     """Write grids by their names, and what they show (JSON-able)."""
     for name, grid in grids.items():
         images.save_png(layout.figures / f"{name}.png", grid)
-    content = {"strengths": STRENGTHS, "thresholds": THRESHOLDS, **told}
+    content = {"strengths": STRENGTHS, "threshold": THRESHOLD, "thresholds": THRESHOLDS, **told}
     files.write_bytes(layout.figures / "told.json", json.dumps(content, ensure_ascii=False).encode())
 
 

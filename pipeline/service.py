@@ -269,7 +269,7 @@ class Studio:
     # ------------------------------------------------------------ editing
 
     def tool(self, editor: str = editors.DEFAULT, threshold: float | None = None) -> Tool:
-        """The editor of that name with its section of params.yaml; a `threshold`, if given, stands in for its own mask.
+        """The editor of that name with its section of params.yaml; a `threshold`, if given, wins, also over a share.
 
         Raises InputError for an unknown editor, with the nearest name, and for a threshold where there is none.
         """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from kernels.precision import lowered
-from pipeline import files, portraits, training
+from pipeline import portraits, training, weights
 from pipeline.clip import Clip, words
 from pipeline.domains import Domain
 from pipeline.training import Ema, Metrics, fit
@@ -21,7 +22,7 @@ from pretrain.augment import degrade
 from pretrain.renders import FIRST_ID, Renders
 
 EXAMINE_EVERY, EXAMINED, LEARNT = 100, 512, 0.85  # steps, pictures, skill: 0 is chance, 1 no mistake
-BATCH, TAUGHT = 256, "clip-taught"  # the name of the state after the lessons
+BATCH = 256
 
 
 @torch.no_grad()
@@ -121,42 +122,60 @@ def train(
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result.
 
-    Once it has seen them all, it gets a lesson of each attribute in `taught` of the plan.
+    Once it has seen them all, it gets a lesson of each attribute in `taught` of the plan, whole, whatever the time.
     """
     plan = session.plan(domain, "clip", images)
+    lessons = plan.options.pop("taught", [])
+    lesson.check(lessons, plan.model)
     data = session.drawn(domain, root, plan.renders)
-    lessons = plan.options.pop("taught", ())
     state = session.state(domain, root, "clip", resume, {"clip": "clip", "ema": "clip"})
     loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
     session.follow(loop, plan.images, "clip")
-    if training.first_process():
-        finished = session.progress_of(state) >= plan.images // plan.options.get("batch", BATCH)
-        if finished and lessons and not _taught(domain, root):
-            teach(domain, root, plan.model, data, lessons, device)
+    finished = session.progress_of(state) >= plan.images // plan.options.get("batch", BATCH)
+    if not (finished and lessons):
         promote(domain, root)
+    elif _lessons(domain, root) != lessons:
+        teach(domain, root, plan.model, data, lessons, device)
 
 
-def teach(
-    domain: Domain, root: Path, model: dict[str, Any], data: Renders, lessons: Sequence[str], device: str
-) -> None:
-    """Give the averaged network its lessons, into a state beside the training's."""
-    tensors, done = session.averaged(domain, root, "clip")
+def teach(domain: Domain, root: Path, model: dict[str, Any], data: Renders, lessons: list[str], device: str) -> None:
+    """Give the averaged network its lessons, and write what they make of it to the domain's weights."""
+    tensors, _ = session.averaged(domain, root, "clip")
     clip = Clip(model).to(device)
     clip.load_state_dict(tensors)
     for name in lessons:
-        session.follow(lesson.steps(clip, data, name), lesson.IMAGES, f"clip, {name}")
-    with files.replacing(session.state_file(domain, root, TAUGHT)) as partial:
-        torch.save({"ema": clip.cpu().state_dict(), "step": done}, partial)
-
-
-def _taught(domain: Domain, root: Path) -> bool:
-    """Whether the network as it is has had its lessons."""
-    path, own = (session.state_file(domain, root, name) for name in (TAUGHT, "clip"))
-    return path.exists() and session.progress_of(path) == session.progress_of(own)
+        session.follow(lesson.steps(clip, data, name, lesson.IMAGES), lesson.IMAGES, f"clip, {name}")
+    if training.first_process():
+        _publish(domain, root, clip.cpu().state_dict(), lessons)
 
 
 def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged network, after its lessons where it had them, to the domain's weights."""
-    tensors, done = session.averaged(domain, root, TAUGHT if _taught(domain, root) else "clip")
+    """Write the averaged network to the domain's weights, unless they are what lessons made of it."""
+    if _lessons(domain, root):
+        return session.promoted(domain, root, "clip")
+    return _publish(domain, root, session.averaged(domain, root, "clip")[0], [])
+
+
+def _publish(domain: Domain, root: Path, tensors: Mapping[str, torch.Tensor], lessons: list[str]) -> Path:
+    before, done = session.averaged(domain, root, "clip")
+    told = {"taught": lessons, "of": _digest(before)} if lessons else {}
     model = session.plan(domain, "clip").model
-    return session.publish(domain, root, "clip", tensors, model, steps=done, vocabulary=vocabulary())
+    return session.publish(domain, root, "clip", tensors, model, steps=done, vocabulary=vocabulary(), **told)
+
+
+def _lessons(domain: Domain, root: Path) -> list[str]:
+    """What the averaged network was taught: the domain's weights are it after these lessons, or it was made of them."""
+    path = session.promoted(domain, root, "clip")
+    if not path.exists():
+        return []
+    tensors, meta = weights.load(path)
+    own = _digest(session.averaged(domain, root, "clip")[0])
+    return list(meta.get("taught", [])) if own in (meta.get("of"), _digest(tensors)) else []
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of a network, as float32."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

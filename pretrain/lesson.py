@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,30 @@ from torch.nn.functional import normalize
 from pipeline import portraits
 from pipeline.clip import Clip
 from pipeline.training import Metrics
-from pipeline.values import InputError
+from pipeline.values import InputError, nearest
 from pretrain.augment import degrade
 from pretrain.renders import Renders
 
 AXES = 40  # coordinates of the embedding that the direction may use
-CONVOLUTIONS = {
-    "layer2.0.conv2": 1.0,
-    "layer3.0.conv1": 1.0,
-    "layer3.0.conv2": 0.5,
-}  # the part of the filters that learns
+# The part of these filters that learns; so do all norms of these layers, and of the texts' transformer.
+CONVOLUTIONS = {"layer2.0.conv2": 1.0, "layer3.0.conv1": 1.0, "layer3.0.conv2": 0.5}
 NORMS = ("layer2", "layer3", "layer4")
 SIDE, STEEP, HELD = 0.15, 20.0, 10.0  # of captions along the direction; slope of the pictures' loss; weight of the rest
 IMAGES, PICTURES = 240_000, 16_000  # seen in all, and different ones: their features take 74 kB each
 REPORT_EVERY = 100  # steps
+
+
+def check(names: Any, model: Mapping[str, Any]) -> None:
+    """InputError for what no lesson can teach to a CLIP of these numbers."""
+    if not isinstance(names, list):
+        raise InputError(f"taught is {names!r}: a list of attributes is expected")
+    for name in names:
+        if name not in portraits.ATTRIBUTES:
+            raise InputError(f"taught: there is no attribute '{name}'{nearest(name, portraits.ATTRIBUTES)}")
+        if len(values := portraits.ATTRIBUTES[name]) != 2:
+            raise InputError(f"taught: '{name}' has {len(values)} values, a lesson is of one direction, for two")
+    if names and not isinstance(model["vision"].get("layers"), list):
+        raise InputError("taught: a lesson is for the layers of a ResNet, and this CLIP sees with a transformer")
 
 
 def steps(
@@ -49,13 +59,10 @@ def steps(
 ) -> Iterator[tuple[int, Metrics, nn.Module]]:
     """Yield (pictures seen, losses, clip), which learns attribute `name` in place, of `pictures` different ones.
 
-    side: how surely pictures lie on their side. moved, texts: squared distance of pictures, all along the direction
-    left out, and of captions from where they belong.
-    Source: none; ours.
+    side: logistic loss of the side that pictures lie on. moved: squared distance from where they were, but for what
+    lies along the direction. texts: that of captions from where they belong. Ours, not of a paper.
     """
     values = portraits.ATTRIBUTES[name]
-    if len(values) != 2:
-        raise InputError(f"'{name}' has {len(values)} values: a lesson is of one direction, for two")
     torch.manual_seed(0)
     clip.eval()
     before, rows = copy.deepcopy(clip).requires_grad_(False), torch.arange(min(pictures, len(data)))
@@ -66,7 +73,7 @@ def steps(
     sides = torch.tensor([values.index(portraits.attributes(person)[name]) * 2.0 - 1 for person in data.people(rows)])
     sides, along = sides.to(device), direction(stands)
     learning = opened(clip, name, along != 0)
-    adam = torch.optim.Adam(learning, lr=lr, betas=(0.9, 0.99))
+    adam = torch.optim.Adam([parameter for parameter, _ in learning], lr=lr, betas=(0.9, 0.99))
     total = -(-images // batch)
     for number in range(total):
         for group in adam.param_groups:
@@ -81,6 +88,9 @@ def steps(
             belong = normalize(before.embed_texts(captions) + SIDE * told.to(device)[:, None] * along, dim=1)
         texts = (clip.embed_texts(captions) - belong).square().sum(dim=1).mean()
         (side + HELD * (moved + texts)).backward()
+        for parameter, mask in learning:
+            if mask is not None and parameter.grad is not None:
+                parameter.grad *= mask
         adam.step()
         adam.zero_grad(set_to_none=True)
         if (number + 1) % REPORT_EVERY == 0 or number + 1 == total:
@@ -99,13 +109,13 @@ def direction(embeddings: Tensor) -> Tensor:
     return found
 
 
-def opened(clip: Clip, name: str, axes: Tensor) -> list[nn.Parameter]:
-    """The weights that the lesson may change, the only ones with gradients; of some of them, those of others are 0.
+def opened(clip: Clip, name: str, axes: Tensor) -> list[tuple[nn.Parameter, Tensor | None]]:
+    """The weights that the lesson may change, the only ones with gradients, and of some the part: 1 there, else 0.
 
     axes: [E] bool, the coordinates of the embedding that may change.
     """
     model: Any = clip.model
-    words = [phrase for value in portraits.PHRASES[name].values() for phrase in value[0]]
+    words = [word for value in _words(name) for word in value]
     tokens = torch.zeros(len(model.token_embedding.weight), dtype=torch.bool)
     tokens[torch.cat([clip.tokenizer([word])[0] for word in words])] = True
     tokens[clip.tokenizer([""])[0]] = False  # what every text has
@@ -123,14 +133,8 @@ def opened(clip: Clip, name: str, axes: Tensor) -> list[nn.Parameter]:
         if normalises or isinstance(module, nn.LayerNorm):
             parts |= {f"{path}.weight": None, f"{path}.bias": None}
     clip.requires_grad_(False)
-    found = []
-    for path, open_to in parts.items():
-        parameter = model.get_parameter(path).requires_grad_(True)
-        if open_to is not None:
-            mask = open_to.to(parameter)
-            parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
-        found.append(parameter)
-    return found
+    opened = ((model.get_parameter(path).requires_grad_(True), part) for path, part in parts.items())
+    return [(parameter, None if part is None else part.to(parameter)) for parameter, part in opened]
 
 
 def _lower(clip: Clip, images: Tensor) -> Tensor:
@@ -145,6 +149,11 @@ def _upper(clip: Clip, lower: Tensor) -> Tensor:
     return normalize(visual.attnpool(visual.layer4(visual.layer3(visual.layer2(lower)))), dim=1)
 
 
+def _words(name: str) -> list[list[str]]:
+    """What training captions call each value, with what stands before it in a sentence left out."""
+    return [[phrase.removeprefix("with ") for phrase in taught] for taught, _ in portraits.PHRASES[name].values()]
+
+
 def _captions(data: Renders, name: str, number: int, count: int) -> tuple[list[str], Tensor]:
     """Captions of training people for step `number`, many of them of `name` alone, and what each says of it: [count] of
     -1, 0 and 1 for the first value, none and the second."""
@@ -153,6 +162,6 @@ def _captions(data: Renders, name: str, number: int, count: int) -> tuple[list[s
     other = str(rng.choice(list(portraits.ATTRIBUTES)))
     among = (None, [name], [name, other])
     captions = [portraits.caption(person, rng, "train", among[n % 3]) for n, person in enumerate(people)]
-    first, second = ([p.removeprefix("with ") for p in value[0]] for value in portraits.PHRASES[name].values())
+    first, second = _words(name)
     told = [sum(p in caption for p in second) - sum(p in caption for p in first) for caption in captions]
     return captions, torch.tensor(told, dtype=torch.float32)

@@ -218,7 +218,7 @@ def tune(
         tuning.save(out, people, split, trials)
     if as_json:
         told = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
-        return _shell.print_json({"people": people, "trials": told})
+        return _shell.print_json({"people": people, "split": split, "trials": told})
     for word, trial in trials:
         varied = (*(f"mapper.{name}" for name in recipe), *(["source"] if source else []), *values)
         chosen = [f"{name} {trial.settings[name]}" for name in varied]

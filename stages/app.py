@@ -89,7 +89,8 @@ def edit(
         typer.Option("--strength", "-s", metavar="X", help="How far, 1 being the whole way; 0.5,1 for several."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(metavar="X", help="Relevance below which a style channel stays as it is.")
+        float | None,
+        typer.Option(metavar="X", help="Relevance below which a style channel stays; in place of a share."),
     ] = None,
     domain: DomainOption = "portraits",
     device: DeviceOption = "auto",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,10 +71,12 @@ def test_the_people_are_validation_people(validated) -> None:
 
 
 def test_prompts_of_another_split_are_tried_alone(networks: Backbones) -> None:
-    of = {prompt.text: prompt.split for prompt in networks.domain.prompts}
-    for split in {*of.values()}:
-        _, goals = tuning.validation(networks, PEOPLE, split=split)
-        assert {of[text] for _, text in goals.index} == {split}
+    first, *others = networks.domain.prompts
+    other = copy.copy(networks)
+    other.domain = replace(networks.domain, prompts=(replace(first, split="heldout"), *others))
+    for split, texts in (("heldout", {first.text}), ("seen", {prompt.text for prompt in others})):
+        _, goals = tuning.validation(other, PEOPLE, split=split)
+        assert {text for _, text in goals.index} == texts
 
 
 def test_more_people_than_there_are_and_worlds_without_truth_are_refused(networks: Backbones, tiny: Path) -> None:
@@ -148,8 +152,9 @@ def test_other_source_words_are_tried_and_told_apart(
     trials = [tuning.trial(networks, "any", settings, people, goals, words) for words in (None, "a face", "hair")]
     texts = list(dict.fromkeys(text for _, text in goals.index))
     assert asked == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
-    tuning.save(tmp_path / "source.csv", len(people), "seen", [("painted", trial) for trial in trials[1:]])
+    tuning.save(tmp_path / "source.csv", len(people), "combined", [("painted", trial) for trial in trials[1:]])
     table = charts.trials(tmp_path / "source.csv")
+    assert table["split"] == "combined"
     assert table["varied"] == ["source"] and [row["source"] for row in table["rows"]] == ["a face", "hair"]
     assert "source" not in trials[0].settings
 
