@@ -54,7 +54,7 @@ def test_a_change_counts_a_sixty_fourth_of_the_picture_around_itself(size: int, 
 
 def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Backbones, source: Source) -> None:
     tries = (0.5, 1.0, 4.0)
-    editor = made(world, tries=tries, within=None, threshold=0.0, agree=False, enough=1.0)
+    editor = made(world, tries=tries, within=None, threshold=0.0, agree=False, share=None, enough=1.0)
     direction = editor.fit(PROMPT)  # in another direction people of a random CLIP differ in what is enough
     direction = replace(direction, delta=torch.randn(len(direction.delta), generator=torch.Generator().manual_seed(3)))
     known = editors.load("deltaedit_g", world, editors.module("deltaedit_g").Params(1.0, 0.0, False))

@@ -140,16 +140,11 @@ def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) 
 
 
 def check_mask(params: ChannelMask) -> None:
-    """ValueError for a share or a width of nothing."""
+    """ValueError for a share that is none, and for a width of nothing."""
     if params.share is not None and not 0 < params.share <= 1:
         raise ValueError(f"share is {params.share}: above 0 and at most 1 is expected, or null")
-    check_within(params.within)
-
-
-def check_within(within: float | None) -> None:
-    """ValueError for a width of nothing."""
-    if within is not None and not within > 0:
-        raise ValueError(f"within is {within}: more than 0 sigmas are expected, or null")
+    if params.within is not None and not params.within > 0:
+        raise ValueError(f"within is {params.within}: more than 0 sigmas are expected, or null")
 
 
 @torch.no_grad()

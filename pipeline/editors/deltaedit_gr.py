@@ -38,7 +38,7 @@ class Params:
 
     @property
     def agree(self) -> bool:
-        """That is what it is."""
+        """Always: channels move where mapper and measured effect agree."""
         return True
 
 
