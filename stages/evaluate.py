@@ -17,10 +17,8 @@ from stages._run import Stage, run
 
 DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
 SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSED}
-SAMPLES, DRAWN = (
-    4096,
-    12_000,
-)  # of the generator at most, of the first shard; of drawn pictures, besides the test's, whose shares it should have
+# Of the generator at most, of the first shard; of drawn pictures besides the test's, whose shares it should have.
+SAMPLES, DRAWN = 4096, 12_000
 GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 3, 6, 256  # every version of it stays in git
 
 
