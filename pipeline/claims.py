@@ -134,7 +134,7 @@ CLAIMS = (
     ),
     Claim(
         "on_the_photograph",
-        "Laid onto the photograph, no stronger than CLIP follows, DeltaEdit-G's change does more and keeps more",
+        "Laid onto the photograph, as far and where CLIP follows, DeltaEdit-G's change does more and keeps more",
         "ours",
         "deltaedit_gp",
         "deltaedit_g",

@@ -88,9 +88,9 @@ def evaluate(
     before editing; those of `reconstructor` tell how well diffusion gives back its input, and by its `walk` is tried
     whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
     inversions of the first n test people, the encoder's when None; refine: the steps of descent that made them, tried
-    in s too. fakes [n,D]: codes w of samples, by which the generator is judged; drawn: pictures, encoded, beside those
-    of test people, to compare shares with. repeats, seed: the bootstrap over people. half: identity network and oracles
-    look at edits in bfloat16.
+    in s and on samples too. fakes [n,D]: codes w of samples, by which the generator is judged; drawn: pictures,
+    encoded, beside those of test people, to compare shares with. repeats, seed: the bootstrap over people. half:
+    identity network and oracles look at edits in bfloat16.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -119,6 +119,8 @@ def evaluate(
         found["mapper"] |= inverted.pair_metrics(backbones, test, w_plus, draws)
     if refine and w_plus is not None:
         found["inversion"]["in_s"] = inverted.inversion_in_s(backbones, test, w_plus, refine, draws)
+        if fakes is not None:
+            found["inversion"]["round_trip"] = inverted.round_trip(backbones, fakes, refine, draws)
     if walk is not None and w_plus is not None:
         found["diffusion"] |= styled.given_back(backbones, test, w_plus, draws)
     if truth is not None and walk is not None and w_plus is not None:

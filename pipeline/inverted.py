@@ -37,28 +37,21 @@ def inversion_metrics(
     w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
     encoder_psnr is that of the encoder for the same people.
     """
-    note = backbones.absent("identity")
     count = len(test.ids) if w_plus is None else len(w_plus)
-    scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "mse": [], "identity": [], "encoder_psnr": []}
+    found = defaultdict[str, list[Tensor]](list)
     for part in batches(count, batch):
         source = test.images[:count][part].to(backbones.device)
         guess = backbones.encoder(source)
-        scores["encoder_psnr"].append(metrics.psnr(backbones.generator(guess).float().clamp(-1, 1), source))
-        again = backbones.generator(guess if w_plus is None else w_plus[part].to(source)).float().clamp(-1, 1)
-        scores["psnr"].append(metrics.psnr(again, source))
-        scores["ssim"].append(metrics.ssim(again, source))
-        scores["mse"].append(metrics.mse(again, source))
-        if not note:
-            scores["identity"].append(metrics.cosine(backbones.identity(again), backbones.identity(source)))
-    found = {name: metrics.interval(torch.cat(parts).cpu(), draws=draws) for name, parts in scores.items() if parts}
-    return found | ({"identity": metrics.absent(note)} if note else {})
+        first = backbones.generator(guess).float().clamp(-1, 1)
+        again = first if w_plus is None else backbones.generator(w_plus[part].to(source)).float().clamp(-1, 1)
+        _note(found, _given_back(backbones, again, source) | {"encoder_psnr": metrics.psnr(first, source)})
+    return _intervals(found, backbones, draws)
 
 
 def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
     """How well the descent of `steps` that w_plus [n,L,D] came from, but in s, gives the first IN_S people back: psnr
     in dB, ssim, mse on [0,1], identity (paper, table III); ssim_over_w_plus: its gain for the same people."""
-    generator, encoder = backbones.generator, backbones.encoder
-    note, found = backbones.absent("identity"), defaultdict[str, list[Tensor]](list)
+    generator, encoder, found = backbones.generator, backbones.encoder, defaultdict[str, list[Tensor]](list)
     for part in batches(min(IN_S, len(w_plus)), TOGETHER):
         images = test.images[:IN_S][part].to(backbones.device)
         with torch.no_grad():
@@ -66,13 +59,43 @@ def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: i
         s = inversion.refine_s(encoder, generator, images, guess, backbones.s_std, steps)
         with torch.no_grad():
             again, before = generator.synthesis(s, guess).clamp(-1, 1), generator(w_plus[:IN_S][part].to(images))
-            one = metrics.closeness(again, images)
+            one = _given_back(backbones, again, images)
             one["ssim_over_w_plus"] = one["ssim"] - metrics.ssim(before.clamp(-1, 1), images)
-            if not note:
-                one["identity"] = metrics.cosine(backbones.identity(again), backbones.identity(images))
-        for name, values in one.items():
-            found[name].append(values.cpu())
+        _note(found, one)
+    return _intervals(found, backbones, draws)
+
+
+def round_trip(backbones: Backbones, fakes: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
+    """How well IN_S pictures that the generator made itself, of w [n,D], are given back when inverted as people are who
+    will be edited, by `steps` of descent: psnr in dB, ssim, mse on [0,1], identity. The most that people can hope for.
+    """
+    generator, encoder, found = backbones.generator, backbones.encoder, defaultdict[str, list[Tensor]](list)
+    for part in batches(min(IN_S, len(fakes)), TOGETHER):
+        with torch.no_grad():
+            images = generator(generator.repeat(fakes[part].to(backbones.device))).clamp(-1, 1)
+            guess = encoder(images)
+        codes = inversion.refine(encoder, generator, images, guess, steps)
+        with torch.no_grad():
+            _note(found, _given_back(backbones, generator(codes).clamp(-1, 1), images))
+    return _intervals(found, backbones, draws)
+
+
+def _given_back(backbones: Backbones, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """How closely pictures [B,3,R,R] come back, and their identity where a network knows it: [B] each."""
+    found = metrics.closeness(again, images)
+    if not backbones.absent("identity"):
+        found["identity"] = metrics.cosine(backbones.identity(again), backbones.identity(images))
+    return found
+
+
+def _note(found: dict[str, list[Tensor]], values: dict[str, Tensor]) -> None:
+    for name, part in values.items():
+        found[name].append(part.cpu())
+
+
+def _intervals(found: dict[str, list[Tensor]], backbones: Backbones, draws: Draws) -> dict[str, Leaf]:
     leaves = {name: metrics.interval(torch.cat(parts), draws=draws) for name, parts in found.items()}
+    note = backbones.absent("identity")
     return leaves | ({"identity": metrics.absent(note)} if note else {})
 
 
@@ -103,8 +126,7 @@ def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Dra
         }
         values = {name: (made.clamp(-1, 1) - other).square().mean(dim=(1, 2, 3)) for name, made in drawn.items()}
         values |= {"latent_mse": (reached - goal).square().mean(1), "latent_mse_nothing": (s - goal).square().mean(1)}
-        for name, value in values.items():
-            found[name].append(value.cpu())
+        _note(found, values)
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     leaves = {name: metrics.interval(values, draws=draws) for name, values in joined.items()}
     explained = 1 - joined["latent_mse"].mean() / joined["latent_mse_nothing"].mean()

@@ -146,6 +146,7 @@ FOUNDATIONS = (
 GIVEN_BACK = (  # who gives unedited pictures back, and where in metrics.json (paper, table III)
     ("inversion in W+, as people are edited", ("inversion",)),
     ("inversion in s, by as many steps of descent (24 people)", ("inversion", "in_s")),
+    ("the generator's own pictures, inverted as people are (24)", ("inversion", "round_trip")),
     ("DDIM, the denoiser told the mean style", ("diffusion", "ddim_mean_style")),
     ("DDIM, told the picture's own style", ("diffusion", "ddim")),
     ("diffusion as people are edited", ("diffusion", "reconstruction")),

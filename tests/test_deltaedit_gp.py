@@ -1,4 +1,4 @@
-"""DeltaEdit-GP: which strength is enough, and how a generator's change is laid onto a photograph."""
+"""DeltaEdit-GP: which strength is enough, where a change counts, and how it is laid onto a photograph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline import editors
 from pipeline.backbones import Backbones
-from pipeline.editors.deltaedit_gp import DeltaEditGP, onto, weakest
+from pipeline.editors.deltaedit_gp import DeltaEditGP, onto, weakest, where
 from pipeline.values import Source
 
 project, world, source = edited_world.project, edited_world.world, edited_world.source  # fixtures
@@ -50,6 +50,61 @@ def test_a_change_counts_a_sixty_fourth_of_the_picture_around_itself(size: int, 
     edited[..., size // 2, size // 2] = 50.0
     touched = (onto(photo, unedited, edited, fade=0.1)[0, 0] < 0.999).nonzero()
     assert (touched.amax(0) - touched.amin(0)).tolist() == [2 * near, 2 * near]
+
+
+def quarters(images: torch.Tensor) -> torch.Tensor:
+    """A way that the upper left quarter of a picture goes far along, the upper right less, and no other: [B]."""
+    half = images.shape[-1] // 2
+    return images[:, :, :half, :half].mean((1, 2, 3)) + 0.1 * images[:, :, :half, half:].mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("size", [16, 64, 100])
+@pytest.mark.parametrize(("part", "right"), [(0.8, False), (0.99, True)])
+def test_only_the_places_that_make_up_the_way_change(size: int, part: float, right: bool) -> None:
+    mask, half = where(quarters, torch.zeros(2, 3, size, size), torch.ones(2, 3, size, size), part), size // 2
+    assert mask.shape == (2, 1, size, size) and mask.min() >= 0 and mask.max() <= 1
+    near = max(1, round(0.3 * size))  # what is next to a place that counts goes with it, and edges are soft
+    assert (mask[..., : half - near, : half - near] == 1).all()
+    assert (mask[..., : half - near, half + near :] == 1).all() if right else not mask[..., half + near :].any()
+    assert not mask[..., half + near :, :].any()
+
+
+def test_places_are_credited_all_along_the_way_and_not_at_its_end() -> None:
+    def soon_there(images: torch.Tensor) -> torch.Tensor:  # flat where the edit ends
+        return 1 - (images[:, :, :, :32].mean((1, 2, 3)) - 1) ** 2 + 0.05 * images[:, :, :, 32:].mean((1, 2, 3))
+
+    mask = where(soon_there, torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64), 0.9)
+    assert (mask[..., :26] == 1).all() and not mask[..., 46:].any()
+
+
+def test_where_no_place_comes_nearer_the_text_the_photograph_stays() -> None:
+    photo, edited = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    assert not where(lambda images: -(images - photo).square().mean((1, 2, 3)), photo, edited, 1.0).any()
+
+
+def test_an_edit_is_the_photograph_outside_its_mask(world: Backbones, source: Source) -> None:
+    everywhere, some = (made(world, threshold=0.0, places=places) for places in (None, 0.3))
+    free, found = (editor.edit(source, editor.fit(PROMPT), 1.0) for editor in (everywhere, some))
+    assert free.mask is None and found.mask is not None
+    assert (found.mask == 0).any() and (found.mask > 0).any()
+    torch.testing.assert_close(found.images, torch.lerp(source.image, free.images, found.mask))
+    outside = (found.mask == 0).expand_as(source.image)
+    assert torch.equal(found.images[outside], source.image[outside])
+    half = some.edit(source, some.fit(PROMPT), 0.5)
+    assert half.mask is not None and torch.equal(half.mask, found.mask)
+
+
+def test_a_mask_does_not_depend_on_who_else_is_edited(world: Backbones, source: Source) -> None:
+    editor = made(world, threshold=0.0)
+    together, alone = (editor.edit(people, editor.fit(PROMPT), 1.0).mask for people in (source, source.select([3])))
+    assert together is not None and alone is not None
+    torch.testing.assert_close(together[3:4], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("places", [0.0, 1.1])
+def test_a_part_of_the_way_that_is_none_is_refused(world: Backbones, places: float) -> None:
+    with pytest.raises(ValueError, match=f"places is {places}"):
+        made(world, places=places)
 
 
 def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Backbones, source: Source) -> None:

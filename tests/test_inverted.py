@@ -37,6 +37,18 @@ def test_inversion_in_s_is_scored_on_what_the_found_codes_draw(world: Backbones,
     assert some["identity"]["value"] is not None
 
 
+def test_the_round_trip_is_of_pictures_that_the_generator_made_and_better_with_descent(world: Backbones) -> None:
+    w = world.generator.mapping(torch.randn(4, 12, generator=torch.Generator().manual_seed(1)))
+    none, some = (inverted.round_trip(world, w, steps, DRAWS) for steps in (0, 20))
+    made = world.generator(world.generator.repeat(w)).clamp(-1, 1)
+    again = world.generator(world.encoder(made)).clamp(-1, 1)
+    assert none["mse"]["value"] == pytest.approx(metrics.mse(again, made).mean().item(), abs=1e-5)
+    assert none["identity"]["value"] == pytest.approx(
+        metrics.cosine(world.identity(again), world.identity(made)).mean().item(), abs=1e-4
+    )
+    assert some["mse"]["value"] < none["mse"]["value"]  # type: ignore[operator]
+
+
 def test_descent_in_s_lowers_the_error_and_treats_every_picture_alone(world: Backbones, source: Source) -> None:
     generator, unit = world.generator, world.s_std
 

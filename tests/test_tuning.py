@@ -44,7 +44,8 @@ def test_words_of_the_command_line_become_numbers_truth_values_lists_and_nothing
     lists = found.pop("tries")
     assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
     assert lists == [[0.5, 1], 1.0]
-    (listed,) = tuning.grid(deltaedit_gp.Params(1.0, 0.1, True, None, None, (1.0,), 0.9, 0.5), {"tries": lists[:1]})
+    given = deltaedit_gp.Params(1.0, 0.1, True, None, None, (1.0,), 0.9, 0.5, None)
+    (listed,) = tuning.grid(given, {"tries": lists[:1]})
     assert listed.tries == (0.5, 1.0)
     assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
 

@@ -27,7 +27,7 @@ PARAMS = {
         "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
         "deltaedit_gp": {
             **{"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
-            **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5},
+            **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5, "places": 0.98},
         },
     },
     "edit_baseline": {"identity_editor": {"strength": 1.0}, "counterfactual": {"strength": 1.0}},

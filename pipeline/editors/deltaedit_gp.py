@@ -1,12 +1,14 @@
-"""DeltaEdit-GP, ours: DeltaEdit-G's change, laid onto the photograph, and only as far as CLIP still follows.
+"""DeltaEdit-GP, ours: DeltaEdit-G's change, laid onto the photograph, as far as CLIP follows and where it does.
 
-What the inversion lost of a picture is added back wherever the edit changes little, so that the person stays. And since
+What the inversion lost of a picture is added back wherever the edit changes little, so that the person stays. Since
 prompts and people differ in how far they must be moved, several strengths are tried: the weakest that takes the picture
-nearly as far along the text as the best of them is enough, and what goes further spoils what was not asked for.
+nearly as far along the text as the best of them is enough, and what goes further spoils what was not asked for. And
+where the change takes the picture no further along the text, as a background's, the photograph stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,13 +26,16 @@ KIND = "latent"
 NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 PEOPLE = {"default": 100, "full": 1000}  # test people: an edit is drawn once per try
 NEAR = 64  # a change is felt over this part of the picture's side around it
+PLACES = 16  # to a side of the picture
+LOOKS = 4  # at pictures between the photograph and the edit, by which places are credited
 
 
 @dataclass(frozen=True)
 class Params:
     """strength: factor on the strength that is found. threshold, agree, share, within: see `_deltas.ChannelMask`.
     tries: strengths that are tried, from weak to strong. enough: part of the longest way along the text in CLIP's space
-    that the chosen one must go. fade: change of a colour, on [-1,1], at which the photograph's detail is at 1/e."""
+    that the chosen one must go. fade: change of a colour, on [-1,1], at which the photograph's detail is at 1/e.
+    places: see `where`; null: everywhere."""
 
     strength: float
     threshold: float
@@ -40,6 +45,7 @@ class Params:
     tries: tuple[float, ...]
     enough: float
     fade: float
+    places: float | None
 
     def __post_init__(self) -> None:
         check_mask(self)
@@ -47,6 +53,8 @@ class Params:
             raise ValueError(f"tries are {list(self.tries)}: strengths above 0 that rise are expected")
         if not (0 < self.enough <= 1 and self.fade > 0):
             raise ValueError("enough above 0 and at most 1, fade above 0 are expected")
+        if self.places is not None and not 0 < self.places <= 1:
+            raise ValueError(f"places is {self.places}: above 0 and at most 1 is expected, or null")
 
 
 @dataclass(frozen=True)
@@ -72,21 +80,21 @@ class DeltaEditGP:
             s = held(self.backbones, source, source.s + amounts[:, None] * move, params.within)
             return s, onto(source.image, unedited, draw(s, source.w_plus), params.fade)
 
-        tries = source.s.new_tensor(params.tries)
-        tried = [laid(amount.expand(len(source))) for amount in tries]
-        ways = torch.stack([self.way(source, direction, images) for _, images in tried])
-        found = weakest(ways, params.enough)
-        if strength == 1:  # as in the benchmark: what is wanted has been drawn
-            each = torch.arange(len(source), device=found.device)
-            s, images = (torch.stack(made)[found, each] for made in zip(*tried, strict=True))
-        else:
-            s, images = laid(strength * tries[found])
-        return Edited(images, s=s, enough=tries[found], evaluations=len(tries) + 1 + (strength != 1))
+        def way(images: Tensor) -> Tensor:
+            """How far they are from the source, along the direction in CLIP's space: [B]."""
+            after = F.normalize(self.backbones.clip.embed_images(images.clamp(-1, 1)), dim=1)
+            return (after - F.normalize(source.clip, dim=1)) @ direction.delta
 
-    def way(self, source: Source, direction: Direction, images: Tensor) -> Tensor:
-        """How far images [B,3,R,R] are from the source, along the direction in CLIP's space: [B]."""
-        after = F.normalize(self.backbones.clip.embed_images(images.clamp(-1, 1)), dim=1)
-        return (after - F.normalize(source.clip, dim=1)) @ direction.delta
+        tries, each = source.s.new_tensor(params.tries), torch.arange(len(source), device=source.s.device)
+        tried = [laid(amount.expand(len(source))) for amount in tries]
+        found = weakest(torch.stack([way(images) for _, images in tried]), params.enough)
+        s, images = (torch.stack(made)[found, each] for made in zip(*tried, strict=True))
+        mask = None if params.places is None else where(way, source.image, images, params.places)
+        if strength != 1:  # which has been drawn
+            s, images = laid(strength * tries[found])
+        if mask is not None:
+            images = torch.lerp(source.image, images, mask)
+        return Edited(images, s=s, mask=mask, enough=tries[found], evaluations=len(tries) + 1 + (strength != 1))
 
 
 def weakest(ways: Tensor, enough: float) -> Tensor:
@@ -110,6 +118,33 @@ def onto(photo: Tensor, unedited: Tensor, edited: Tensor, fade: float) -> Tensor
         change = F.avg_pool2d(change, window, stride=1)
     left = torch.exp(-((change / fade) ** 2))
     return torch.lerp(edited, photo, left) + left * (edited - unedited)  # where nothing changes, the photo to the bit
+
+
+def where(way: Callable[[Tensor], Tensor], photo: Tensor, edited: Tensor, part: float) -> Tensor:
+    """The fewest places that make up `part` of how far photos come by an edit, as soft masks [B,1,R,R] in [0,1].
+
+    Pictures are [B,3,R,R] in [-1,1]; way: how far such pictures have come, [B], each for itself. A place is credited
+    with its part of the way from photo to edit, all places going at once (integrated gradients: Sundararajan et al.,
+    "Axiomatic attribution for deep networks"). What lies next to a place that counts is changed with it. Where no place
+    takes the picture any further, nothing is.
+    """
+    change = edited.clamp(-1, 1) - photo
+    credit = photo.new_zeros(len(photo), 1, PLACES, PLACES)
+    for look in range(LOOKS):
+        shown = torch.full_like(credit, (look + 0.5) / LOOKS, requires_grad=True)
+        with torch.enable_grad():
+            between = photo + _over(shown, photo) * change
+            credit += torch.autograd.grad(way(between).sum(), shown)[0]
+    most, order = credit.flatten(1).clamp(min=0).sort(dim=1, descending=True, stable=True)
+    counts = (most > 0) & (most.cumsum(dim=1) - most < part * most.sum(dim=1, keepdim=True))
+    mask = torch.zeros_like(most).scatter(1, order, counts.to(most)).view_as(credit)
+    mask = F.max_pool2d(mask, 3, stride=1, padding=1)
+    return _over(F.avg_pool2d(F.pad(mask, [1] * 4, mode="replicate"), 3, stride=1), photo)
+
+
+def _over(places: Tensor, pictures: Tensor) -> Tensor:
+    """[B,1,PLACES,PLACES] spread over pictures [B,3,R,R]: [B,1,R,R]."""
+    return F.interpolate(places, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def build(backbones: Backbones, params: Params) -> DeltaEditGP:
