@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from pipeline import artefacts, editing, editors, params, workers
 from pipeline.values import Direction, InputError
@@ -23,19 +26,39 @@ class Tool(NamedTuple):
     name: str
     params: Any
 
+    def load(self) -> editors.Editor:
+        """The same one for the same names in one process."""
+        return _editor(self)
+
 
 @functools.cache
-def ready(tool: Tool) -> tuple[editors.Editor, list[Direction]]:
-    """The editor, and every prompt of the domain fitted once per process."""
-    nets = tool.networks.load()
-    editor = editors.load(tool.name, nets, tool.params)
-    return editor, [editor.fit(condition) for condition in editing.conditions(nets.domain)]
+def _editor(tool: Tool) -> editors.Editor:
+    return editors.load(tool.name, tool.networks.load(), tool.params)
+
+
+def fit(tool: Tool) -> bytes:
+    """Every prompt of the domain, fitted: minutes, for some editors, so that workers are handed what was found.
+
+    As one block: tensors, each sent by itself, would each hold a file open.
+    """
+    editor, conditions = tool.load(), editing.conditions(tool.networks.load().domain)
+    content = io.BytesIO()
+    torch.save([editor.fit(condition) for condition in conditions], content)
+    return content.getvalue()
+
+
+@functools.cache
+def fitted(content: bytes) -> list[Direction]:
+    """What `fit` found."""
+    directions: list[Direction] = torch.load(io.BytesIO(content), weights_only=False)
+    return directions
 
 
 class Job(NamedTuple):
     """Some people, of one shard of pictures and its shard of inversions."""
 
     tool: Tool
+    fitted: bytes
     pictures: Path
     codes: Path
     ids: tuple[int, ...]
@@ -43,7 +66,7 @@ class Job(NamedTuple):
 
 
 def write(job: Job, path: Path) -> None:
-    nets, (editor, directions) = job.tool.networks.load(), ready(job.tool)
+    nets, editor, directions = job.tool.networks.load(), job.tool.load(), fitted(job.fitted)
     chosen = {"id": job.ids}
     pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
     w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
@@ -66,14 +89,14 @@ def block_of(networks: Networks, resolution: int) -> int:
     return BLOCK if networks.device == "cpu" else max(BLOCK, BLOCK_ON_GPU // resolution**2)
 
 
-def shared_out(stage: Stage, tool: Tool, meta: dict[str, Any], left: int, block: int) -> list[Job]:
+def shared_out(stage: Stage, tool: Tool, found: bytes, meta: dict[str, Any], left: int, block: int) -> list[Job]:
     """The first `left` test people in blocks."""
     jobs, files = [], stage.files
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
         ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
         left -= len(ids)
         blocks = [tuple(ids[start : start + block]) for start in range(0, len(ids), block)]
-        jobs += [Job(tool, pictures, codes, block, meta) for block in blocks]
+        jobs += [Job(tool, found, pictures, codes, block, meta) for block in blocks]
     return jobs
 
 
@@ -85,23 +108,21 @@ def edit(stage: Stage) -> None:
     assert stage.editor
     if not stage.domain.prompts:
         raise InputError(f"domains/{stage.domain.name}.yaml has no prompts: say what to edit towards")
-    kind, files, module = stage.name.removeprefix("edit_"), stage.files, editors.module(stage.editor)
+    files, module = stage.files, editors.module(stage.editor)
     section = params.section(module.Params, stage.root, f"{stage.name}.{stage.editor}", domain=stage.domain)
     scale = params.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
     drawn = getattr(module, "DRAWN", False)
     networks = stage.networks._replace(device="cpu") if drawn else stage.networks  # drawing is a processor's work
     tool, block = Tool(networks, stage.editor, section), block_of(networks, stage.domain.resolution)
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
-    make: Any = write
-    jobs: list[Any] = shared_out(stage, tool, meta, people(module, scale), block)
-    processes = workers.count() if drawn else stage.processes if kind == "diffusion" else 1
-    if stage.domain.renderer is None and drawn:
-        print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
-        make, jobs = leave_out, [meta]
     with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale, "block": block}) as unit:
-        if processes == 1 and make is write:  # the jobs run here: what is fitted before them need not be fitted again
+        if stage.domain.renderer is None and drawn:
+            print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
+            workers.fill(unit, "edits", leave_out, [meta], 1)
+        else:
             with tracked.part("fit"):
-                ready(tool)
-        with tracked.part("edit"):
-            workers.fill(unit, "edits", make, jobs, processes)
+                found = fit(tool)
+            with tracked.part("edit"):
+                jobs = shared_out(stage, tool, found, meta, people(module, scale), block)
+                workers.fill(unit, "edits", write, jobs, workers.count() if drawn else stage.processes)
         unit.publish({"edits": files.edits(stage.editor)})

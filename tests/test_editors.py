@@ -160,6 +160,18 @@ def test_the_same_world_gives_the_same_bytes_again(name: str, project: Path, wor
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_was_fitted_in_one_process_edits_alike_in_another(
+    name: str, project: Path, world: Backbones, source: Source
+) -> None:
+    tool = _edit.Tool(Networks("tiny", project, "cpu"), name, settings_of(name, world))
+    handed, conditions = _edit.fitted(_edit.fit(tool)), editing.conditions(world.domain)
+    assert [direction.condition for direction in handed] == conditions
+    editor = editor_of(name, world)
+    own, other = (editor.edit(source, direction, 1.0).images for direction in (editor.fit(conditions[0]), handed[0]))
+    assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_person_is_edited_alike_in_a_batch_of_any_size(name: str, world: Backbones, source: Source) -> None:
     together = edited(name, world, source, PROMPT, 1.0)
     scale = max(1.0, together.images.std().item())
