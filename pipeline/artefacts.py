@@ -44,7 +44,7 @@ SCHEMAS: dict[str, tuple[Column, ...]] = {
         Column("s", "float16 list"),
         Column("clip", "float32 list"),
     ),
-    "edits": (  # s [S] after the edit; mask: PNG; evaluations: forward passes per image
+    "edits": (  # s [S] after the edit; mask: PNG, black where the picture stays; evaluations: forward passes per image
         Column("id", "int64"),
         Column("prompt", "string"),
         Column("strength", "float32"),

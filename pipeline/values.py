@@ -84,6 +84,8 @@ class Source:
 class Edited:
     """What an editor returns: images [B,3,R,R]; s [B,S] and mask [B,1,R,R] where the method has them.
 
+    The mask is in [0,1], 0 where the picture stays.
+
     enough [B]: the strengths that the editor found for each person by itself; the one it was asked for is a factor on
     them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,8 @@ from stages._run import Networks, Stage
 
 BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
 BLOCK_ON_GPU = 128 * 64**2  # pixels: on a GPU, starting an operation costs more than twelve small pictures in it
+MOST_ON_CPU = 12 * 256**2  # pixels: every worker holds its own
+FITTED = "fitted.pt"  # piece of the unfinished work
 
 
 class Tool(NamedTuple):
@@ -36,29 +37,24 @@ def _editor(tool: Tool) -> editors.Editor:
     return editors.load(tool.name, tool.networks.load(), tool.params)
 
 
-def fit(tool: Tool) -> bytes:
-    """Every prompt of the domain, fitted: minutes, for some editors, so that workers are handed what was found.
-
-    As one block: tensors, each sent by itself, would each hold a file open.
-    """
+def fit(tool: Tool, path: Path) -> None:
+    """Fit every prompt of the domain, minutes of work for some editors, and write what was found for all workers."""
     editor, conditions = tool.load(), editing.conditions(tool.networks.load().domain)
-    content = io.BytesIO()
-    torch.save([editor.fit(condition) for condition in conditions], content)
-    return content.getvalue()
+    torch.save([editor.fit(condition) for condition in conditions], path)
 
 
 @functools.cache
-def fitted(content: bytes) -> list[Direction]:
-    """What `fit` found."""
-    directions: list[Direction] = torch.load(io.BytesIO(content), weights_only=False)
+def fitted(path: Path) -> list[Direction]:
+    """What `fit` wrote."""
+    directions: list[Direction] = torch.load(path, weights_only=False)
     return directions
 
 
 class Job(NamedTuple):
-    """Some people, of one shard of pictures and its shard of inversions."""
+    """Some people, of one shard of pictures and its shard of inversions; where `fit` wrote what they are edited by."""
 
     tool: Tool
-    fitted: bytes
+    fitted: Path
     pictures: Path
     codes: Path
     ids: tuple[int, ...]
@@ -86,10 +82,12 @@ def people(module: Any, scale: editing.Scale) -> int:
 
 def block_of(networks: Networks, resolution: int) -> int:
     """People per shard."""
-    return BLOCK if networks.device == "cpu" else max(BLOCK, BLOCK_ON_GPU // resolution**2)
+    if networks.device == "cpu":
+        return max(1, min(BLOCK, MOST_ON_CPU // resolution**2))
+    return max(BLOCK, BLOCK_ON_GPU // resolution**2)
 
 
-def shared_out(stage: Stage, tool: Tool, found: bytes, meta: dict[str, Any], left: int, block: int) -> list[Job]:
+def shared_out(stage: Stage, tool: Tool, found: Path, meta: dict[str, Any], left: int, block: int) -> list[Job]:
     """The first `left` test people in blocks."""
     jobs, files = [], stage.files
     for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
@@ -121,8 +119,10 @@ def edit(stage: Stage) -> None:
             workers.fill(unit, "edits", leave_out, [meta], 1)
         else:
             with tracked.part("fit"):
-                found = fit(tool)
+                if not unit.done(FITTED):
+                    fit(tool, unit.path(FITTED))
+                    unit.mark(FITTED)
             with tracked.part("edit"):
-                jobs = shared_out(stage, tool, found, meta, people(module, scale), block)
+                jobs = shared_out(stage, tool, unit.path(FITTED), meta, people(module, scale), block)
                 workers.fill(unit, "edits", write, jobs, workers.count() if drawn else stage.processes)
         unit.publish({"edits": files.edits(stage.editor)})

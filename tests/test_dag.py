@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import html
 import json
 import os
 import re
@@ -20,7 +22,9 @@ import pytest
 import yaml
 from test_architecture import PLUMBING, REGISTRIES, covered
 
-from pipeline import artefacts
+from pipeline import artefacts, domains, report
+from stages import _edit
+from stages._run import Stage
 
 WATCH = """
 import atexit, os, pathlib, sys
@@ -115,6 +119,14 @@ def test_one_command_runs_every_stage(repro: Repro) -> None:
     assert "deltaedit_g_reached" in summary
     assert (repro.root / "reports/tiny/index.html").stat().st_size > 1000
     assert (repro.root / "reports/tiny/grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_who_gives_pictures_back_is_measured_and_on_the_page(repro: Repro) -> None:
+    found = json.loads((repro.root / "reports/tiny/metrics.json").read_text())
+    page = html.unescape((repro.root / "reports/tiny/index.html").read_text())
+    for title, path in report.GIVEN_BACK:
+        row = functools.reduce(lambda part, name: part[name], path, found)
+        assert row["psnr"]["value"] is not None and title in page
 
 
 def test_a_second_repro_has_nothing_to_do(repro: Repro) -> None:
@@ -225,6 +237,24 @@ def test_a_killed_stage_goes_on_and_gives_the_bytes_of_an_undisturbed_run(
     if stage == "cache":
         published = {name: (ready / "data/tiny" / name).stat().st_mtime_ns for name in kept}
         assert published == kept, "a finished shard was made again"
+
+
+def test_edits_by_several_processes_in_small_blocks_are_those_of_one(
+    repro: Repro, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_edit, "BLOCK", 2)
+    monkeypatch.setenv("DELTASPACE_WORKERS", "2")
+    monkeypatch.setenv("DELTASPACE_TRACKING", "0")
+    monkeypatch.setenv("DELTASPACE_ROOT", str(ready))
+    edits = "edits/deltaedit_gp"
+    shutil.rmtree(ready / "data/tiny" / edits)
+    _edit.edit(Stage("edit_latent", ready, domains.load("tiny", ready), "deltaedit_gp"))
+    columns = ["id", "prompt", "image", "mask"]
+    one, several = (
+        artefacts.table(root / edits).select(columns).sort("prompt", "id") for root in (repro.data, ready / "data/tiny")
+    )
+    assert len(list((ready / "data/tiny" / edits).iterdir())) > 1
+    assert one["mask"].null_count() < len(one) and one.equals(several)
 
 
 def test_no_diffusion_steps_hand_the_shipped_file_on(ready: Path) -> None:

@@ -69,6 +69,39 @@ def test_only_the_places_that_make_up_the_way_change(size: int, part: float, rig
     assert not mask[..., half + near :, :].any()
 
 
+def test_a_place_that_counts_changes_with_its_neighbours_and_one_that_leads_back_does_not() -> None:
+    def way(images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 4, 4] + 0.5 * images[:, 0, 4, 5] - 3 * images[:, 0, 12, 12]
+
+    photo = torch.zeros(1, 3, 16, 16)  # a place is a pixel
+    (one,), (two,) = (where(way, photo, torch.ones_like(photo), part) for part in (0.6, 0.9))
+    ring = torch.full((7, 7), 0.0)
+    ring[1:-1, 1:-1] = torch.tensor([1, 2, 3, 2, 1])[:, None] * torch.tensor([1, 2, 3, 2, 1]) / 9
+    torch.testing.assert_close(one[0, 1:8, 1:8], ring)
+    assert one.count_nonzero() == 25 and two[0, 4, 7] == pytest.approx(1 / 3)
+    assert not two[0, 10:].any()
+
+
+def test_what_no_screen_shows_earns_no_credit() -> None:
+    photo, edited = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    edited[..., 4, 4], edited[..., 12, 12] = 9.0, 0.9  # shown, 1 and .9
+    mask = where(lambda images: images[:, 0].sum((1, 2)), photo, edited, 0.9)
+    assert mask[0, 0, 4, 4] == 1 and mask[0, 0, 12, 12] == 1
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.5, 2.0])
+def test_at_other_strengths_the_places_that_were_found_change(
+    world: Backbones, source: Source, strength: float
+) -> None:
+    editor = made(world, threshold=0.0, places=0.5)
+    found, other = (editor.edit(source, editor.fit(PROMPT), amount) for amount in (1.0, strength))
+    assert found.mask is not None and other.mask is not None and torch.equal(found.mask, other.mask)
+    assert found.s is not None and other.s is not None
+    outside = (found.mask == 0).expand_as(source.image)
+    assert outside.any() and torch.equal(other.images[outside], source.image[outside])
+    assert not torch.equal(other.images, found.images)
+
+
 def test_places_are_credited_all_along_the_way_and_not_at_its_end() -> None:
     def soon_there(images: torch.Tensor) -> torch.Tensor:  # flat where the edit ends
         return 1 - (images[:, :, :, :32].mean((1, 2, 3)) - 1) ** 2 + 0.05 * images[:, :, :, 32:].mean((1, 2, 3))
@@ -90,8 +123,6 @@ def test_an_edit_is_the_photograph_outside_its_mask(world: Backbones, source: So
     torch.testing.assert_close(found.images, torch.lerp(source.image, free.images, found.mask))
     outside = (found.mask == 0).expand_as(source.image)
     assert torch.equal(found.images[outside], source.image[outside])
-    half = some.edit(source, some.fit(PROMPT), 0.5)
-    assert half.mask is not None and torch.equal(half.mask, found.mask)
 
 
 def test_a_mask_does_not_depend_on_who_else_is_edited(world: Backbones, source: Source) -> None:
@@ -109,7 +140,8 @@ def test_a_part_of_the_way_that_is_none_is_refused(world: Backbones, places: flo
 
 def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Backbones, source: Source) -> None:
     tries = (0.5, 1.0, 4.0)
-    editor = made(world, tries=tries, within=None, threshold=0.0, agree=False, share=None, enough=1.0)
+    whole = {"threshold": 0.0, "agree": False, "share": None, "within": None}
+    editor = made(world, tries=tries, enough=1.0, fade=0.5, **whole)
     direction = editor.fit(PROMPT)  # in another direction people of a random CLIP differ in what is enough
     direction = replace(direction, delta=torch.randn(len(direction.delta), generator=torch.Generator().manual_seed(3)))
     known = editors.load("deltaedit_g", world, editors.module("deltaedit_g").Params(1.0, 0.0, False))

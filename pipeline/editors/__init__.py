@@ -22,7 +22,7 @@ DEFAULT = "deltaedit_gp"  # who edits where nobody is named
 
 class Editor(Protocol):
     def fit(self, condition: Condition) -> Direction:
-        """Learn one condition; paid once."""
+        """Learn one condition; paid once. All that was learnt is in the direction: another process may edit by it."""
         ...
 
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:

@@ -1,8 +1,8 @@
 """DeltaEdit-D in W+: the denoiser is told w_plus, which a mapper of W+ moves (the ablation of figure 19).
 
 The denoiser must have been trained so, with `diffusion.space: w_plus`. Nothing is masked: compare it with `deltaedit_d`
-that masks nothing either (threshold 0, agree false, within null), of the same guidance, on a denoiser of s that began
-from the same body.
+that masks nothing either (threshold 0, agree false, share null, within null), of the same guidance, on a denoiser of s
+that began from the same body.
 """
 
 from __future__ import annotations

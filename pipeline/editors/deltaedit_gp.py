@@ -68,7 +68,7 @@ class DeltaEditGP:
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        """Strength 0 is the photograph; a negative one goes the other way, as far as was found forwards."""
+        """Strength 0 is the photograph; a negative one goes the other way, as far and where was found forwards."""
         if strength == 0:
             return Edited(source.image, s=source.s)
         params, draw = self.params, self.backbones.generator.synthesis
@@ -90,7 +90,7 @@ class DeltaEditGP:
         found = weakest(torch.stack([way(images) for _, images in tried]), params.enough)
         s, images = (torch.stack(made)[found, each] for made in zip(*tried, strict=True))
         mask = None if params.places is None else where(way, source.image, images, params.places)
-        if strength != 1:  # which has been drawn
+        if strength != 1:  # 1 has been drawn
             s, images = laid(strength * tries[found])
         if mask is not None:
             images = torch.lerp(source.image, images, mask)
@@ -121,12 +121,12 @@ def onto(photo: Tensor, unedited: Tensor, edited: Tensor, fade: float) -> Tensor
 
 
 def where(way: Callable[[Tensor], Tensor], photo: Tensor, edited: Tensor, part: float) -> Tensor:
-    """The fewest places that make up `part` of how far photos come by an edit, as soft masks [B,1,R,R] in [0,1].
+    """The fewest places that make up `part` of what takes photos along by an edit, as soft masks [B,1,R,R] in [0,1].
 
     Pictures are [B,3,R,R] in [-1,1]; way: how far such pictures have come, [B], each for itself. A place is credited
-    with its part of the way from photo to edit, all places going at once (integrated gradients: Sundararajan et al.,
-    "Axiomatic attribution for deep networks"). What lies next to a place that counts is changed with it. Where no place
-    takes the picture any further, nothing is.
+    with its part of the way from photo to edit, all places going at once, as LOOKS pictures between them tell
+    (integrated gradients: Sundararajan et al., "Axiomatic attribution for deep networks"); those that lead back count
+    for nothing. What lies next to a place that counts is changed with it. Where no place counts, nothing is.
     """
     change = edited.clamp(-1, 1) - photo
     credit = photo.new_zeros(len(photo), 1, PLACES, PLACES)
