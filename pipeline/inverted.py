@@ -44,7 +44,7 @@ def inversion_metrics(
         guess = backbones.encoder(source)
         first = backbones.generator(guess).float().clamp(-1, 1)
         again = first if w_plus is None else backbones.generator(w_plus[part].to(source)).float().clamp(-1, 1)
-        _note(found, _given_back(backbones, again, source) | {"encoder_psnr": metrics.psnr(first, source)})
+        _collect(found, _given_back(backbones, again, source) | {"encoder_psnr": metrics.psnr(first, source)})
     return _intervals(found, backbones, draws)
 
 
@@ -61,7 +61,7 @@ def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: i
             again, before = generator.synthesis(s, guess).clamp(-1, 1), generator(w_plus[:IN_S][part].to(images))
             one = _given_back(backbones, again, images)
             one["ssim_over_w_plus"] = one["ssim"] - metrics.ssim(before.clamp(-1, 1), images)
-        _note(found, one)
+        _collect(found, one)
     return _intervals(found, backbones, draws)
 
 
@@ -76,7 +76,7 @@ def round_trip(backbones: Backbones, fakes: Tensor, steps: int, draws: Draws) ->
             guess = encoder(images)
         codes = inversion.refine(encoder, generator, images, guess, steps)
         with torch.no_grad():
-            _note(found, _given_back(backbones, generator(codes).clamp(-1, 1), images))
+            _collect(found, _given_back(backbones, generator(codes).clamp(-1, 1), images))
     return _intervals(found, backbones, draws)
 
 
@@ -88,7 +88,7 @@ def _given_back(backbones: Backbones, again: Tensor, images: Tensor) -> dict[str
     return found
 
 
-def _note(found: dict[str, list[Tensor]], values: dict[str, Tensor]) -> None:
+def _collect(found: dict[str, list[Tensor]], values: dict[str, Tensor]) -> None:
     for name, part in values.items():
         found[name].append(part.cpu())
 
@@ -126,7 +126,7 @@ def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Dra
         }
         values = {name: (made.clamp(-1, 1) - other).square().mean(dim=(1, 2, 3)) for name, made in drawn.items()}
         values |= {"latent_mse": (reached - goal).square().mean(1), "latent_mse_nothing": (s - goal).square().mean(1)}
-        _note(found, values)
+        _collect(found, values)
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     leaves = {name: metrics.interval(values, draws=draws) for name, values in joined.items()}
     explained = 1 - joined["latent_mse"].mean() / joined["latent_mse_nothing"].mean()

@@ -44,9 +44,9 @@ def fit(tool: Tool, path: Path) -> None:
 
 
 @functools.cache
-def fitted(path: Path) -> list[Direction]:
-    """What `fit` wrote."""
-    directions: list[Direction] = torch.load(path, weights_only=False)
+def fitted(path: Path, device: str) -> list[Direction]:
+    """What `fit` wrote, there or on another device."""
+    directions: list[Direction] = torch.load(path, map_location=device, weights_only=False)
     return directions
 
 
@@ -62,7 +62,7 @@ class Job(NamedTuple):
 
 
 def write(job: Job, path: Path) -> None:
-    nets, editor, directions = job.tool.networks.load(), job.tool.load(), fitted(job.fitted)
+    nets, editor, directions = job.tool.networks.load(), job.tool.load(), fitted(job.fitted, job.tool.networks.device)
     chosen = {"id": job.ids}
     pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
     w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))

@@ -167,7 +167,7 @@ def test_what_was_fitted_in_one_process_edits_alike_in_another(
 ) -> None:
     tool, path = _edit.Tool(Networks("tiny", project, "cpu"), name, settings_of(name, world)), tmp_path / "fitted"
     _edit.fit(tool, path)
-    handed, conditions = _edit.fitted(path), editing.conditions(world.domain)
+    handed, conditions = _edit.fitted(path, "cpu"), editing.conditions(world.domain)
     assert [direction.condition for direction in handed] == conditions
     here, there = (editor_of(name, world) for _ in range(2))  # the second has learnt nothing by itself
     own = here.edit(source, here.fit(conditions[0]), 1.0).images
