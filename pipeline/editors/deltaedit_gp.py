@@ -3,7 +3,7 @@
 What the inversion lost of a picture is added back wherever the edit changes little, so that the person stays. Since
 prompts and people differ in how far they must be moved, several strengths are tried: the weakest that takes the picture
 nearly as far along the text as the best of them is enough, and what goes further spoils what was not asked for. And
-where the change takes the picture no further along the text, as a background's, the photograph stays.
+where CLIP sees a change take the picture no further along the text, the photograph stays.
 """
 
 from __future__ import annotations
