@@ -31,11 +31,15 @@ SCHEMAS: dict[str, tuple[Column, ...]] = {
         Column("params", "string", nullable=True),
     ),
     "fakes": (Column("id", "int64"), Column("w", "float32 list")),  # w [D]
-    "reals": (  # w_plus [L*D]; error: mean squared error of the inversion on [0,1]
+    "reals": (  # w_plus [L*D]; error: mean squared error, on [0,1], of what it draws
         Column("id", "int64"),
         Column("split", "string"),
         Column("w_plus", "float32 list"),
         Column("error", "float32"),
+    ),
+    "details": (  # of people who are edited; detail [C*r*r]: what their w_plus lack (pipeline/detail.py)
+        Column("id", "int64"),
+        Column("detail", "float16 list", nullable=True),
     ),
     "codes": (  # source: "fake" or "real"; s [S]; clip [E] as the network gives it
         Column("id", "int64"),
@@ -67,6 +71,7 @@ class Layout:
         self.prepared = self.data / "prepared.json"  # counts of photographs, and which were skipped and why
         self.fakes = self.data / "fakes"
         self.reals = self.data / "reals"
+        self.details = self.data / "details"
         self.codes = self.data / "codes"
         self.s_stats = self.data / "s_stats.safetensors"
         self.relevance = self.data / "relevance.safetensors"

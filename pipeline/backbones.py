@@ -118,11 +118,14 @@ class Backbones:
 
     @cached_property
     def clip(self) -> Clip:
-        from pipeline import clip
+        from pipeline import clip, wording
 
         def build(meta: dict[str, Any]) -> Clip:
             vocabulary = frozenset(meta["vocabulary"]) if meta.get("vocabulary") else None
-            return clip.Clip(meta["model"], self.domain.clip_normalise, vocabulary)
+            reads = None
+            if vocabulary and (table := self.domain.words):
+                reads = wording.load(self.root / "domains" / table.file, table.sha256, vocabulary)
+            return clip.Clip(meta["model"], self.domain.clip_normalise, vocabulary, reads)
 
         return self._network("clip", build)
 

@@ -112,7 +112,8 @@ def edit(
 def invert(
     studio: Studio, pictures: Pictures, target: Gallery, report: Report, face: int | None = None
 ) -> Iterator[Person]:
-    """Write what the generator makes of every picture, and its codes w_plus [L,D] and s [S]; then the grid."""
+    """Write what the generator makes of every picture, its codes w_plus [L,D] and s [S], and what they lack, detail
+    [C,r,r]; then the grid."""
     rows: list[list[Tensor]] = []
     for person in _people(studio, pictures, report, face=face):
         stem = gallery.stem_of(Path(person.name))
@@ -120,7 +121,10 @@ def invert(
         images.save_png(picture, person.inversion)
         meta = {"domain": studio.domain.name, "picture": person.name, "error": person.error}
         source = person.source
-        weights.save(codes, {"w_plus": source.w_plus[0], "s": source.s[0]}, meta, half=False)
+        tensors = {"w_plus": source.w_plus[0], "s": source.s[0]}
+        if source.detail is not None:
+            tensors["detail"] = source.detail.added[0]
+        weights.save(codes, tensors, meta, half=False)
         report.pictures[-1] |= {"inversion": str(picture), "codes": str(codes)}
         rows = [*rows, [person.picture, person.inversion]][:GRID_ROWS]
         yield person

@@ -20,6 +20,7 @@ neutral: {neutral} # TODO the word for any picture of this domain, such as cat
 clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation; that of portraits: false
 level_split: [{split}] # how many style convolutions are coarse, and coarse or medium; the rest is fine
 {networks}
+words: null # what CLIP reads for words it was never taught; those of the public ones read the web
 templates: imagenet.txt # a text's direction is averaged over these
 
 prompts: # TODO what to edit towards, and what `evaluate` measures; these are examples
@@ -33,6 +34,7 @@ defaults: # what null in params.yaml stands for
     test: {test}
   invert:
     batch: {batch}
+    detail: 0 # or 64, say: what codes lack of a picture comes back where an edit leaves it alone (pipeline/detail.py)
   cache:
     batch: {batch}
   relevance: {{}}

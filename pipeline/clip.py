@@ -6,9 +6,9 @@ difference of two texts.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kernels.resample import box_resample
 from pipeline.lean import lean_imports
+from pipeline.wording import WORD, Wording
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,9 +45,16 @@ class Clip(nn.Module):
     and where they are not open_clip's defaults merges (int) and quick_gelu (OpenAI's own networks: True).
     normalise: subtract OpenAI's mean and divide by its deviation; the published mappers were made without it.
     vocabulary: the words of the captions it was trained with; None when unknown (a public model).
+    wording: what `text_feature` reads for other words; None: them as they are.
     """
 
-    def __init__(self, numbers: dict[str, Any], normalise: bool = False, vocabulary: frozenset[str] | None = None):
+    def __init__(
+        self,
+        numbers: dict[str, Any],
+        normalise: bool = False,
+        vocabulary: frozenset[str] | None = None,
+        wording: Wording | None = None,
+    ):
         super().__init__()
         with lean_imports():
             from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -56,7 +64,7 @@ class Clip(nn.Module):
         vision = CLIPVisionCfg(**numbers["vision"])
         self.model = CLIP(numbers["embed_dim"], vision, text, quick_gelu=numbers.get("quick_gelu", False))
         self.dim, self.image_size = int(numbers["embed_dim"]), int(numbers["vision"]["image_size"])
-        self.normalise, self.vocabulary = normalise, vocabulary
+        self.normalise, self.vocabulary, self.wording = normalise, vocabulary, wording
 
     def clip_input(self, images: Tensor) -> Tensor:
         """images [B,3,R,R] in [-1,1] -> what the image tower sees, [B,3,image_size,image_size].
@@ -85,12 +93,23 @@ class Clip(nn.Module):
         return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[return-value]
 
     def text_feature(self, text: str, templates: tuple[str, ...]) -> Tensor:
-        """The unit mean [E] of a text's embeddings in all templates."""
+        """The unit mean [E] of the embeddings, in all templates, of what is read for a text."""
+        text, _ = self.read(text)
         return F.normalize(self.embed_texts([template.format(text) for template in templates]).mean(dim=0), dim=0)
 
     def text_delta(self, source: str, target: str, templates: tuple[str, ...]) -> Tensor:
         """delta_t [E] = T(target) - T(source), not normalised (DeltaEdit section 3.3)."""
         return self.text_feature(target, templates) - self.text_feature(source, templates)
+
+    def read(self, text: str) -> tuple[str, dict[str, float]]:
+        """What is read for `text`, and how near each word comes to it that captions did not have: `Wording.read`."""
+        return self.wording.read(text) if self.wording else (text, {})
+
+    def literal(self) -> Clip:
+        """The same network, which reads every text as it stands."""
+        same = copy.copy(self)
+        same.wording = None
+        return same
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that no training caption had; empty when the vocabulary is not known."""
@@ -101,7 +120,7 @@ class Clip(nn.Module):
 
 def words(text: str) -> list[str]:
     """Lower-case words of a text, in any script."""
-    return re.findall(r"[^\W\d_]+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def delta(source: Tensor, target: Tensor) -> Tensor:

@@ -48,6 +48,18 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Words:
+    """The table of what CLIP reads for words it was not taught (`pipeline.wording`): a file in domains/, its digest."""
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if PurePosixPath(self.file).name != self.file or not self.file:
+            raise ValueError(f"words.file '{self.file}' is no name of a file in domains/")
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A text to edit towards; what it asks of whom is known where the domain has true attributes.
 
@@ -88,7 +100,8 @@ class Domain:
     resolution R of the images; neutral: the word for any picture of it; renderer: the world that draws its images
     with known attributes, None for photographs; aligned: how photographs are cut out around a face, None for their
     centre; level_split: how many style convolutions are coarse, and coarse or medium; clip_normalise: whether images
-    get CLIP's mean and deviation (released DeltaEdit weights: no, facts of the published code);
+    get CLIP's mean and deviation (released DeltaEdit weights: no, facts of the published code); words: what CLIP reads
+    for words it was never taught, None where it read the world's captions or is to read them as they are;
     defaults[section][key]: what `null` in params.yaml stands for.
     """
 
@@ -110,6 +123,7 @@ class Domain:
     aligned: Literal["ffhq"] | None = None
     clip_normalise: bool = True
     level_split: tuple[int, int] = (3, 7)
+    words: Words | None = None
     templates: tuple[str, ...] = ("{}",)
     prompts: tuple[Prompt, ...] = ()
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)

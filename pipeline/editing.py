@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline import images, portraits, sampling
+from pipeline import artefacts, images, portraits
+from pipeline.detail import Detail
 from pipeline.values import Direction, Source, TextPair
 
 if TYPE_CHECKING:
@@ -46,11 +47,28 @@ def people_of(params: Sequence[str | None]) -> tuple[Portrait, ...] | None:
 
 
 @torch.no_grad()
-def source(backbones: Backbones, pictures: Sequence[bytes], params: Sequence[str | None], w_plus: Tensor) -> Source:
-    """People to edit, from the artefacts: encoded pictures, the renderer's parameters as JSON, w_plus [B,L,D]."""
-    image, w_plus = sampling.decoded(pictures).to(backbones.device), w_plus.to(backbones.device)
-    s, clip = backbones.generator.styles(w_plus), backbones.clip.embed_images(image)
-    return Source(image, w_plus, s, clip, people_of(params))
+def source(
+    backbones: Backbones,
+    image: Tensor,
+    w_plus: Tensor,
+    detail: Tensor | None = None,
+    people: tuple[Portrait, ...] | None = None,
+) -> Source:
+    """People to edit: pictures [B,3,R,R], their w_plus [B,L,D], what that lacks of them (`Detail.added`, [B,C,r,r]),
+    and who they are."""
+    generator, device = backbones.generator, backbones.device
+    image, w_plus = image.to(device), w_plus.to(device)
+    s = generator.styles(w_plus)
+    known = None if detail is None else Detail.of(generator, detail.to(device), s, w_plus)
+    return Source(image, w_plus, s, backbones.clip.embed_images(image), people, known)
+
+
+def details(backbones: Backbones, ids: Sequence[int]) -> Tensor | None:
+    """What the codes of test people lack, [N,C,r,r], `ids` being in the table's order; None where it was not sought."""
+    path = backbones.layout.details
+    detail = artefacts.read(path, "details", ["detail"], {"id": tuple(ids)})["detail"]
+    size = artefacts.metadata(path, "details")["params"]["detail"]
+    return None if detail is None else detail.unflatten(1, backbones.generator.shape(size))
 
 
 def conditions(domain: Domain) -> list[TextPair]:

@@ -72,6 +72,7 @@ def evaluate(
     mapper: Mapping[str, Any] | None = None,
     *,
     w_plus: Tensor | None = None,
+    detail: Tensor | None = None,
     refine: int = 0,
     fakes: Tensor | None = None,
     drawn: Sequence[bytes] = (),
@@ -87,10 +88,10 @@ def evaluate(
     edits: editor name -> artefact of schema `edits`; a row without prompt tells what the editor makes of a person
     before editing; those of `reconstructor` tell how well diffusion gives back its input, and by its `walk` is tried
     whether styles matter to it. mapper: val_cos, val_mse and explained, as training left them. w_plus [n,L,D]:
-    inversions of the first n test people, the encoder's when None; refine: the steps of descent that made them, tried
-    in s and on samples too. fakes [n,D]: codes w of samples, by which the generator is judged; drawn: pictures,
-    encoded, beside those of test people, to compare shares with. repeats, seed: the bootstrap over people. half:
-    identity network and oracles look at edits in bfloat16.
+    inversions of the first n test people, the encoder's when None; detail [n,...]: what they lack; refine: the steps of
+    descent that made them, tried in s and on samples too. fakes [n,D]: codes w of samples, by which the generator is
+    judged; drawn: pictures, encoded, beside those of test people, to compare shares with. repeats, seed: the bootstrap
+    over people. half: identity network and oracles look at edits in bfloat16.
     Raises InputError when edits do not belong to this domain's prompts, or one editor has several strengths.
     """
     import polars as pl
@@ -110,7 +111,7 @@ def evaluate(
         "generator": {},
         "clip": {},
         "identity": {},
-        "inversion": inverted.inversion_metrics(backbones, test, w_plus, batch, draws),
+        "inversion": inverted.inversion_metrics(backbones, test, w_plus, detail, batch, draws),
         "mapper": {key: metrics.leaf(mapper.get(key, math.nan)) for key in MAPPER},
         "diffusion": {"reconstruction": {}},
         "editors": {},

@@ -19,7 +19,8 @@ from pipeline.metrics import Draws, Leaf
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
-    from pipeline.domains import Prompt
+    from pipeline.clip import Clip
+    from pipeline.domains import Domain, Prompt
     from pipeline.recognition import Reader
     from pipeline.truth import TestSet, Truth
 
@@ -150,7 +151,8 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
 
     zero_shot, with chance beside it: each visible attribute read by the nearest of its values' texts, class-balanced,
     mean over attributes; zero_shot_min, the worst attribute; zero_shot_heldout, those values alone that can also be
-    said in words kept out of all training, said so. The rest is `metrics.alignment` of people and their captions.
+    said in words kept out of all training, said so and read as the domain's table of words has it; zero_shot_literal,
+    the same with the words themselves read. The rest is `metrics.alignment` of people and their captions.
     """
     from pipeline import portraits
 
@@ -158,14 +160,17 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
     units = clip_units(backbones, test.images, batch)
     attributes = truths.attributes(backbones)
     truth, seen = true_values(test, attributes)
-    right: dict[int, dict[str, np.ndarray]] = {0: {}, 1: {}}  # in the words of training, in those kept out of it
+    right: dict[str, dict[str, np.ndarray]] = {"taught": {}, "heldout": {}, "literal": {}}
     for name, values in attributes.items():
         phrases = [portraits.PHRASES[name][value] for value in values]
         told = np.isin(truth[name], [k for k, (_, heldout) in enumerate(phrases) if heldout])
-        for words, counted in ((0, seen[name]), (1, seen[name] & told)):
-            texts = torch.stack([_mean_feature(backbones, phrase[words] or phrase[0]) for phrase in phrases])
-            right[words][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
-    zero_shot = _balanced(right[0], truth, draws)
+        for how in right:
+            counted = seen[name] if how == "taught" else seen[name] & told
+            clip = backbones.clip.literal() if how == "literal" else backbones.clip
+            spoken = [taught if how == "taught" else heldout or taught for taught, heldout in phrases]
+            texts = torch.stack([_mean_feature(clip, backbones.domain, said) for said in spoken])
+            right[how][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
+    zero_shot = _balanced(right["taught"], truth, draws)
 
     count = min(RETRIEVAL_PEOPLE, len(test.ids))
     captions = captions_of(test, count, draws.seed)
@@ -173,7 +178,8 @@ def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) 
     return {
         "zero_shot": zero_shot["mean"],
         "zero_shot_min": zero_shot["min"],
-        "zero_shot_heldout": _balanced(right[1], truth, draws)["mean"],
+        "zero_shot_heldout": _balanced(right["heldout"], truth, draws)["mean"],
+        "zero_shot_literal": _balanced(right["literal"], truth, draws)["mean"],
         "chance": zero_shot["chance"],
         **metrics.alignment(units[:count], texts, draws),
         "attributes": zero_shot["attributes"],
@@ -248,12 +254,12 @@ def true_values(
     )
 
 
-def _mean_feature(backbones: Backbones, phrases: Sequence[str]) -> Tensor:
+def _mean_feature(clip: Clip, domain: Domain, phrases: Sequence[str]) -> Tensor:
     """Mean unit feature [E] of several ways to say one value ("face with red hair", "red-haired face")."""
     from pipeline import portraits
 
-    texts = [portraits.in_a_phrase(backbones.domain.neutral, phrase) for phrase in phrases]
-    features = [backbones.clip.text_feature(text, backbones.domain.templates).float().cpu() for text in texts]
+    texts = [portraits.in_a_phrase(domain.neutral, phrase) for phrase in phrases]
+    features = [clip.text_feature(text, domain.templates).float().cpu() for text in texts]
     return F.normalize(torch.stack(features).mean(0), dim=0)
 
 

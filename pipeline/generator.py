@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from kernels.bias_act import bias_act
 from kernels.epilogue import modulated_epilogue
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline.stylespace import StyleLayout
+from pipeline.values import InputError
+
+if TYPE_CHECKING:
+    from pipeline.detail import Detail
 
 EPS = 1e-8
 
@@ -212,18 +216,60 @@ class Generator(nn.Module):
         """w_plus [B,L,D] -> s [B,S]: what the modulation layers of the convolutions give; layer k reads row k."""
         return torch.cat([layer.conv.modulation(w_plus[:, k]) for k, layer in enumerate(self.styled)], dim=1)
 
-    def synthesis(self, s: Tensor, w_plus: Tensor, noises: list[Tensor] | None = None) -> Tensor:
+    def synthesis(
+        self, s: Tensor, w_plus: Tensor, noises: list[Tensor] | None = None, detail: Detail | None = None
+    ) -> Tensor:
         """s [B,S], w_plus [B,L,D] -> images [B,3,R,R], not clamped.
 
         The toRGB layers read w_plus (rows 1, 3, 5, ...), which an edit of s leaves as it was (DeltaEdit's decoder).
-        `noises`: one [1 or B,1,r,r] per convolution; the fixed buffers when None.
+        `noises`: one [1 or B,1,r,r] per convolution; the fixed buffers when None. detail: of photographs.
         """
-        x = self.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        image = self.layers(range(len(self.layout.dims)), x, None, s, w_plus, noises)[1]
+        if detail is not None:
+            size = detail.added.shape[-1]
+            x, below = self.features(size, s, w_plus, noises)
+            return self.onwards(size, detail.onto(x), below, s, w_plus, noises)
+        image = self.layers(range(len(self.layout.dims)), self._first(s), None, s, w_plus, noises)[1]
         assert image is not None
         return image
+
+    def features(
+        self, size: int, s: Tensor, w_plus: Tensor, noises: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the last convolution of `size` pixels gives, [B,C,size,size], and the image so far, of half the size."""
+        last = self.last(size)
+        x, image = self.layers(range(last), self._first(s), None, s, w_plus, noises)
+        noise = list(self.noises) if noises is None else noises
+        return self.styled[last](x, s.split(self.layout.dims, dim=1)[last], noise[last]), image
+
+    def onwards(
+        self,
+        size: int,
+        x: Tensor,
+        image: Tensor | None,
+        s: Tensor,
+        w_plus: Tensor,
+        noises: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Images [B,3,R,R] from what `features` gives, or something like it."""
+        last = self.last(size)
+        image = self.shown(last, x, image, w_plus)
+        image = self.layers(range(last + 1, len(self.layout.dims)), x, image, s, w_plus, noises)[1]
+        assert image is not None
+        return image
+
+    def last(self, size: int) -> int:
+        """The last convolution of `size` pixels; InputError when the pictures are smaller."""
+        if size > self.size:
+            raise InputError(f"detail of {size} pixels is asked for, the generator draws {self.size}: give no more")
+        return 2 * int(math.log2(size)) - 4
+
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """C, size, size of `features`."""
+        return self.styled[self.last(size)].conv.weight.shape[1], size, size
+
+    def _first(self, s: Tensor) -> Tensor:
+        x = self.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
     def layers(
         self,

@@ -1,4 +1,5 @@
-"""Photographs -> w+: e4e's answer in one pass, then, for pictures that will be edited, some steps of descent from it.
+"""Photographs -> w+: e4e's answer in one pass, then, for pictures that will be edited, some steps of descent from it,
+and as many more for the detail that no codes hold.
 
 The encoder's answer is close in kind but loses small things. Gradient steps bring them back, on the picture's error in
 pixels and, as pixels alone end in a blur, in the encoder's own features (LPIPS needs a network of photographs). They
@@ -33,14 +34,22 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True)
 class InvertParams(BatchParams):
-    """refine: steps of descent for people who are edited, 0 for none."""
+    """refine: steps of descent for people who are edited, 0 for none. detail: pixels of the generator's layer that is
+    given the detail of theirs, 0 for none of it."""
 
     refine: int
+    detail: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refine < 0:
             raise ValueError(f"{self.refine} steps of refinement: give 0 or more")
+        if self.detail and (self.detail < 4 or self.detail & (self.detail - 1)):
+            raise ValueError(f"detail of {self.detail} pixels: give 0, or a power of two from 4 to the picture's size")
+
+    @property
+    def seeks_detail(self) -> bool:
+        return self.detail > 0 and self.refine > 0
 
 
 def errors(generator: Generator, images: Tensor, w_plus: Tensor) -> Tensor:
@@ -80,6 +89,27 @@ def refine_s(
     return torch.where((error(found) < error(s))[:, None], found, s)
 
 
+def lacking(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, size: int, steps: int) -> Tensor:
+    """What w_plus [B,L,D] lack of images [B,3,R,R]: `Detail.added` [B,C,size,size], by `steps` of descent from none.
+
+    Zeros where that did not help.
+    """
+    s = generator.styles(w_plus)
+    with torch.no_grad():
+        plain, below = generator.features(size, s, w_plus)
+
+    def draw(added: Tensor) -> Tensor:
+        return generator.onwards(size, plain + added, below, s, w_plus)
+
+    def error(added: Tensor) -> Tensor:
+        return (draw(added).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+
+    none, unit = torch.zeros_like(plain), plain.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    found = _descended(encoder, draw, images, none, unit, steps)
+    with torch.no_grad():
+        return torch.where((error(found) < error(none))[:, None, None, None], found, none)
+
+
 def _descended(
     encoder: Encodes, draw: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, unit: Tensor, steps: int
 ) -> Tensor:
@@ -106,6 +136,19 @@ def _descended(
                 spread = (square.sqrt() / math.sqrt(1 - BETAS[1] ** (step + 1))).add_(1e-8)
                 moved.addcdiv_(mean, spread, value=-rate)
     return start + unit * moved.detach()
+
+
+@torch.no_grad()
+def details(encoder: Encodes, generator: Generator, photos: Tensor, w_plus: Tensor, params: InvertParams) -> Tensor:
+    """What w_plus [N,L,D] lack of photos [N,3,R,R]: `Detail.added` [N,C,r,r], on the CPU in float16, as artefacts hold
+    it."""
+    device = generator.w_mean.device
+
+    def step(images: Tensor, codes: Tensor) -> tuple[Tensor]:
+        found = lacking(encoder, generator, images.to(device), codes.to(device), params.detail, params.refine)
+        return (found.half().cpu(),)
+
+    return fixed_batches(step, params.batch, photos, w_plus)[0]
 
 
 @torch.no_grad()

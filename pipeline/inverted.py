@@ -4,18 +4,19 @@ another's; and of edits, beside those of people who were made of codes."""
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import inversion, metrics
+from pipeline import editing, inversion, metrics
 from pipeline.clip import delta
+from pipeline.detail import Detail
 from pipeline.foundations import batches
 from pipeline.mapper import condition
 from pipeline.metrics import Draws, Leaf
-from pipeline.values import Source, TextPair
+from pipeline.values import TextPair
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -30,22 +31,36 @@ TOGETHER = 8  # pictures at a time
 
 @torch.no_grad()
 def inversion_metrics(
-    backbones: Backbones, test: TestSet, w_plus: Tensor | None, batch: int, draws: Draws
-) -> dict[str, Leaf]:
+    backbones: Backbones, test: TestSet, w_plus: Tensor | None, detail: Tensor | None, batch: int, draws: Draws
+) -> dict[str, Any]:
     """How well unseen people are given back (psnr, dB; ssim; mse on [0,1]; identity), a latent editor's ceiling.
 
-    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None.
-    encoder_psnr is that of the encoder for the same people.
+    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None. detail
+    [n,...]: what is drawn with them; codes: the same numbers without it. encoder_psnr: that of the encoder.
     """
-    count = len(test.ids) if w_plus is None else len(w_plus)
-    found = defaultdict[str, list[Tensor]](list)
+    count, generator = len(test.ids) if w_plus is None else len(w_plus), backbones.generator
+    found, alone = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
     for part in batches(count, batch):
         source = test.images[:count][part].to(backbones.device)
         guess = backbones.encoder(source)
-        first = backbones.generator(guess).float().clamp(-1, 1)
-        again = first if w_plus is None else backbones.generator(w_plus[part].to(source)).float().clamp(-1, 1)
+        first = generator(guess).float().clamp(-1, 1)
+        codes = guess if w_plus is None else w_plus[part].to(source)
+        again = first if w_plus is None else generator(codes).float().clamp(-1, 1)
+        if detail is not None:
+            _collect(alone, _given_back(backbones, again, source))
+            again = _drawn(backbones, codes, detail[part]).float().clamp(-1, 1)
         _collect(found, _given_back(backbones, again, source) | {"encoder_psnr": metrics.psnr(first, source)})
-    return _intervals(found, backbones, draws)
+    leaves: dict[str, Any] = dict(_intervals(found, backbones, draws))
+    return leaves | ({"codes": _intervals(alone, backbones, draws)} if alone else {})
+
+
+def _drawn(backbones: Backbones, w_plus: Tensor, added: Tensor | None) -> Tensor:
+    """What the generator makes of codes w_plus [B,L,D] and what they lack, [B,...]."""
+    s = backbones.generator.styles(w_plus)
+    if added is None:
+        return backbones.generator.synthesis(s, w_plus)
+    detail = Detail.of(backbones.generator, added.to(w_plus.device), s, w_plus)
+    return backbones.generator.synthesis(s, w_plus, detail=detail)
 
 
 def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
@@ -66,8 +81,9 @@ def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: i
 
 
 def round_trip(backbones: Backbones, fakes: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
-    """How well IN_S pictures that the generator made itself, of w [n,D], are given back when inverted as people are who
-    will be edited, by `steps` of descent: psnr in dB, ssim, mse on [0,1], identity. The most that people can hope for.
+    """How well IN_S pictures that the generator made itself, of w [n,D], are given back by codes alone, found as those
+    of people who will be edited, by `steps` of descent: psnr in dB, ssim, mse on [0,1], identity. The most that codes
+    of people can hope for.
     """
     generator, encoder, found = backbones.generator, backbones.encoder, defaultdict[str, list[Tensor]](list)
     for part in batches(min(IN_S, len(fakes)), TOGETHER):
@@ -134,10 +150,16 @@ def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Dra
 
 
 def reached_on_samples(
-    backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor, fakes: Tensor, draws: Draws
+    backbones: Backbones,
+    editor: Editor,
+    strength: float,
+    w_plus: Tensor,
+    detail: Tensor | None,
+    fakes: Tensor,
+    draws: Draws,
 ) -> dict[str, Leaf]:
-    """Are people whose codes were found edited as well as people who were made of codes? w_plus [n,L,D]: of the former;
-    fakes [n,D]: w of the latter.
+    """Are people whose codes were found edited as well as people who were made of codes? w_plus [n,L,D] and detail
+    [n,...]: of the former; fakes [n,D]: w of the latter.
 
     Both are taken for what the generator draws. reached_inverted, reached_sampled: among those in whom the oracle does
     not see a prompt's value, the share of edits in which it does; reached_gap: the first less the second.
@@ -145,10 +167,9 @@ def reached_on_samples(
     if note := backbones.absent("oracle"):
         return {"reached_gap": metrics.absent(note)}
     generator = backbones.generator
-    found = [
-        _reached(backbones, editor, strength, codes[:SAMPLED].to(backbones.device))
-        for codes in (w_plus, generator.repeat(fakes[:SAMPLED].to(backbones.device)))
-    ]
+    made = generator.repeat(fakes[:SAMPLED].to(backbones.device))
+    kinds = ((w_plus[:SAMPLED].to(backbones.device), detail), (made, None))
+    found = [_reached(backbones, editor, strength, codes, lacking) for codes, lacking in kinds]
     both, own = np.concatenate(found), len(found[0])
 
     def shares(weights: np.ndarray, part: slice) -> np.ndarray:
@@ -164,7 +185,9 @@ def reached_on_samples(
 
 
 @torch.no_grad()
-def _reached(backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor) -> np.ndarray:
+def _reached(
+    backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor, detail: Tensor | None
+) -> np.ndarray:
     """[n,prompts]: whether the oracle sees what it did not see before, NaN for whom it saw it in."""
     prompts = [prompt for prompt in backbones.domain.prompts if prompt.split == "seen" and prompt.asks]
     if not prompts:
@@ -172,10 +195,9 @@ def _reached(backbones: Backbones, editor: Editor, strength: float, w_plus: Tens
     directions = [editor.fit(TextPair(backbones.domain.neutral, prompt.text)) for prompt in prompts]
     rows = []
     for part in batches(len(w_plus), 4 * TOGETHER):
-        s = backbones.generator.styles(w_plus[part])
-        images = backbones.generator.synthesis(s, w_plus[part]).clamp(-1, 1)
-        people = Source(images, w_plus[part], s, backbones.clip.embed_images(images))
-        before, columns = backbones.oracle.read(images), []
+        codes, added = w_plus[part], None if detail is None else detail[part]
+        people = editing.source(backbones, _drawn(backbones, codes, added).clamp(-1, 1), codes, added)
+        before, columns = backbones.oracle.read(people.image), []
         for prompt, direction in zip(prompts, directions, strict=True):
             after = backbones.oracle.read(editor.edit(people, direction, strength).images.clamp(-1, 1))
             name, value = next(iter(prompt.asks.items()))

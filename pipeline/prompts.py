@@ -37,7 +37,7 @@ def clean(text: str, what: str = "prompt") -> str:
 
 
 def words_that_fit(text: str, clip: Clip, templates: tuple[str, ...]) -> str:
-    """The longest beginning of `text`, in whole words, that `clip` reads to its end in every template.
+    """The longest beginning of `text`, in whole words, that `clip` reads to its end in every template, as it reads it.
 
     A first word that is longer than all CLIP reads is cut.
     """
@@ -45,7 +45,7 @@ def words_that_fit(text: str, clip: Clip, templates: tuple[str, ...]) -> str:
     room = tokenizer.context_length - 2  # start and end of text
 
     def fits(beginning: str) -> bool:
-        return all(len(tokenizer.encode(template.format(beginning))) <= room for template in templates)
+        return all(len(tokenizer.encode(template.format(clip.read(beginning)[0]))) <= room for template in templates)
 
     text = text[:LONGEST]
     if fits(text):

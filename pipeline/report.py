@@ -54,7 +54,13 @@ EDITOR_COLUMNS = (
         "Frechet distance of all edits to all test pictures in Inception's features; biased up by few",
     ),
     Column("lpips_input", "LPIPS to input", 3, 0, "perceptual distance to the input (AlexNet)"),
-    Column("clip_direction", "CLIP direction", 2, 1, "cosine of the edit's step in CLIP space with the text's"),
+    Column(
+        "clip_direction",
+        "CLIP direction",
+        2,
+        1,
+        "cosine of the edit's step in CLIP space with the text's, as CLIP reads it",
+    ),
     Column(
         "realism",
         "realism",
@@ -101,7 +107,8 @@ FOUNDATIONS = (
         (
             ("zero_shot", "zero-shot accuracy", 3),
             ("zero_shot_min", "weakest attribute", 3),
-            ("zero_shot_heldout", "in words kept out of training", 3),
+            ("zero_shot_heldout", "in words kept out of training, as they are read", 3),
+            ("zero_shot_literal", "in those words, read as they stand", 3),
             ("chance", "chance", 3),
             ("delta_cos_paired", "cos(image delta, own text delta)", 3),
             ("delta_cos_mismatched", "cos(image delta, another's)", 3),
@@ -143,10 +150,12 @@ FOUNDATIONS = (
         ),
     ),
 )
+ALONE = "its codes alone, in W+"
 GIVEN_BACK = (  # who gives unedited pictures back, and where in metrics.json (paper, table III)
-    ("inversion in W+, as people are edited", ("inversion",)),
+    ("inversion, as people are edited", ("inversion",)),
+    (ALONE, ("inversion", "codes")),
     ("inversion in s, by as many steps of descent (24 people)", ("inversion", "in_s")),
-    ("the generator's own pictures, inverted as people are (24)", ("inversion", "round_trip")),
+    ("the generator's own pictures (24), by their codes alone", ("inversion", "round_trip")),
     ("DDIM, the denoiser told the mean style", ("diffusion", "ddim_mean_style")),
     ("DDIM, told the picture's own style", ("diffusion", "ddim")),
     ("diffusion as people are edited", ("diffusion", "reconstruction")),
@@ -201,6 +210,7 @@ def page(domain: Domain, root: Path) -> str:
         foundations=_foundations(found),
         given_back=_given_back(found),
         given_back_columns=GIVEN_BACK_COLUMNS,
+        detail_alone=ALONE,
         confirmed=_confirmed(found),
         attributes=_attributes(found),
         gallery=showcase.gallery(domain, layout, editors),

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline import domains, editors, params, sampling, workers
+from pipeline import domains, editing, editors, params, sampling, workers
 from pipeline.editors import Editor
-from pipeline.inversion import InvertParams, errors, refine
+from pipeline.inversion import InvertParams, errors, lacking, refine
 from pipeline.prompts import clean, in_range, words_that_fit
 from pipeline.values import Direction, Edited, InputError, Source, TextPair, nearest
+from pipeline.wording import SURE
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -36,8 +38,8 @@ FAR = 0.04  # inversion error (MSE on [0,1], 14 dB) that is far where the encode
 class Person:
     """A picture and its codes, a batch of one.
 
-    inversion [3,R,R]: what the generator makes of the codes. error: its MSE on [0,1]; None for a generated picture.
-    notes: what was done to the file. warnings: why results may disappoint.
+    inversion [3,R,R]: what the generator makes of the codes and their detail. error: its MSE on [0,1]; None for a
+    generated picture. notes: what was done to the file. warnings: why results may disappoint.
     """
 
     name: str
@@ -152,10 +154,14 @@ class Studio:
         generator = self.backbones.generator
         guess = self.backbones.encoder(image)
         w_plus = refine(self.backbones.encoder, generator, image, guess, self.inverting.refine)
-        s = generator.styles(w_plus)
-        inversion = generator.synthesis(s, w_plus).clamp(-1, 1)
+        added = None
+        if self.inverting.seeks_detail:
+            added = lacking(
+                self.backbones.encoder, generator, image, w_plus, self.inverting.detail, self.inverting.refine
+            )
+        source = editing.source(self.backbones, image, w_plus, added)
+        inversion = generator.synthesis(source.s, w_plus, detail=source.detail).clamp(-1, 1)
         error = float(((inversion - image) / 2).square().mean())
-        source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
         first = errors(generator, image, guess).item()
         if first > self.far_error:
             warnings.append(
@@ -173,10 +179,8 @@ class Studio:
             generator, [row_id], settings.seed if seed is None else seed, settings.truncation, batch=8
         )
         w_plus = generator.repeat(w.to(self.device))
-        s = generator.styles(w_plus)
-        image = generator.synthesis(s, w_plus).clamp(-1, 1)
-        source = Source(image, w_plus, s, self.backbones.clip.embed_images(image))
-        return Person(f"sample-{row_id}", source, image[0].cpu())
+        source = editing.source(self.backbones, generator(w_plus).clamp(-1, 1), w_plus)
+        return Person(f"sample-{row_id}", source, source.image[0].cpu())
 
     def portrait(self, row_id: int) -> Person:
         """The drawn person `row_id` of a domain with a renderer, inverted like a photograph, parameters known."""
@@ -254,17 +258,21 @@ class Studio:
         return Prompt(replace(pair, asks=known.asks) if known else pair, tuple(warnings))
 
     def _untaught(self, words: str) -> list[str]:
-        if self.backbones.clip.vocabulary is None:
+        clip, told = self.backbones.clip, f"the CLIP of {self.domain.name} was never taught"
+        if clip.vocabulary is None:
             return []
-        all_words = list(dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s.,;:!?'\"()-]", words.lower())))
-        unknown = set(self.backbones.clip.unknown_words(words))
-        unknown |= {word for word in all_words if not word.isalpha() and word not in self.backbones.clip.vocabulary}
+        read, nearness = clip.read(words)
+        warnings = [f"{told} {_quoted(nearness)}: it reads '{read}'"] if nearness else []
+        if unsure := [word for word, near in nearness.items() if near < SURE]:
+            warnings[0] += f", which may not be what {_quoted(unsure)} says"
+        all_words = list(dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s.,;:!?'\"()-]", read.lower())))
+        unknown = set(clip.unknown_words(read))
+        unknown |= {word for word in all_words if not word.isalpha() and word not in clip.vocabulary}
         if not unknown and all_words:
-            return []
-        named = ", ".join(f"'{word}'" for word in all_words if word in unknown) or f"'{words}'"
+            return warnings
+        named = _quoted([word for word in all_words if word in unknown] or [words])
         count = f"{len(unknown)} of {len(all_words)} words" if all_words else "a prompt without words"
-        named = named if len(named) <= 80 else f"{named[:80]}..."
-        return [f"the CLIP of {self.domain.name} was never taught {count} ({named}): do not trust what they do"]
+        return [*warnings, f"{told} {count} ({named}): do not trust what they do"]
 
     # ------------------------------------------------------------ editing
 
@@ -361,3 +369,9 @@ def _as_file(picture: Any) -> io.BytesIO:
     picture.save(content, "TIFF" if picture.mode in ("CMYK", "F") else "PNG", exif=picture.getexif())
     content.seek(0)
     return content
+
+
+def _quoted(words: Iterable[str]) -> str:
+    """Words between quotes, as far as they fit into a line."""
+    named = ", ".join(f"'{word}'" for word in words)
+    return named if len(named) <= 80 else f"{named[:80]}..."

@@ -99,7 +99,10 @@ def validation(
     photos = torch.stack([images.decode_png(row.image) for row in drawn])
     how = params.section(inversion.InvertParams, root, "invert", domain=domain)
     w_plus, _ = inversion.invert(backbones.encoder, backbones.generator, photos, how.batch, how.refine)
-    people = editing.source(backbones, [row.image for row in drawn], [row.params for row in drawn], w_plus)
+    detail = None
+    if how.seeks_detail:
+        detail = inversion.details(backbones.encoder, backbones.generator, photos, w_plus, how)
+    people = editing.source(backbones, photos, w_plus, detail, editing.people_of([row.params for row in drawn]))
     test = truth.TestSet(tuple(range(count)), photos, people.people)
     cases = truth.cases(test, [(row, text) for text in prompts for row in range(count)], prompts)
     return people, truth.see(backbones, cases, domain.resolution, how.batch)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.detail import Detail
     from pipeline.portraits import Portrait
 
 
@@ -55,20 +56,23 @@ class Direction:
 
 @dataclass(frozen=True)
 class Source:
-    """The people to edit: image [B,3,R,R], w_plus [B,L,D], s [B,S], clip [B,E] as the network gives it."""
+    """The people to edit: image [B,3,R,R], w_plus [B,L,D], s [B,S], clip [B,E] as the network gives it; detail: what
+    the codes lack of photographs."""
 
     image: Tensor
     w_plus: Tensor
     s: Tensor
     clip: Tensor
     people: tuple[Portrait, ...] | None = None
+    detail: Detail | None = None
 
     def __len__(self) -> int:
         return len(self.image)
 
     def select(self, index: list[int]) -> Source:
         people = None if self.people is None else tuple(self.people[i] for i in index)
-        return Source(self.image[index], self.w_plus[index], self.s[index], self.clip[index], people)
+        detail = None if self.detail is None else self.detail.select(index)
+        return Source(self.image[index], self.w_plus[index], self.s[index], self.clip[index], people, detail)
 
     def to(self, device: Any) -> Source:
         return replace(
@@ -77,6 +81,7 @@ class Source:
             w_plus=self.w_plus.to(device),
             s=self.s.to(device),
             clip=self.clip.to(device),
+            detail=None if self.detail is None else self.detail.to(device),
         )
 
 

@@ -84,11 +84,11 @@ def steps(
             group["lr"] = max(rate, lr * 1e-3)
         rng = np.random.default_rng([7, number])
         rows, among = torch.randint(len(data), (batch,)), None if number % 2 else hard
-        captions = [portraits.caption(person, rng, "train", among) for person in data.people(rows)]
+        texts = [portraits.caption(person, rng, "train", among) for person in data.people(rows)]
         pictures = degrade(data.images(rows).to(device))
         with lowered(device):
             image = normalize(clip.embed_images(pictures), dim=-1)
-            text = clip.embed_texts(captions)
+            text = clip.embed_texts(texts)
         loss = objective(image, text, clip.model.logit_scale.exp())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -105,11 +105,15 @@ def steps(
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
+def captions(people: int = 20_000) -> Iterator[str]:
+    """Captions as in training, one of each of so many people."""
+    rng = np.random.default_rng(0)
+    return (portraits.caption(portraits.sample(row), rng, "train") for row in range(FIRST_ID, FIRST_ID + people))
+
+
 def vocabulary(people: int = 20_000) -> list[str]:
     """Every word that a training caption can hold, as found in those of so many people."""
-    rng = np.random.default_rng(0)
-    captions = (portraits.caption(portraits.sample(row), rng, "train") for row in range(FIRST_ID, FIRST_ID + people))
-    return sorted({word for caption in captions for word in words(caption)})
+    return sorted({word for caption in captions(people) for word in words(caption)})
 
 
 def train(

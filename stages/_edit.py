@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import artefacts, editing, editors, params, workers
+from pipeline import artefacts, editing, editors, params, sampling, workers
 from pipeline.values import Direction, InputError
 from stages._run import Networks, Stage
 
@@ -66,7 +66,8 @@ def write(job: Job, path: Path) -> None:
     chosen = {"id": job.ids}
     pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
     w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
-    people = editing.source(nets, pictures["image"], pictures["params"], w_plus)
+    detail, known = editing.details(nets, job.ids), editing.people_of(pictures["params"])
+    people = editing.source(nets, sampling.decoded(pictures["image"]), w_plus, detail, known)
     columns = editing.rows(editor, pictures["id"].tolist(), people, directions, job.tool.params.strength)
     artefacts.write_shard(path, "edits", columns, job.meta)
 

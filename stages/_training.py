@@ -84,6 +84,22 @@ def pretrain(
         tell(f"{name}: done, in {path}")
 
 
+def words(
+    wordnet: Annotated[Path, typer.Option(metavar="DIR", help="Folder of WordNet's data.* and index.* files.")],
+    moby: Annotated[Path, typer.Option(metavar="FILE", help="The Moby Thesaurus: a line for every word, with commas.")],
+    domain: DomainOption = "portraits",
+    debug: DebugOption = False,
+) -> None:
+    """Make the table of what a CLIP that was trained here reads for other words, from two dictionaries."""
+    from pipeline import domains, files, params
+    from pretrain import words as tables
+
+    root = params.root()
+    path = tables.make(domains.load(domain, root), root, wordnet, moby)
+    typer.echo(f"wrote {path}; in domains/{domain}.yaml:")
+    typer.echo(f"words: {{file: {path.name}, sha256: {files.digest(path)}}}")
+
+
 def draw(
     out: Annotated[Path, typer.Argument(metavar="FILE.zip", help="Where the pictures go.")],
     count: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="How many people.")] = 2000,

@@ -217,6 +217,7 @@ app.command()(training.draw)
 app.command()(training.new_domain)
 app.command()(training.pretrain)
 app.command()(training.tune)
+app.command()(training.words)
 
 
 # ---------------------------------------------------------------- what others made

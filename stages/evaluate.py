@@ -12,7 +12,7 @@ from pipeline.editors import deltaedit_d, deltaedit_d_wplus, deltaedit_g
 from pipeline.editors._deltas import clip_direction
 from pipeline.metrics import Draws
 from pipeline.truth import TestSet
-from pipeline.values import InputError, Source, TextPair
+from pipeline.values import InputError, TextPair
 from stages._run import Stage, run
 
 DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
@@ -28,8 +28,9 @@ def main(stage: Stage) -> None:
     edits = {name: files.edits(name) for group in groups.values() for name in group}
     test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
     reals = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
-    edited = slice(editing.PEOPLE[section.scale]["latent"])
-    w_plus = reals["w_plus"][edited].unflatten(1, (nets.generator.num_ws, -1))
+    ids, edited = reals["id"].tolist(), editing.PEOPLE[section.scale]["latent"]
+    w_plus = reals["w_plus"][:edited].unflatten(1, (nets.generator.num_ws, -1))
+    detail = editing.details(nets, ids[:edited])
     ran: dict[str, Any] = {  # these editors, with the settings that their edits were made by
         name: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
         for name, module in SHOWN.items()
@@ -39,7 +40,7 @@ def main(stage: Stage) -> None:
     if test.people is not None:
         fakes = artefacts.read(artefacts.shards(files.fakes)[0], "fakes", ["w"])["w"][:SAMPLES]
         drawn = artefacts.read(files.images, "images", ["image"], {"split": "train"})["image"][:DRAWN]
-    if tuple(reals["id"].tolist()) != test.ids:
+    if tuple(ids) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
         found = evaluation.evaluate(
@@ -48,6 +49,7 @@ def main(stage: Stage) -> None:
             edits,
             mapper,
             w_plus=w_plus,
+            detail=detail,
             refine=artefacts.metadata(files.reals, "reals")["params"]["refine"],
             fakes=fakes,
             drawn=drawn,
@@ -61,12 +63,12 @@ def main(stage: Stage) -> None:
         if "deltaedit_g" in ran and fakes is not None:
             settings, draws = ran["deltaedit_g"], Draws(section.repeats, section.seed)
             found.metrics["inversion"] |= inverted.reached_on_samples(
-                nets, deltaedit_g.build(nets, settings), settings.strength, w_plus, fakes, draws
+                nets, deltaedit_g.build(nets, settings), settings.strength, w_plus, detail, fakes, draws
             )
         evaluation.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
         if len(w_plus) >= figures.PEOPLE:
-            draw(nets, test, w_plus, ran, files)
+            draw(nets, test, w_plus, detail, ran, files)
         if test.people is not None and len(test.ids) >= figures.PEOPLE:
             figures.save_map(files, figures.clip_map(nets, test, section.batch, section.seed))
         for name in groups["latent"][:1]:
@@ -77,10 +79,18 @@ def main(stage: Stage) -> None:
         tracked.figure("grid", files.grid)
 
 
-def draw(nets: Backbones, test: TestSet, w_plus: Tensor, ran: dict[str, Any], layout: artefacts.Layout) -> None:
+def draw(
+    nets: Backbones,
+    test: TestSet,
+    w_plus: Tensor,
+    detail: Tensor | None,
+    ran: dict[str, Any],
+    layout: artefacts.Layout,
+) -> None:
     """Draw and save the figures of the editors that ran, on the first people and two prompts."""
-    images, codes = (part[: figures.PEOPLE].to(nets.device) for part in (test.images, w_plus))
-    people = Source(images, codes, nets.generator.styles(codes), nets.clip.embed_images(images))
+    first = slice(figures.PEOPLE)
+    lacking = None if detail is None else detail[first]
+    people = editing.source(nets, test.images[first], w_plus[first], lacking)
     prompts = figures.asked(test, [prompt for prompt in nets.domain.prompts if prompt.split == "seen"])
     pairs, grids = [TextPair(nets.domain.neutral, prompt.text) for prompt in prompts], {}
     directions = [clip_direction(nets, pair) for pair in pairs]

@@ -1,6 +1,7 @@
 """Pictures, encoder -> data/<domain>/reals/: the w+ code of every picture, and how far its rendering is from it.
 
-Test people who will be edited are inverted with refinement; those whose codes are learnt from are not.
+Test people who will be edited are inverted with refinement, and data/<domain>/details/ holds what their codes lack;
+those whose codes are learnt from are not.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from stages._run import Networks, Stage, run
 
 
 class Job(NamedTuple):
-    """One shard of pictures to invert."""
+    """One shard of pictures to invert; codes: where its inversions lie, once they are there."""
 
     networks: Networks
     pictures: Path
+    codes: Path
     params: inversion.InvertParams
     edited: frozenset[int]
     meta: dict[str, Any]
@@ -37,6 +39,19 @@ def write(job: Job, path: Path) -> None:
     artefacts.write_shard(path, "reals", columns, job.meta)
 
 
+def write_details(job: Job, path: Path) -> None:
+    nets, chosen = job.networks.load(), {"id": sorted(job.edited)}
+    rows = artefacts.read(job.pictures, "images", ["id", "image"], chosen)
+    w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
+    photos = sampling.decoded(rows["image"])
+    detail = inversion.details(nets.encoder, nets.generator, photos, w_plus, job.params)
+    artefacts.write_shard(path, "details", {"id": rows["id"], "detail": detail.flatten(1)}, job.meta)
+
+
+def write_none(meta: dict[str, Any], path: Path) -> None:
+    artefacts.write_shard(path, "details", {"id": [], "detail": None}, meta)
+
+
 def main(stage: Stage) -> None:
     params = stage.params(inversion.InvertParams)
     scale = params_of.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
@@ -44,10 +59,17 @@ def main(stage: Stage) -> None:
     edited = frozenset(test[: editing.PEOPLE[scale]["latent"]])
     shards = artefacts.shards(stage.files.images)
     meta = stage.meta(params, "generator", "encoder")
-    jobs = [Job(stage.networks, shard, params, edited, meta) for shard in shards]
     with stage.tracked(params) as tracked, stage.work({**asdict(params), "scale": scale}) as unit:
+        places = [unit.path(f"reals/{artefacts.shard_name(number)}") for number in range(len(shards))]
+        jobs = [Job(stage.networks, *pair, params, edited, meta) for pair in zip(shards, places, strict=True)]
         workers.fill(unit, "reals", write, jobs, stage.processes)
-        unit.publish({"reals": stage.files.reals})
+        held = [edited & set(artefacts.read(shard, "images", ["id"])["id"].tolist()) for shard in shards]
+        sought = [job._replace(edited=own) for job, own in zip(jobs, held, strict=True) if own and params.seeks_detail]
+        if sought:
+            workers.fill(unit, "details", write_details, sought, stage.processes)
+        else:
+            workers.fill(unit, "details", write_none, [meta], 1)
+        unit.publish({"reals": stage.files.reals, "details": stage.files.details})
         errors = artefacts.read(stage.files.reals, "reals", ["error"], {"split": "test"})["error"]
         if len(errors):
             tracked.log(test_error=errors[: len(edited)].mean().item())

@@ -85,7 +85,8 @@ def _networks(root: Path) -> None:
         "prompts": [{"text": text, "attribute": name, "value": value} for text, name, value in PROMPTS],
         "defaults": {
             **{stage: {} for stage in ("prepare", "sample", "relevance", "mapper", "diffusion")},
-            **{stage: {"batch": 8} for stage in ("invert", "cache", "evaluate")},
+            **{stage: {"batch": 8} for stage in ("cache", "evaluate")},
+            "invert": {"batch": 8, "detail": 8},
             "pretrain": {"denoiser": {"model": {"channels": 8, "mult": [1, 2], "attention": []}}},
         },
     }

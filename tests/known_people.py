@@ -75,8 +75,18 @@ class Words:
     def text_feature(self, text: str, templates: tuple[str, ...]) -> torch.Tensor:
         return self.embed_texts([templates[0].format(text)])[0]
 
+    def literal(self) -> Words:
+        return Letters()
+
     def text_delta(self, source: str, target: str, templates: tuple[str, ...]) -> torch.Tensor:
         return self.text_feature(target, templates) - self.text_feature(source, templates)
+
+
+class Letters(Words):
+    """The same, that reads what is written, in another hand."""
+
+    def text_feature(self, text: str, templates: tuple[str, ...]) -> torch.Tensor:
+        return super().text_feature(f"{text}, to the letter", templates)
 
 
 def unit(pictures: torch.Tensor) -> torch.Tensor:

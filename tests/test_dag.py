@@ -19,10 +19,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from test_architecture import PLUMBING, REGISTRIES, covered
 
-from pipeline import artefacts, domains, report
+from pipeline import artefacts, domains, editing, report, sampling
+from pipeline.backbones import Backbones
+from pipeline.detail import Detail
 from stages import _edit
 from stages._run import Stage
 
@@ -154,8 +157,22 @@ def test_stages_import_nothing_that_their_deps_do_not_name(repro: Repro) -> None
         assert not sorted(name for name in loaded if not covered(name, deps)), f"{stage} imports what deps do not name"
 
 
+def test_people_start_from_their_codes_and_what_those_lack(repro: Repro) -> None:
+    nets = Backbones(domains.load("tiny", repro.root), repro.root)
+    rows = artefacts.read(repro.data / "edits/deltaedit_g", "edits", ["id", "image"], {"strength": 0.0})
+    ids = tuple(rows["id"].tolist())
+    codes = artefacts.read(nets.layout.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
+    w_plus, detail = codes.unflatten(1, (nets.generator.num_ws, -1)), editing.details(nets, ids)
+    assert detail is not None and len(detail) == len(ids) and detail.any()
+    known = Detail.of(nets.generator, detail, s := nets.generator.styles(w_plus), w_plus)
+    drawn = nets.generator.synthesis(s, w_plus, detail=known).clamp(-1, 1)
+    unedited = sampling.decoded(rows["image"])
+    assert torch.allclose(unedited, drawn, atol=0.01)
+    assert not torch.allclose(unedited, nets.generator(w_plus).clamp(-1, 1), atol=0.01)
+
+
 def test_artefacts_hold_no_seconds_dates_or_places(repro: Repro) -> None:
-    for stage in ("fakes", "codes", "reals", "images"):
+    for stage in ("fakes", "codes", "reals", "details", "images"):
         for file in (repro.data / stage).iterdir():
             assert str(repro.root).encode() not in file.read_bytes()
 

@@ -168,6 +168,8 @@ def test_the_worst_attribute_and_the_words_kept_out_of_training_stand_beside_the
     of_each = [leaf["value"] for leaf in clip["attributes"].values()]
     assert clip["zero_shot_min"]["value"] == pytest.approx(min(of_each), abs=1e-5)
     assert 0 <= clip["zero_shot_heldout"]["value"] <= 1
+    assert 0 <= clip["zero_shot_literal"]["value"] <= 1
+    assert clip["zero_shot_literal"] != clip["zero_shot_heldout"]
 
 
 def test_a_clip_without_sense_is_found_out(world: World) -> None:

@@ -101,6 +101,9 @@ def test_networks_are_left_as_they_were(generator: Generator, known) -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="-1 steps"):
-        inversion.InvertParams(8, -1)
+        inversion.InvertParams(8, -1, 0)
     with pytest.raises(ValueError, match="multiple of 8"):
-        inversion.InvertParams(12, 0)
+        inversion.InvertParams(12, 0, 0)
+    for size in (-8, 2, 12):
+        with pytest.raises(ValueError, match=f"detail of {size} pixels"):
+            inversion.InvertParams(8, 2, size)

@@ -138,7 +138,7 @@ def test_only_those_in_whom_the_value_was_not_seen_can_reach_it() -> None:
         absent=lambda name: None,
     )
     dark, barely = torch.full((3, 2, 2), -0.9), torch.tensor([[-0.2, 0], [-0.3, 0], [0.8, 0]])
-    found = inverted.reached_on_samples(nets, Lighten(), 0.5, dark, barely, DRAWS)
+    found = inverted.reached_on_samples(nets, Lighten(), 0.5, dark, None, barely, DRAWS)
     assert [found[name]["value"] for name in (*inverted.REACHED, "reached_gap")] == [0, 1, -1]
     nets.absent = lambda name: "weights missing"
-    assert "note" in inverted.reached_on_samples(nets, Lighten(), 0.5, dark, barely, DRAWS)["reached_gap"]
+    assert "note" in inverted.reached_on_samples(nets, Lighten(), 0.5, dark, None, barely, DRAWS)["reached_gap"]

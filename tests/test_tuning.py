@@ -69,6 +69,7 @@ def test_the_people_are_validation_people(validated) -> None:
     people, goals = validated
     assert people.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
     assert {row for row, _ in goals.index} <= set(range(PEOPLE))
+    assert people.detail is not None and people.detail.added.any()
 
 
 def test_prompts_of_another_split_are_tried_alone(networks: Backbones) -> None:

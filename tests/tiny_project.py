@@ -22,7 +22,7 @@ VOCABULARY = ["a", "face", "with", "red", "hair", "portrait", "of", "happy", "ey
 PARAMS = {
     "editors": {"latent": ["deltaedit_g"], "baseline": ["identity_editor", "counterfactual"], "diffusion": []},
     "sample": {"count": 32, "seed": 0, "truncation": 1.0, "shard": 16},
-    "invert": {"batch": 8, "refine": 2},
+    "invert": {"batch": 8, "refine": 2, "detail": 8},
     "edit_latent": {
         "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
         "deltaedit_gp": {

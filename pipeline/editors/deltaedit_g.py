@@ -43,7 +43,7 @@ class DeltaEditG:
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s = source.s + mapped(self.backbones, source, direction, self.params, strength)
         s = held(self.backbones, source, s, self.params.within)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> DeltaEditG:

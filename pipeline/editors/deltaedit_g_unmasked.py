@@ -34,7 +34,7 @@ class Unmasked:
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s = source.s + strength * answered(self.backbones, source, direction.delta)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> Unmasked:

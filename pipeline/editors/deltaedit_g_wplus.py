@@ -39,7 +39,7 @@ class InWPlus:
         generator = self.backbones.generator
         w_plus = moved_w_plus(self.backbones, source, direction, strength)
         s = generator.styles(w_plus)
-        return Edited(generator.synthesis(s, w_plus), s=s)
+        return Edited(generator.synthesis(s, w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> InWPlus:

@@ -57,7 +57,7 @@ class DeltaEditGR:
         said = mapped(self.backbones, source, direction, self.params, 1.0)
         move = said.sign() * (said.abs() * direction.data["delta_s"].abs()).sqrt()
         s = held(self.backbones, source, source.s + strength * move, self.params.within)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> DeltaEditGR:

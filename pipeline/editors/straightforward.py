@@ -43,7 +43,7 @@ class Straightforward:
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         across = direction.data["target"] - F.normalize(source.clip, dim=1)  # t - i_1, [B,E]
         s = source.s + strength * answered(self.backbones, source, across)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> Straightforward:

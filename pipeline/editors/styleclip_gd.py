@@ -41,7 +41,7 @@ class GlobalDirection:
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s = source.s + strength * self.params.alpha * direction.data["delta_s"]
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> GlobalDirection:

@@ -92,7 +92,7 @@ class LatentMapper:
         generator, network = self.backbones.generator, self._network()
         w_plus = source.w_plus + strength * functional_call(network, direction.data, (source.w_plus,))
         s = generator.styles(w_plus)
-        return Edited(generator.synthesis(s, w_plus), s=s)
+        return Edited(generator.synthesis(s, w_plus, detail=source.detail), s=s)
 
     def _network(self) -> LevelsMapper:
         """The network as every fit begins; row k + 1 of w+ is the last that layer k of the generator looks at."""

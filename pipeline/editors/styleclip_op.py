@@ -54,7 +54,8 @@ class Optimisation:
             move, evaluations = self._descend(source, direction.data["target"], move), 1 + self.params.steps
         with torch.no_grad():
             s, w_plus = self._moved(source, strength * move)
-            return Edited(self.backbones.generator.synthesis(s, w_plus), s=s, evaluations=evaluations)
+            images = self.backbones.generator.synthesis(s, w_plus, detail=source.detail)
+            return Edited(images, s=s, evaluations=evaluations)
 
     @torch.enable_grad()
     def _descend(self, source: Source, target: Tensor, start: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Optimisation:
         own, move = self.params, start.clone().requires_grad_()
         adam = torch.optim.Adam([move])
         for step in range(own.steps):
-            images = self.backbones.generator.synthesis(*self._moved(source, move))
+            images = self.backbones.generator.synthesis(*self._moved(source, move), detail=source.detail)
             far = distance(self.backbones, images, target, own.identity, lambda: source.image)
             loss = far + own.l2 * move.square().flatten(1).sum(dim=1)
             adam.param_groups[0]["lr"] = own.lr * ramp(step / own.steps)

@@ -77,7 +77,7 @@ class StyleMC:
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         s = source.s + strength * self.params.power * direction.data["delta_s"]
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus), s=s)
+        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
 
 
 def build(backbones: Backbones, params: Params) -> StyleMC:
