@@ -82,6 +82,7 @@ def _networks(root: Path) -> None:
     domain = {
         **tiny_project.DOMAIN,
         "clip_normalise": True,
+        "words": None,
         "prompts": [{"text": text, "attribute": name, "value": value} for text, name, value in PROMPTS],
         "defaults": {
             **{stage: {} for stage in ("prepare", "sample", "relevance", "mapper", "diffusion")},
