@@ -26,11 +26,8 @@ from pretrain.clip import captions
 MERGES = 48_895  # lines of its file, with the heading
 KINDS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}  # of WordNet's files
 PEOPLE = "18"  # noun.person, of lexnames(5WN)
-SAME, DEFINED, LATER = (
-    1.0,
-    0.45,
-    0.25,
-)  # a word of the same sense; of its definition; what each sense before it takes off
+# How near a word of the same sense is; one of its definition; what each sense that comes before takes off.
+SAME, DEFINED, LATER = 1.0, 0.45, 0.25
 POINTERS = {  # WordNet's: how near what they lead to is
     **{"@": 0.75, "@i": 0.75, "&": 0.7, "+": 0.6, "^": 0.6},  # kind of; similar to; derived from; see also
     **{"~": 0.5, "~i": 0.5, "\\": 0.5, "$": 0.5, "=": 0.4},  # a kind of it; of a noun; verb of its group; attribute
