@@ -11,6 +11,7 @@ import edited_world
 import pytest
 import tiny_project
 import torch
+import yaml
 
 from pipeline import clip as clips
 from pipeline import domains, files, wording
@@ -127,14 +128,18 @@ def test_clip_embeds_what_is_read_and_a_literal_one_the_text_itself() -> None:
     assert clip.wording is not None and literal.wording is None
 
 
+def name_table(project: Path, line: str) -> None:
+    """Put a line, as `deltaspace words` prints it, into the domain's file in place of what it says."""
+    path = project / "domains/tiny.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **yaml.safe_load(line)}))
+
+
 def with_words(project: Path, near: dict[str, dict[str, int]], follow: dict[str, list[str]]) -> Path:
     """The project, its domain with a table of words."""
     pairs = frozenset((first, second) for first, seconds in follow.items() for second in seconds)
     path = project / "domains/tiny_words.json"
     wording.save(path, Wording(near, frozenset(), pairs), "none")
-    named = f"\nwords: {{file: {path.name}, sha256: {files.digest(path)}}}\n"
-    with (project / "domains/tiny.yaml").open("a") as file:
-        file.write(named)
+    name_table(project, f"words: {{file: {path.name}, sha256: {files.digest(path)}}}")
     return project
 
 
@@ -337,8 +342,7 @@ def test_the_command_writes_the_table_and_says_what_to_put_into_the_domain(
     options = ["--wordnet", str(dictionaries[0]), "--moby", str(dictionaries[1]), "--domain", "tiny"]
     assert app.run(["words", *options]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
-    with (mine / "domains/tiny.yaml").open("a") as file:
-        file.write(told + "\n")
+    name_table(mine, told)
     clip = Backbones(domains.load("tiny", mine), mine).clip
     assert clip.wording is not None and ("red", "hair") in clip.wording.pairs
     assert clip.vocabulary and not clip.vocabulary & set(clip.wording.near)
