@@ -15,10 +15,8 @@ WORD = re.compile(r"[^\W\d_]+")
 START, END = "<", ">"
 APOSTROPHES = "'’"
 SURE = 60.0  # percent: what is read at less may be something else
-FITS, FITS_BEFORE = (
-    3.0,
-    1.5,
-)  # what it is worth to stand beside the word that follows, or the one before, as in captions
+# What it is worth to stand beside the word that follows, and beside the one before, as somewhere in the captions.
+FITS, FITS_BEFORE = 3.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,8 @@ class Wording:
         words = [match[0].lower() for match in found]
         pieces, end = [], 0
         for n, match in enumerate(found):
-            if {*text[max(0, match.start() - 1) : match.start()], *text[match.end() : match.end() + 1]} & {
-                *APOSTROPHES
-            }:
+            beside = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+            if any(mark in beside for mark in APOSTROPHES):
                 continue
             before, after = words[n - 1] if n else START, words[n + 1] if n + 1 < len(words) else END
             if read := self._nearest(words[n], before, after):
