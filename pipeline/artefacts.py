@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import parquet
 from pipeline.parquet import Column
@@ -16,10 +16,12 @@ from pipeline.values import InputError, nearest
 
 if TYPE_CHECKING:
     import polars as pl
+    from torch import Tensor
 
     from pipeline.domains import Domain
 
 Where = Mapping[str, Any]
+Id = TypeVar("Id", int, "Tensor")
 SPLITS = ("train", "val", "test")
 FAKE_VAL_EVERY = 50  # every 50th fake is for validation
 
@@ -109,6 +111,11 @@ class Layout:
 def shard_name(index: int) -> str:
     """The file name of shard number `index`; names sort as numbers do."""
     return f"shard-{index:05d}.parquet"
+
+
+def sibling(row_id: Id) -> Id:
+    """The other one of two generated rows that may share noise (`sampling.noise`): 0 and 1, 2 and 3, ..."""
+    return row_id ^ 1
 
 
 def fake_split(row_id: int) -> str:

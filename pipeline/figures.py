@@ -63,7 +63,9 @@ def swept(
 
     def row(direction: Direction, tried: Iterable[tuple[float, float]]) -> list[Tensor]:
         edits = (
-            deltaedit_g.build(backbones, replace(settings, threshold=threshold, agree=False, share=None, within=None))
+            deltaedit_g.build(
+                backbones, replace(settings, threshold=threshold, agree=False, share=None, within=None, ridge=None)
+            )
             .edit(one, direction, strength)
             .images[0]
             for strength, threshold in tried

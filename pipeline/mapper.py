@@ -5,6 +5,7 @@ Nine small stacks of equalised linear layers: per level one for s, one for the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.precision import lowered
+from pipeline import artefacts
 from pipeline.clip import delta
 from pipeline.generator import EqualLinear, PixelNorm
 from pipeline.stylespace import StyleLayout
@@ -26,7 +28,8 @@ class MapperParams:
     """Section `mapper` of params.yaml. loss: "code" (mean squared error, the released training) or "paper" (the L2
     norm per sample). source: the codes to learn from: "fake", "real" or "both". fade: the last part of the steps, in
     which the rate falls to zero, after it rose in the first 50; 0: constant from the first, as published. precision: of
-    the products in a step; weights, moments and losses are float32."""
+    the products in a step; weights, moments and losses are float32. siblings: the part of the pairs that are fakes with
+    most of their noise in common, who differ in little, as an edit and its source do; 0: none, as published. Ours."""
 
     steps: int
     batch: int
@@ -37,10 +40,15 @@ class MapperParams:
     rows: int | None
     seed: int
     precision: Literal["float32", "bfloat16"] = "float32"
+    siblings: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.fade <= 1:
             raise ValueError(f"fade is {self.fade:g}: a part of the steps, from 0 to 1, is expected")
+        if not 0 <= self.siblings <= 1:
+            raise ValueError(f"siblings is {self.siblings:g}: a part of the pairs, from 0 to 1, is expected")
+        if self.siblings and self.source == "real":
+            raise ValueError(f"siblings is {self.siblings:g}, but source is 'real': only fakes have siblings")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -128,22 +136,54 @@ def pairs(
     return s_first, condition(one, delta(one, other)), s_second - s_first
 
 
+def siblings(ids: Tensor, source: Sequence[str]) -> Tensor:
+    """The rows of any two siblings among codes, in either order, [M,2]: ids [N], by which the fakes are sorted."""
+    fakes = torch.tensor([name == "fake" for name in source], dtype=torch.bool).nonzero()[:, 0]
+    known = ids[fakes]
+    first = (known[1:] == artefacts.sibling(known[:-1])).nonzero()[:, 0]
+    both = torch.stack([fakes[first], fakes[first + 1]], dim=1)
+    return torch.cat([both, both.flip(1)])
+
+
 class Trainer:
     """One step of the training: Adam, random pairs; see `pipeline.training.fit`."""
 
-    def __init__(self, s: Tensor, clip: Tensor, layout: StyleLayout, params: MapperParams, device: str = "cpu") -> None:
-        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the mapper is on `device`."""
+    def __init__(
+        self,
+        s: Tensor,
+        clip: Tensor,
+        layout: StyleLayout,
+        params: MapperParams,
+        device: str = "cpu",
+        siblings: Tensor | None = None,
+    ) -> None:
+        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the mapper is on `device`.
+
+        siblings: [M,2], rows of two who are (`siblings`). Above 0, `params.siblings` asks for some: ValueError.
+        """
         if params.loss not in ("code", "paper"):
             raise ValueError(f"mapper.loss is '{params.loss}': 'code' or 'paper' is expected")
         torch.manual_seed(params.seed)
-        self.s, self.clip, self.params, self.device = s, clip, params, torch.device(device)
+        self.params, self.device = params, torch.device(device)
+        self.s, self.clip = s[: params.rows], clip[: params.rows]
+        self.siblings = torch.empty(0, 2) if siblings is None else siblings[(siblings < len(self.s)).all(dim=1)]
+        if params.siblings and not len(self.siblings):
+            raise ValueError(f"mapper.siblings is {params.siblings:g}, but no two of these codes are of siblings")
         self.mapper = DeltaMapper(layout, clip.shape[1]).to(device)
         self.adam = torch.optim.Adam(self.mapper.parameters(), lr=params.lr, fused=True)
         self.parts = {"mapper": self.mapper, "adam": self.adam}
 
-    def step(self, number: int) -> Metrics:
+    def rows(self, number: int) -> tuple[Tensor, Tensor]:
+        """The first and the second of step `number`'s pairs, [B] each."""
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
+        if count := round(self.params.siblings * self.params.batch):
+            known = self.siblings[batch_rows(len(self.siblings), count, generator)]
+            first[:count], second[:count] = known.T
+        return first, second
+
+    def step(self, number: int) -> Metrics:
+        first, second = self.rows(number)
         s, told, target = pairs(self.s, self.clip, first, second, self.device)
         with lowered(self.device, self.params.precision == "bfloat16"):
             predicted = self.mapper(s, told)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.precision import lowered
-from pipeline import images
+from pipeline import artefacts, images
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
@@ -29,12 +29,14 @@ Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 class SampleParams:
     """count: fakes to draw. seed: together with the row id it fixes each of them. truncation: psi, 1 for none.
 
-    shard: rows per Parquet shard, here and in the codes made of them: the unit of resuming.
+    redrawn: the part of its noise that every second fake draws anew, the rest being its sibling's, the one before it;
+    1: all of it, as published. shard: rows per Parquet shard, here and in the codes made of them: the unit of resuming.
     """
 
     count: int
     seed: int
     truncation: float
+    redrawn: float
     shard: int
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class SampleParams:
             raise ValueError(f"{self.count} fakes in shards of {self.shard}: both must be at least 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"the seed {self.seed} must not be negative, nor exceed 64 bits")
+        if not 0 < self.redrawn <= 1:
+            raise ValueError(f"redrawn is {self.redrawn:g}: a part of the noise is expected, above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -95,23 +99,43 @@ def pixels(pictures: Sequence[bytes]) -> Tensor:
     return torch.stack([torch.from_numpy(images.to_uint8(images.decode_png(p))).permute(2, 0, 1) for p in pictures])
 
 
-def noise(row_ids: Iterable[int], dim: int, seed: int) -> Tensor:
-    """z [N,dim], standard normal: row i depends on (seed, row id) alone."""
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, row])).standard_normal(dim, dtype=np.float32) for row in row_ids
-    ]
+def noise(row_ids: Iterable[int], dim: int, seed: int, redrawn: float = 1.0) -> Tensor:
+    """z [N,dim], standard normal: row i depends on (seed, row id) alone.
+
+    redrawn: the chance of each number of an odd row to be its own, one at least is; the others are its sibling's. What
+    is redrawn of normal noise is normal noise, so that siblings are spread as all others are. Those for validation have
+    no siblings to learn from.
+    """
+
+    def drawn(row: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=[seed, row]))
+        own = rng.standard_normal(dim, dtype=np.float32)
+        other = artefacts.sibling(row)
+        if redrawn == 1 or row < other or artefacts.fake_split(other) == "val":
+            return own
+        chance = rng.random(dim)
+        return np.where(chance <= max(redrawn, chance.min()), own, drawn(other))
+
+    rows = [drawn(row) for row in row_ids]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, dim)
 
 
 @torch.no_grad()
-def sample_w(generator: Generator, row_ids: Iterable[int], seed: int, truncation: float, batch: int = 1024) -> Tensor:
-    """w [N,D] of the generated people `row_ids`, on the CPU."""
+def sample_w(
+    generator: Generator,
+    row_ids: Iterable[int],
+    seed: int,
+    truncation: float,
+    batch: int = 1024,
+    redrawn: float = 1.0,
+) -> Tensor:
+    """w [N,D] of the generated people `row_ids`, on the CPU; see `noise`."""
     device = generator.w_mean.device
 
     def step(z: Tensor) -> tuple[Tensor]:
         return (generator.truncate(generator.mapping(z.to(device)), truncation).cpu(),)
 
-    return fixed_batches(step, batch, noise(row_ids, generator.style_dim, seed))[0]
+    return fixed_batches(step, batch, noise(row_ids, generator.style_dim, seed, redrawn))[0]
 
 
 @torch.no_grad()

@@ -175,9 +175,8 @@ class Studio:
         """The generated person `row_id`: with the project's seed (None) the fake of that id in the domain's codes."""
         settings = params.section(sampling.SampleParams, self.root, "sample", domain=self.domain)
         generator = self.backbones.generator
-        w = sampling.sample_w(
-            generator, [row_id], settings.seed if seed is None else seed, settings.truncation, batch=8
-        )
+        seed = settings.seed if seed is None else seed
+        w = sampling.sample_w(generator, [row_id], seed, settings.truncation, batch=8, redrawn=settings.redrawn)
         w_plus = generator.repeat(w.to(self.device))
         source = editing.source(self.backbones, generator(w_plus).clamp(-1, 1), w_plus)
         return Person(f"sample-{row_id}", source, source.image[0].cpu())

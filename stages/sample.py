@@ -13,7 +13,7 @@ def main(stage: Stage) -> None:
     with stage.tracked(params), stage.work(params) as unit:
         for index, start in enumerate(progress.track(starts, params.count, "fakes", step=params.shard)):
             rows = range(start, min(start + params.shard, params.count))
-            w = sampling.sample_w(generator, rows, params.seed, params.truncation)
+            w = sampling.sample_w(generator, rows, params.seed, params.truncation, redrawn=params.redrawn)
             name = f"fakes/{artefacts.shard_name(index)}"
             artefacts.write_shard(unit.path(name), "fakes", {"id": list(rows), "w": w}, meta)
             unit.mark(name)

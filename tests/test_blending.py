@@ -36,7 +36,7 @@ class Painter:
 def walker() -> Walker:
     stats = torch.zeros(LAYOUT.size), torch.ones(LAYOUT.size)
     world = SimpleNamespace(denoiser=Painter(), s_stats=stats, generator=SimpleNamespace(layout=LAYOUT), device="cpu")
-    return Walker(world, Settings(1.0, 0.1, False, None, None, 50, "belm", 0, 1.25))  # type: ignore[arg-type]
+    return Walker(world, Settings(1.0, 0.1, False, None, None, None, 50, "belm", 0, 1.25))  # type: ignore[arg-type]
 
 
 def source(seed: int) -> Source:

@@ -140,7 +140,7 @@ def test_a_part_of_the_way_that_is_none_is_refused(world: Backbones, places: flo
 
 def test_each_person_is_moved_by_the_strength_that_was_found_for_them(world: Backbones, source: Source) -> None:
     tries = (0.5, 1.0, 4.0)
-    whole = {"threshold": 0.0, "agree": False, "share": None, "within": None}
+    whole = {"threshold": 0.0, "agree": False, "share": None, "within": None, "ridge": None}
     editor = made(world, tries=tries, enough=1.0, fade=0.5, **whole)
     direction = editor.fit(PROMPT)  # in another direction people of a random CLIP differ in what is enough
     direction = replace(direction, delta=torch.randn(len(direction.delta), generator=torch.Generator().manual_seed(3)))

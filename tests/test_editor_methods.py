@@ -143,13 +143,48 @@ def test_no_channel_is_taken_further_out_than_asked_unless_it_was_there_before(
     assert (found != free).any() and (found[0] > world.s_mean + 1.6 * world.s_std).any()
 
 
-def test_a_width_or_a_share_of_nothing_is_refused(world: Backbones) -> None:
+def test_a_text_loses_what_no_style_channel_attains_and_little_else() -> None:
+    torch.manual_seed(0)
+    shown = torch.randn(3, 12)  # all that any channel does lies in three of twelve directions
+    relevance, delta, other = torch.randn(50, 3) @ shown, torch.randn(3) @ shown, torch.randn(12)
+    away = other - torch.linalg.lstsq(shown.T, other[:, None]).solution[:, 0] @ shown
+    for ridge in (1e-6, 1e-4):
+        found = _deltas.attainable(relevance, delta + away, ridge)
+        torch.testing.assert_close(found, delta, rtol=0, atol=200 * ridge + 1e-4)
+    assert _deltas.attainable(relevance, delta, 1.0).norm() < 0.95 * delta.norm()  # more takes from all
+    both = _deltas.attainable(relevance, torch.stack([delta, away]), 0.1)
+    torch.testing.assert_close(both[0], _deltas.attainable(relevance, delta, 0.1))
+    assert both[1].norm() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["deltaedit_g", "deltaedit_gp", "deltaedit_gr", "deltaedit_d"])
+def test_the_mapper_is_told_what_is_attainable_where_there_is_a_matrix(
+    name: str, world: Backbones, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Tensor] = []
+    monkeypatch.setattr(_deltas, "answered", lambda nets, people, delta: told.append(delta) or people.s * 0 + 0.1)
+    for nets in (world, Backbones(world.domain, world.root, without=("relevance",))):
+        for ridge in (None, 0.1):
+            editor = remade(name, nets, ridge=ridge)
+            monkeypatch.setattr(type(nets), "effect", lambda self, delta: torch.ones(source.s.shape[1]))
+            editor.edit(source, editor.fit(PROMPT), 1.0)
+    published, ours, plain, without = told[:4]
+    delta = world.direction_delta(PROMPT.source, PROMPT.target)
+    for same in (published, plain, without):
+        torch.testing.assert_close(same, delta)
+    torch.testing.assert_close(ours, _deltas.attainable(world.relevance, delta, 0.1))
+    assert F.cosine_similarity(ours, delta, dim=0) < 0.999
+
+
+def test_a_width_a_share_or_a_ridge_of_nothing_is_refused(world: Backbones) -> None:
     for name in ("deltaedit_g", "deltaedit_gp", "deltaedit_gr", "deltaedit_d"):
         for share in (0.0, 1.1):
             with pytest.raises(ValueError, match=f"share is {share}"):
                 remade(name, world, share=share)
         with pytest.raises(ValueError, match="within is 0"):
             remade(name, world, within=0.0)
+        with pytest.raises(ValueError, match="ridge is 0"):
+            remade(name, world, ridge=0.0)
 
 
 def test_ours_moves_by_the_geometric_mean_of_mapper_and_direction_where_both_agree(

@@ -44,7 +44,7 @@ TOY = {
     "diffusion": {"init": "random", "steps": 1, "batch": 1},
     "edit_diffusion": {
         "deltaedit_d": {
-            **{"strength": 1.0, "threshold": 0.1, "agree": True, "share": None, "within": None},
+            **{"strength": 1.0, "threshold": 0.1, "agree": True, "share": None, "within": None, "ridge": None},
             **{"steps": 1, "solver": "ddim", "refine": 0, "guidance": 1.0},
         }
     },

@@ -238,6 +238,34 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
         Trainer(*world(8), LAYOUT, replace(PARAMS, loss="l3"))
 
 
+def test_siblings_are_fakes_of_neighbouring_ids_wherever_they_stand() -> None:
+    ids = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    found = mapper.siblings(ids, ["real"] * 4 + ["fake"] * 5)  # fakes 5, 6, 7, 8 and 9
+    assert sorted(map(tuple, found.tolist())) == [(5, 6), (6, 5), (7, 8), (8, 7)]
+    assert mapper.siblings(ids, ["real"] * 9).shape == (0, 2)
+
+
+def test_the_part_of_the_pairs_that_is_asked_are_siblings_and_all_others_as_without_any() -> None:
+    s, clip = world(40)
+    known = torch.tensor([[2, 3], [3, 2], [38, 39]])
+    plain = Trainer(s, clip, LAYOUT, PARAMS)
+    some = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=0.25), siblings=known)
+    first, second = some.rows(7)
+    assert {*zip(first[:8].tolist(), second[:8].tolist(), strict=True)} <= {(2, 3), (3, 2), (38, 39)}
+    assert all(torch.equal(a[8:], b[8:]) for a, b in zip(some.rows(7), plain.rows(7), strict=True))
+    few = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=1.0, rows=10), siblings=known)
+    assert few.rows(0)[0].max() <= 3 and len(few.s) == len(few.clip) == 10  # of those rows that are learnt from
+
+
+def test_siblings_where_there_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"siblings is 0\.5, but no two of these codes are of siblings"):
+        Trainer(*world(8), LAYOUT, replace(PARAMS, siblings=0.5), siblings=torch.empty(0, 2).long())
+    with pytest.raises(ValueError, match=r"siblings is 0\.5, but source is 'real'"):
+        replace(PARAMS, siblings=0.5, source="real")
+    with pytest.raises(ValueError, match="siblings is 2"):
+        replace(PARAMS, siblings=2.0)
+
+
 def test_a_run_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:
     s, clip = world()
 

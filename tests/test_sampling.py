@@ -108,6 +108,30 @@ def test_every_fiftieth_fake_is_for_validation() -> None:
     assert [row for row, split in enumerate(splits) if split == "val"] == [0, 50, 100, 150]
 
 
+def test_siblings_differ_in_the_part_of_their_noise_that_is_asked() -> None:
+    z = sampling.noise(range(4000), 50, seed=5, redrawn=0.2)
+    apart = (z[0::2] != z[1::2]).float().mean(dim=1)
+    strangers = apart[::25]  # of every 50th, which is for validation
+    assert (strangers == 1).all()
+    apart = apart[torch.arange(len(apart)) % 25 != 0]
+    assert 0.19 < apart.mean() < 0.21 and 0 < apart.min() < apart.max() < 0.6
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01  # spread as all others are
+    assert torch.equal(sampling.noise([77], 50, seed=5, redrawn=0.2)[0], z[77])  # without its sibling being drawn
+    as_published = sampling.noise(range(4000), 50, seed=5)
+    assert torch.equal(as_published[0::2], z[0::2]) and not (as_published[0::2] == as_published[1::2]).any()
+
+
+def test_siblings_differ_in_one_number_at_least() -> None:
+    z = sampling.noise(range(2, 40), 8, seed=0, redrawn=1e-9)
+    assert ((z[0::2] != z[1::2]).sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("part", [0.0, -0.1, 1.1])
+def test_a_part_of_the_noise_that_is_none_is_refused(part: float) -> None:
+    with pytest.raises(ValueError, match=f"redrawn is {part:g}"):
+        sampling.SampleParams(count=10, seed=0, truncation=1.0, redrawn=part, shard=4)
+
+
 @pytest.mark.usefixtures("bfloat16_pays")
 def test_bfloat16_changes_embeddings_a_little_and_styles_not_at_all(generator: Generator) -> None:
     w = sampling.sample_w(generator, range(16), seed=0, truncation=1.0)

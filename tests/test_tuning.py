@@ -44,7 +44,7 @@ def test_words_of_the_command_line_become_numbers_truth_values_lists_and_nothing
     lists = found.pop("tries")
     assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
     assert lists == [[0.5, 1], 1.0]
-    given = deltaedit_gp.Params(1.0, 0.1, True, None, None, (1.0,), 0.9, 0.5, None)
+    given = deltaedit_gp.Params(1.0, 0.1, True, None, None, None, (1.0,), 0.9, 0.5, None)
     (listed,) = tuning.grid(given, {"tries": lists[:1]})
     assert listed.tries == (0.5, 1.0)
     assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
@@ -59,7 +59,7 @@ def test_a_value_of_another_type_or_that_cannot_be_is_one_line() -> None:
     for values in ({"strength": ["strong"]}, {"agree": [2]}):
         with pytest.raises(InputError, match=f"--try.{next(iter(values))} is"):
             list(tuning.grid(Params(1.0, 0.3), values))
-    walk = Settings(1.0, 0.1, True, None, None, 10, "belm", 0, 1.0)
+    walk = Settings(1.0, 0.1, True, None, None, None, 10, "belm", 0, 1.0)
     assert [one.solver for one in tuning.grid(walk, {"solver": ["ddim", "belm"]})] == ["ddim", "belm"]
     with pytest.raises(InputError, match="do not divide 1000"):
         list(tuning.grid(walk, {"steps": [7]}))
@@ -167,8 +167,8 @@ def coded(tiny: Path, networks: Backbones, tmp_path: Path) -> Backbones:
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     section = {"steps": 3, "batch": 8, "lr": 0.5, "fade": 0.0, "loss": "code", "source": "both"}
-    section |= {"rows": None, "seed": 0}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "mapper": {**section, "precision": "float32"}}))
+    section |= {"rows": None, "seed": 0, "precision": "float32", "siblings": 0.0}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "mapper": section}))
     found = Backbones(networks.domain, tmp_path)
     size, dim = networks.generator.layout.size, networks.clip.dim
     for number, source in enumerate(("fake", "real")):
@@ -185,9 +185,9 @@ def test_a_mapper_is_trained_for_every_combination_on_the_rows_it_names(
     seen = []
 
     class Trainer(mapper.Trainer):
-        def __init__(self, s, clip, layout, params, device="cpu") -> None:
-            seen.append((s[:, 0].tolist(), params))
-            super().__init__(s, clip, layout, params, device)
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            seen.append((self.s[:, 0].tolist(), self.params))
 
     monkeypatch.setattr(mapper, "Trainer", Trainer)
     recipes = list(tuning.mappers(coded, {"source": ["both", "real"], "rows": [14, 5]}))

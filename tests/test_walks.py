@@ -15,7 +15,16 @@ from pipeline.values import ImagePair, InputError, Source, TextPair
 
 S, E, R = 7, 5, 16
 PARAMS = Settings(
-    strength=1.0, threshold=0.3, agree=False, share=None, within=None, steps=4, solver="ddim", refine=1, guidance=1.0
+    strength=1.0,
+    threshold=0.3,
+    agree=False,
+    share=None,
+    within=None,
+    ridge=None,
+    steps=4,
+    solver="ddim",
+    refine=1,
+    guidance=1.0,
 )
 MASKED = Masked(
     1.0, 0.3, False, None, None, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0

@@ -21,12 +21,19 @@ CLIP = {
 VOCABULARY = ["a", "face", "with", "red", "hair", "portrait", "of", "happy", "eyeglasses"]
 PARAMS = {
     "editors": {"latent": ["deltaedit_g"], "baseline": ["identity_editor", "counterfactual"], "diffusion": []},
-    "sample": {"count": 32, "seed": 0, "truncation": 1.0, "shard": 16},
+    "sample": {"count": 32, "seed": 0, "truncation": 1.0, "redrawn": 1.0, "shard": 16},
     "invert": {"batch": 8, "refine": 2, "detail": 8},
     "edit_latent": {
-        "deltaedit_g": {"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
+        "deltaedit_g": {
+            "strength": 1.0,
+            "threshold": 0.01,
+            "agree": False,
+            "share": None,
+            "within": None,
+            "ridge": None,
+        },
         "deltaedit_gp": {
-            **{"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None},
+            **{"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None, "ridge": None},
             **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5, "places": 0.98},
         },
     },

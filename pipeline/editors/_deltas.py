@@ -84,7 +84,8 @@ class ChannelMask(Protocol):
     threshold: channels with |relevance . delta_t| below it stay (DeltaEdit 3.3). The rest is not in the paper. agree:
     so do those that delta_s moves against their own effect, which compensates for side effects of others that the mask
     may have taken away. share: so do all but the most relevant ones that make up this part of what delta_s does along
-    the text; null: all. Texts differ in how many channels they concern, and how strongly. within: see `held`.
+    the text; null: all. Texts differ in how many channels they concern, and how strongly. within: see `held`. ridge:
+    see `attainable`; null: the mapper is told the text's difference as it is.
     """
 
     @property
@@ -95,17 +96,33 @@ class ChannelMask(Protocol):
     def share(self) -> float | None: ...
     @property
     def within(self) -> float | None: ...
+    @property
+    def ridge(self) -> float | None: ...
 
 
 @torch.no_grad()
 def mapped(backbones: Backbones, source: Source, direction: Direction, params: ChannelMask, strength: float) -> Tensor:
     """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern."""
-    delta_s = answered(backbones, source, direction.delta)
-    found = effect(backbones, direction)
+    delta, found = direction.delta, effect(backbones, direction)
+    if params.ridge is not None and not backbones.absent("relevance"):
+        delta = attainable(backbones.relevance, delta, params.ridge)
+    delta_s = answered(backbones, source, delta)
     moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), params.threshold, strength)
     if params.agree:
         moved = torch.where(delta_s * found > 0, moved, torch.zeros_like(moved))
     return moved if params.share is None else moved * foremost(delta_s * found, found, params.share)
+
+
+def attainable(relevance: Tensor, delta: Tensor, ridge: float) -> Tensor:
+    """What style channels together can attain of a difference of CLIP codes: relevance [S,E], delta [E] or [B,E].
+
+    Ridge regression of delta on the rows of the matrix; `ridge` is in means of their squares over CLIP's axes. Texts
+    differ in ways that no two pictures do; a mapper that learnt from pictures makes much of those. Not in the paper.
+    """
+    rows = relevance.double()
+    squares = rows.T @ rows
+    added = ridge * squares.diagonal().mean() * torch.eye(len(squares), dtype=rows.dtype, device=rows.device)
+    return (delta.double() @ torch.linalg.solve(squares + added, squares)).to(delta)
 
 
 def foremost(does: Tensor, relevance: Tensor, share: float) -> Tensor:
@@ -145,6 +162,8 @@ def check_mask(params: ChannelMask) -> None:
         raise ValueError(f"share is {params.share}: above 0 and at most 1 is expected, or null")
     if params.within is not None and not params.within > 0:
         raise ValueError(f"within is {params.within}: more than 0 sigmas are expected, or null")
+    if params.ridge is not None and not params.ridge > 0:
+        raise ValueError(f"ridge is {params.ridge}: more than 0 is expected, or null")
 
 
 @torch.no_grad()

@@ -31,14 +31,15 @@ FLAT = 2.0  # where the greatest contrast is less than this many times the media
 
 @dataclass(frozen=True)
 class Moving(ABC):
-    """strength: factor on delta_s. threshold, agree, share, within: see `_deltas.ChannelMask`. ValueError for a walk
-    that nobody can take."""
+    """strength: factor on delta_s. threshold, agree, share, within, ridge: see `_deltas.ChannelMask`. ValueError for a
+    walk that nobody can take."""
 
     strength: float
     threshold: float
     agree: bool
     share: float | None
     within: float | None
+    ridge: float | None
 
     @property
     @abstractmethod

@@ -26,6 +26,7 @@ class Params:
     agree: bool = False
     share: float | None = None
     within: float | None = None
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
         check_mask(self)

@@ -32,7 +32,7 @@ LOOKS = 4  # at pictures between the photograph and the edit, by which places ar
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on the strength that is found. threshold, agree, share, within: see `_deltas.ChannelMask`.
+    """strength: factor on the strength that is found. threshold to ridge: see `_deltas.ChannelMask`.
     tries: strengths that are tried, from weak to strong. enough: part of the longest way along the text in CLIP's space
     that the chosen one must go. fade: change of a colour, on [-1,1], at which the photograph's detail is at 1/e.
     places: see `where`; null: everywhere."""
@@ -42,6 +42,7 @@ class Params:
     agree: bool
     share: float | None
     within: float | None
+    ridge: float | None
     tries: tuple[float, ...]
     enough: float
     fade: float

@@ -25,13 +25,14 @@ NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 @dataclass(frozen=True)
 class Params:
     """strength: factor on the move. alpha: sigmas that the global direction moves its most relevant channel.
-    threshold, share, within: see `_deltas.ChannelMask`."""
+    threshold, share, within, ridge: see `_deltas.ChannelMask`."""
 
     strength: float
     alpha: float
     threshold: float
     share: float | None = None
     within: float | None = None
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
         check_mask(self)
