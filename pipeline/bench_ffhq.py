@@ -93,6 +93,9 @@ class World:
     def effect(self, delta: Tensor) -> Tensor:
         return self.relevance @ delta
 
+    def absent(self, name: str) -> None:
+        """Nothing is."""
+
     def person(self, resolution: int) -> Source:
         """One, whose picture is noise of `resolution` pixels."""
         w_plus = self.generator.repeat(torch.randn(1, self.sizes.style_dim, device=self.device))
@@ -365,7 +368,7 @@ def run(path: Path, root: Path, device: str, sizes: Sizes | None = None) -> Iter
         "set_up_s": round(time.perf_counter() - start, 2),
     }
     shipped = params.load_yaml(root)["edit_diffusion"]["deltaedit_d"]
-    published = {**shipped, "steps": chosen.slow_steps, "solver": "ddim", "refine": 0, "guidance": 1.0}
+    published = {**shipped, "steps": chosen.slow_steps, "solver": "ddim", "refine": 0, "guidance": 1.0, "ridge": None}
     items: dict[str, Callable[[], Any]] = {
         "deltaedit_g": lambda: deltaedit_g(world),
         "sample_cache": lambda: sample_cache(world),

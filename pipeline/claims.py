@@ -77,7 +77,7 @@ CLAIMS = (
     ),
     Claim(
         "relevance_mask",
-        "Masking channels (by relevance, and here by agreement) keeps what the text does not name",
+        "Masking channels (by relevance and agreement, the mapper told less too) keeps what the text does not name",
         "figure 12",
         "deltaedit_g",
         "deltaedit_g_unmasked",

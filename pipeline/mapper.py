@@ -5,8 +5,9 @@ Nine small stacks of equalised linear layers: per level one for s, one for the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from pipeline.clip import delta
 from pipeline.generator import EqualLinear, PixelNorm
 from pipeline.stylespace import StyleLayout
 from pipeline.training import Metrics, batch_rows, generator_for
+from pipeline.values import InputError
 
 RISE = 50  # steps
 
@@ -136,11 +138,23 @@ def pairs(
     return s_first, condition(one, delta(one, other)), s_second - s_first
 
 
-def siblings(ids: Tensor, source: Sequence[str]) -> Tensor:
-    """The rows of any two siblings among codes, in either order, [M,2]: ids [N], by which the fakes are sorted."""
-    fakes = torch.tensor([name == "fake" for name in source], dtype=torch.bool).nonzero()[:, 0]
-    known = ids[fakes]
-    first = (known[1:] == artefacts.sibling(known[:-1])).nonzero()[:, 0]
+def siblings(codes: Path, params: MapperParams, redrawn: float) -> Tensor | None:
+    """The training rows of any two siblings among those that `params` name, in either order: [M,2]; None if not asked.
+
+    codes: the table, whose fakes come by rising ids; redrawn: of section `sample`. InputError where nobody is related.
+    """
+    if not params.siblings:
+        return None
+    if redrawn == 1:
+        raise InputError(
+            f"mapper.siblings is {params.siblings:g}, but sample.redrawn is 1, so that no fakes are siblings"
+        )
+    table = artefacts.read(codes, "codes", ["id", "source"], {"source": params.sources, "split": "train"})
+    ids = table["id"][: params.rows]
+    fakes = torch.tensor([name == "fake" for name in table["source"][: params.rows]]).nonzero()[:, 0]
+    first = (ids[fakes][1:] == artefacts.sibling(ids[fakes][:-1])).nonzero()[:, 0]
+    if not len(first):
+        raise InputError(f"mapper.siblings is {params.siblings:g}, but no two of {len(ids)} codes are of siblings")
     both = torch.stack([fakes[first], fakes[first + 1]], dim=1)
     return torch.cat([both, both.flip(1)])
 
@@ -157,33 +171,29 @@ class Trainer:
         device: str = "cpu",
         siblings: Tensor | None = None,
     ) -> None:
-        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the mapper is on `device`.
-
-        siblings: [M,2], rows of two who are (`siblings`). Above 0, `params.siblings` asks for some: ValueError.
-        """
+        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the first `params.rows` are
+        learnt from. siblings [M,2]: see `siblings`. The mapper is on `device`."""
         if params.loss not in ("code", "paper"):
             raise ValueError(f"mapper.loss is '{params.loss}': 'code' or 'paper' is expected")
         torch.manual_seed(params.seed)
         self.params, self.device = params, torch.device(device)
         self.s, self.clip = s[: params.rows], clip[: params.rows]
-        self.siblings = torch.empty(0, 2) if siblings is None else siblings[(siblings < len(self.s)).all(dim=1)]
-        if params.siblings and not len(self.siblings):
-            raise ValueError(f"mapper.siblings is {params.siblings:g}, but no two of these codes are of siblings")
+        self.siblings = torch.empty(0, 2, dtype=torch.long) if siblings is None else siblings
         self.mapper = DeltaMapper(layout, clip.shape[1]).to(device)
         self.adam = torch.optim.Adam(self.mapper.parameters(), lr=params.lr, fused=True)
         self.parts = {"mapper": self.mapper, "adam": self.adam}
 
-    def rows(self, number: int) -> tuple[Tensor, Tensor]:
-        """The first and the second of step `number`'s pairs, [B] each."""
+    def drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """The rows of the first and of the second of every pair of step `number`, [B] each."""
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
-        if count := round(self.params.siblings * self.params.batch):
+        if count := math.ceil(self.params.siblings * self.params.batch):
             known = self.siblings[batch_rows(len(self.siblings), count, generator)]
             first[:count], second[:count] = known.T
         return first, second
 
     def step(self, number: int) -> Metrics:
-        first, second = self.rows(number)
+        first, second = self.drawn(number)
         s, told, target = pairs(self.s, self.clip, first, second, self.device)
         with lowered(self.device, self.params.precision == "bfloat16"):
             predicted = self.mapper(s, told)

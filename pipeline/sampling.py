@@ -111,7 +111,7 @@ def noise(row_ids: Iterable[int], dim: int, seed: int, redrawn: float = 1.0) -> 
         rng = np.random.Generator(np.random.Philox(key=[seed, row]))
         own = rng.standard_normal(dim, dtype=np.float32)
         other = artefacts.sibling(row)
-        if redrawn == 1 or row < other or artefacts.fake_split(other) == "val":
+        if redrawn == 1 or row < other or "val" in (artefacts.fake_split(row), artefacts.fake_split(other)):
             return own
         chance = rng.random(dim)
         return np.where(chance <= max(redrawn, chance.min()), own, drawn(other))

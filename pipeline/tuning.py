@@ -141,9 +141,10 @@ def mappers(
 
         def trained(section: mapper.MapperParams = section) -> Backbones:
             of = {"source": section.sources, "split": "train"}
-            codes = artefacts.read(layout.codes, "codes", ["id", "source", "s", "clip"], of)
-            s, clip, siblings = codes["s"], codes["clip"], mapper.siblings(codes["id"], codes["source"])
-            trainer = mapper.Trainer(s, clip, backbones.generator.layout, section, backbones.device, siblings)
+            codes = artefacts.read(layout.codes, "codes", ["s", "clip"], of)
+            siblings = mapper.siblings(layout.codes, section, params.load_yaml(backbones.root)["sample"]["redrawn"])
+            style = backbones.generator.layout
+            trainer = mapper.Trainer(codes["s"], codes["clip"], style, section, backbones.device, siblings)
             with torch.enable_grad():
                 for number in range(section.steps):
                     trainer.step(number)

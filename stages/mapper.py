@@ -17,21 +17,21 @@ CHECKPOINT_EVERY, ROW_EVERY = 500, 50  # steps
 def train(
     stage: Stage,
     layout: StyleLayout,
-    codes: Callable[[str, tuple[str, ...]], tuple[Tensor, Tensor, Tensor]],
+    codes: Callable[[str, tuple[str, ...]], tuple[Tensor, Tensor]],
     made: Path,
 ) -> None:
-    """Train a mapper on codes(split, sources) -> codes [N,S] of `layout`, clip [N,E], rows of siblings; write it to
-    `made`."""
+    """Train a mapper on codes(split, sources) -> codes [N,S] of `layout` and clip [N,E]; write it to `made`."""
     section = params.section(mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
     with stage.tracked(section) as tracked, stage.work(section) as unit:
-        (s, clip, siblings), unseen = (codes(split, section.sources) for split in ("train", "val"))
+        (s, clip), unseen = (codes(split, section.sources) for split in ("train", "val"))
         curve = training.Curve(ROW_EVERY)
+        siblings = mapper.siblings(stage.files.codes, section, params.load_yaml(stage.root)["sample"]["redrawn"])
         trainer = mapper.Trainer(s, clip, layout, section, stage.networks.device, siblings)
         checkpoint = unit.path("checkpoint.pt")
         fit = training.fit(trainer.step, trainer.parts, section.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)
         for _ in progress.track(fit, section.steps, stage.name, unit="steps"):
             pass
-        found = mapper.validate(trainer.mapper.eval(), *unseen[:2])
+        found = mapper.validate(trainer.mapper.eval(), *unseen)
         stage.save_curve(unit, curve)
         numbers = mapper.numbers(layout, clip.shape[1])
         meta = {**stage.meta(section, "generator", "clip"), "model": numbers, "validation": found}
@@ -43,10 +43,9 @@ def train(
 
 
 def main(stage: Stage) -> None:
-    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        of = {"source": sources, "split": split}
-        found = artefacts.read(stage.files.codes, "codes", ["id", "source", "s", "clip"], of)
-        return found["s"], found["clip"], mapper.siblings(found["id"], found["source"])
+    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        found = artefacts.read(stage.files.codes, "codes", ["s", "clip"], {"source": sources, "split": split})
+        return found["s"], found["clip"]
 
     train(stage, stage.networks.load().generator.layout, codes, stage.files.mapper)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, mapper
+from pipeline import artefacts
 from pipeline.stylespace import w_plus_layout
 from stages._run import Stage, run
 from stages.mapper import train
@@ -15,15 +15,13 @@ def main(stage: Stage) -> None:
     files, generator = stage.files, stage.networks.load().generator
     layout = w_plus_layout(generator.num_ws, generator.style_dim)
 
-    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         known = [artefacts.read(files.codes, "codes", ["id", "clip"], {"source": s, "split": split}) for s in sources]
         clip = torch.cat([part["clip"] for part in known])
         w_plus = torch.empty(len(clip), generator.num_ws, generator.style_dim, dtype=torch.float16)
         for source, part, rows in zip(sources, known, w_plus.split([len(part["id"]) for part in known]), strict=True):
             (fakes if source == "fake" else reals)(part["id"], rows)
-        ids = torch.cat([part["id"] for part in known])
-        named = [source for source, part in zip(sources, known, strict=True) for _ in part["id"]]
-        return w_plus.flatten(1), clip, mapper.siblings(ids, named)
+        return w_plus.flatten(1), clip
 
     def fakes(ids: Tensor, rows: Tensor) -> None:
         """Fill rows [N,L,D] with the w of fakes: every row of theirs is the same."""

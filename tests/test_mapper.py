@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import mapper
+from pipeline import artefacts, mapper
 from pipeline.mapper import DeltaMapper, MapperParams, Trainer, condition, losses, pairs, validate
 from pipeline.stylespace import StyleLayout
-from pipeline.training import Curve, fit
+from pipeline.training import Curve, fit, generator_for
+from pipeline.values import InputError
 
 DIMS_1024 = (*[512] * 10, 256, 256, 128, 128, 64, 64, 32)
 LAYOUT, E = StyleLayout((6, 6, 5, 5, 5, 4, 3), split=(2, 5)), 9  # coarse 2 x 6, medium 3 x 5, fine 4 + 3
@@ -238,32 +240,69 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
         Trainer(*world(8), LAYOUT, replace(PARAMS, loss="l3"))
 
 
-def test_siblings_are_fakes_of_neighbouring_ids_wherever_they_stand() -> None:
-    ids = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
-    found = mapper.siblings(ids, ["real"] * 4 + ["fake"] * 5)  # fakes 5, 6, 7, 8 and 9
-    assert sorted(map(tuple, found.tolist())) == [(5, 6), (6, 5), (7, 8), (8, 7)]
-    assert mapper.siblings(ids, ["real"] * 9).shape == (0, 2)
+def table(path: Path, fakes: list[int], reals: list[int]) -> Path:
+    """Codes of training rows by their ids, fakes first."""
+    ids, source = fakes + reals, ["fake"] * len(fakes) + ["real"] * len(reals)
+    codes = {"s": torch.zeros(len(ids), 3).half(), "clip": torch.zeros(len(ids), 2)}
+    columns = {"id": ids, "source": source, "split": ["train"] * len(ids), **codes}
+    artefacts.write_shard(path / artefacts.shard_name(0), "codes", columns, {})
+    return path
+
+
+def test_siblings_are_fakes_of_neighbouring_ids(tmp_path: Path) -> None:
+    codes = table(tmp_path, fakes=[1, 2, 3, 5, 6, 8, 9], reals=[10, 11])
+
+    def found(**settings: Any) -> list[list[int]]:
+        rows = mapper.siblings(codes, replace(PARAMS, **{"siblings": 0.5, **settings}), redrawn=0.1)
+        assert rows is not None
+        return sorted(rows.tolist())
+
+    assert found() == [[1, 2], [2, 1], [5, 6], [6, 5]]  # rows of the ids 2 and 3, 8 and 9
+    assert found(rows=6) == [[1, 2], [2, 1]]
+    assert mapper.siblings(codes, PARAMS, redrawn=0.1) is None
+
+
+def test_siblings_where_there_are_none_are_refused(tmp_path: Path) -> None:
+    codes, asked = table(tmp_path, fakes=[1, 2, 3], reals=[4, 5]), replace(PARAMS, siblings=0.5)
+    with pytest.raises(InputError, match=r"siblings is 0\.5, but sample\.redrawn is 1"):
+        mapper.siblings(codes, asked, redrawn=1.0)
+    with pytest.raises(InputError, match=r"siblings is 0\.5, but no two of 2 codes are of siblings"):
+        mapper.siblings(codes, replace(asked, rows=2), redrawn=0.1)
+    with pytest.raises(ValueError, match=r"siblings is 0\.5, but source is 'real'"):
+        replace(asked, source="real")
+    with pytest.raises(ValueError, match="siblings is 2"):
+        replace(PARAMS, siblings=2.0)
 
 
 def test_the_part_of_the_pairs_that_is_asked_are_siblings_and_all_others_as_without_any() -> None:
     s, clip = world(40)
     known = torch.tensor([[2, 3], [3, 2], [38, 39]])
-    plain = Trainer(s, clip, LAYOUT, PARAMS)
-    some = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=0.25), siblings=known)
-    first, second = some.rows(7)
-    assert {*zip(first[:8].tolist(), second[:8].tolist(), strict=True)} <= {(2, 3), (3, 2), (38, 39)}
-    assert all(torch.equal(a[8:], b[8:]) for a, b in zip(some.rows(7), plain.rows(7), strict=True))
-    few = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=1.0, rows=10), siblings=known)
-    assert few.rows(0)[0].max() <= 3 and len(few.s) == len(few.clip) == 10  # of those rows that are learnt from
+    for part, count in ((0.25, 8), (0.01, 1), (1.0, 32), (0.0, 0)):
+        trainer = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=part), siblings=known)
+        first, second = trainer.drawn(7)
+        chance = generator_for(PARAMS.seed, 7)
+        plain = [torch.randint(40, (32,), generator=chance) for _ in range(2)]
+        assert all(torch.equal(a[count:], b[count:]) for a, b in zip((first, second), plain, strict=True))
+        assert {*zip(first[:count].tolist(), second[:count].tolist(), strict=True)} <= {(2, 3), (3, 2), (38, 39)}
 
 
-def test_siblings_where_there_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"siblings is 0\.5, but no two of these codes are of siblings"):
-        Trainer(*world(8), LAYOUT, replace(PARAMS, siblings=0.5), siblings=torch.empty(0, 2).long())
-    with pytest.raises(ValueError, match=r"siblings is 0\.5, but source is 'real'"):
-        replace(PARAMS, siblings=0.5, source="real")
-    with pytest.raises(ValueError, match="siblings is 2"):
-        replace(PARAMS, siblings=2.0)
+def test_a_mapper_that_learns_from_siblings_says_less_of_what_they_share() -> None:
+    """Two traits of four change between siblings, and CLIP sees them with two others that are louder."""
+    generator = torch.Generator().manual_seed(0)
+    traits = torch.randn(400, 4, generator=generator)
+    traits[1::2, 2:] = traits[0::2, 2:]
+    views = [torch.randn(4, dim, generator=generator) for dim in (LAYOUT.size, E)]
+    loud = torch.tensor([1.0, 1.0, 3.0, 3.0])
+    s, clip = (traits @ views[0]).half(), traits * loud @ views[1]
+    rows = torch.arange(400).view(-1, 2)
+    errors = []
+    for part in (0.0, 1.0):
+        trainer = Trainer(s, clip, LAYOUT, replace(PARAMS, siblings=part), siblings=torch.cat([rows, rows.flip(1)]))
+        list(fit(trainer.step, trainer.parts, PARAMS.steps))
+        style, told, target = pairs(s, clip, *rows.T)
+        with torch.no_grad():
+            errors.append(1 - F.cosine_similarity(trainer.mapper(style, told), target, dim=1).mean())
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_a_run_killed_anywhere_and_resumed_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path) -> None:

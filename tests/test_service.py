@@ -81,7 +81,7 @@ def test_a_direction_is_fitted_once_per_prompt_and_settings(project: Path, monke
 def test_a_sample_is_the_fake_of_that_id(studio: Studio) -> None:
     from pipeline import sampling
 
-    fake = sampling.sample_w(studio.backbones.generator, [5], seed=0, truncation=1.0, batch=8)
+    fake = sampling.sample_w(studio.backbones.generator, [5], seed=0, truncation=1.0, batch=8, redrawn=0.5)
     assert torch.equal(studio.sample(5).source.w_plus[:, 0], fake)
     assert not torch.equal(studio.sample(5, seed=1).source.w_plus[:, 0], fake)
     assert studio.sample(5).error is None

@@ -27,7 +27,7 @@ PARAMS = Settings(
     guidance=1.0,
 )
 MASKED = Masked(
-    1.0, 0.3, False, None, None, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0
+    1.0, 0.3, False, None, None, None, 4, "belm", 0, 1.0, 1.0, 0.0, 2, 1.0, 2.0, cell=4, clamp="mean", cut=0.4, seed=0
 )
 PROMPT = TextPair("face", "face with red hair")
 

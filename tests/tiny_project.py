@@ -21,7 +21,7 @@ CLIP = {
 VOCABULARY = ["a", "face", "with", "red", "hair", "portrait", "of", "happy", "eyeglasses"]
 PARAMS = {
     "editors": {"latent": ["deltaedit_g"], "baseline": ["identity_editor", "counterfactual"], "diffusion": []},
-    "sample": {"count": 32, "seed": 0, "truncation": 1.0, "redrawn": 1.0, "shard": 16},
+    "sample": {"count": 32, "seed": 0, "truncation": 1.0, "redrawn": 0.5, "shard": 16},
     "invert": {"batch": 8, "refine": 2, "detail": 8},
     "edit_latent": {
         "deltaedit_g": {

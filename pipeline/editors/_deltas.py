@@ -62,6 +62,16 @@ def effect(backbones: Backbones, direction: Direction) -> Tensor:
 
 
 @torch.no_grad()
+def attained(backbones: Backbones, direction: Direction, ridge: float | None) -> Tensor:
+    """`attainable` of a direction's delta [E], found once; delta itself without a ridge, or a relevance matrix."""
+    if ridge is None or backbones.absent("relevance"):
+        return direction.delta
+    if (name := f"attainable {ridge}") not in direction.data:
+        direction.data[name] = attainable(backbones.relevance, direction.delta, ridge)
+    return direction.data[name]
+
+
+@torch.no_grad()
 def clip_target(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
     """The direction, and as `data["target"]` the unit CLIP code [E] of where it leads, whatever it starts from."""
     direction = clip_direction(backbones, condition)
@@ -85,7 +95,7 @@ class ChannelMask(Protocol):
     so do those that delta_s moves against their own effect, which compensates for side effects of others that the mask
     may have taken away. share: so do all but the most relevant ones that make up this part of what delta_s does along
     the text; null: all. Texts differ in how many channels they concern, and how strongly. within: see `held`. ridge:
-    see `attainable`; null: the mapper is told the text's difference as it is.
+    see `attainable`; null: the mapper is told the difference, of texts or pictures, as it is.
     """
 
     @property
@@ -103,10 +113,8 @@ class ChannelMask(Protocol):
 @torch.no_grad()
 def mapped(backbones: Backbones, source: Source, direction: Direction, params: ChannelMask, strength: float) -> Tensor:
     """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern."""
-    delta, found = direction.delta, effect(backbones, direction)
-    if params.ridge is not None and not backbones.absent("relevance"):
-        delta = attainable(backbones.relevance, delta, params.ridge)
-    delta_s = answered(backbones, source, delta)
+    delta_s = answered(backbones, source, attained(backbones, direction, params.ridge))
+    found = effect(backbones, direction)
     moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), params.threshold, strength)
     if params.agree:
         moved = torch.where(delta_s * found > 0, moved, torch.zeros_like(moved))
@@ -116,8 +124,9 @@ def mapped(backbones: Backbones, source: Source, direction: Direction, params: C
 def attainable(relevance: Tensor, delta: Tensor, ridge: float) -> Tensor:
     """What style channels together can attain of a difference of CLIP codes: relevance [S,E], delta [E] or [B,E].
 
-    Ridge regression of delta on the rows of the matrix; `ridge` is in means of their squares over CLIP's axes. Texts
-    differ in ways that no two pictures do; a mapper that learnt from pictures makes much of those. Not in the paper.
+    Ridge regression (Hoerl and Kennard 1970) of delta on the rows of the matrix; `ridge` times the mean of the diagonal
+    of relevance' relevance is added to it. Texts differ in ways that no two pictures do, of which a mapper that learnt
+    from pictures makes much. Not in the paper.
     """
     rows = relevance.double()
     squares = rows.T @ rows
@@ -157,7 +166,7 @@ def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) 
 
 
 def check_mask(params: ChannelMask) -> None:
-    """ValueError for a share that is none, and for a width of nothing."""
+    """ValueError for a share that is none, and for a width or a ridge of nothing."""
     if params.share is not None and not 0 < params.share <= 1:
         raise ValueError(f"share is {params.share}: above 0 and at most 1 is expected, or null")
     if params.within is not None and not params.within > 0:
