@@ -173,7 +173,7 @@ def test_the_generators_change_is_carried_into_the_noise_where_decoding_begins(w
             return s[:, :3, None, None].expand(-1, -1, R, R) + w_plus.mean()
 
     world.generator = Drawing()
-    settings = encode_decode.Params(1.0, 0.3, False, None, None, 4, solver, 0, 1.0, ratio=0.5, carry=0.7)
+    settings = encode_decode.Params(1.0, 0.3, False, None, None, None, 4, solver, 0, 1.0, ratio=0.5, carry=0.7)
     source, editor = people(), load("encode_decode", world, settings)
     edited = editor.edit(source, editor.fit(PROMPT), 1.0)
     change = (edited.s - source.s)[:, :3, None, None]
