@@ -25,9 +25,9 @@ PROMPTS = (
 SMALL = {  # what the tiny world asks for instead of params.yaml
     "domains": ["tiny"],
     "prepare": {"train": 20, "val": 6, "test": 5, "shard": 8},
-    "sample": {"count": 100, "redrawn": 0.3, "shard": 16},
+    "sample": {"count": 100, "shard": 16},
     "relevance": {"images": 3},
-    "mapper": {"steps": 600, "batch": 16, "lr": 0.5, "siblings": 0.25},
+    "mapper": {"steps": 600, "batch": 16, "lr": 0.5},
     "diffusion": {"steps": 120, "batch": 4},
     "edit_diffusion": {"deltaedit_d": {"steps": 4, "solver": "ddim", "refine": 1}},
     "edit_baseline": {

@@ -203,6 +203,17 @@ def test_a_mapper_is_trained_for_every_combination_on_the_rows_it_names(
     assert not any(parameter.requires_grad for nets in made for parameter in nets.mapper.parameters())
 
 
+def test_a_mapper_can_be_trained_on_siblings_among_the_fakes(coded: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    drawn = mapper.Trainer.drawn
+    monkeypatch.setattr(mapper.Trainer, "drawn", lambda *given: seen.append(drawn(*given)) or seen[-1])
+    ((settings, make),) = tuning.mappers(coded, {"siblings": [1.0]})
+    make()
+    assert settings == {"mapper.siblings": 1.0} and len(seen) == 3  # steps
+    for first, second in seen:  # of 12 fakes, which come before the 12 reals
+        assert torch.equal(first ^ 1, second) and first.max() < 12
+
+
 def test_without_a_recipe_the_mapper_is_the_one_that_is_there(networks: Backbones, coded: Backbones) -> None:
     ((settings, make),) = tuning.mappers(networks, {})
     assert settings == {} and make() is networks
