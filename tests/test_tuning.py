@@ -168,7 +168,8 @@ def coded(tiny: Path, networks: Backbones, tmp_path: Path) -> Backbones:
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     section = {"steps": 3, "batch": 8, "lr": 0.5, "fade": 0.0, "loss": "code", "source": "both"}
     section |= {"rows": None, "seed": 0, "precision": "float32", "siblings": 0.0}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "mapper": section}))
+    content |= {"mapper": section, "sample": {**content["sample"], "redrawn": 0.5}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     found = Backbones(networks.domain, tmp_path)
     size, dim = networks.generator.layout.size, networks.clip.dim
     for number, source in enumerate(("fake", "real")):
