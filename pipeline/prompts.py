@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 import unicodedata
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pipeline.values import InputError
+from pipeline.wording import SURE
 
 if TYPE_CHECKING:
     from pipeline.clip import Clip
@@ -56,6 +59,31 @@ def words_that_fit(text: str, clip: Clip, templates: tuple[str, ...]) -> str:
         return " ".join(words[:count])
     size = bisect.bisect_left(range(1, len(text) + 1), True, key=lambda n: not fits(text[:n]))
     return text[: max(size, 1)]
+
+
+def untaught(words: str, clip: Clip, name: str) -> list[str]:
+    """Warnings about what the CLIP of domain `name` was never taught of `words`: what it reads for it, or that it reads
+    nothing. None for a CLIP that was taught with any."""
+    if clip.vocabulary is None:
+        return []
+    told, (read, nearness) = f"the CLIP of {name} was never taught", clip.read(words)
+    warnings = [f"{told} {_quoted(nearness)}: it reads '{read}'"] if nearness else []
+    if unsure := [word for word, near in nearness.items() if near < SURE]:
+        warnings[0] += f", which may not be what {_quoted(unsure)} says"
+    all_words = list(dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s.,;:!?'\"()-]", read.lower())))
+    unknown = set(clip.unknown_words(read))
+    unknown |= {word for word in all_words if not word.isalpha() and word not in clip.vocabulary}
+    if not unknown and all_words:
+        return warnings
+    named = _quoted([word for word in all_words if word in unknown] or [words])
+    count = f"{len(unknown)} of {len(all_words)} words" if all_words else "a prompt without words"
+    return [*warnings, f"{told} {count} ({named}): do not trust what they do"]
+
+
+def _quoted(words: Iterable[str]) -> str:
+    """Words between quotes, as far as they fit into a line."""
+    named = ", ".join(f"'{word}'" for word in words)
+    return named if len(named) <= 80 else f"{named[:80]}..."
 
 
 def in_range(strength: float) -> float:

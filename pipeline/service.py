@@ -10,7 +10,6 @@ import io
 import math
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +21,8 @@ from torch import Tensor
 from pipeline import domains, editing, editors, params, sampling, workers
 from pipeline.editors import Editor
 from pipeline.inversion import InvertParams, errors, lacking, refine
-from pipeline.prompts import clean, in_range, words_that_fit
+from pipeline.prompts import clean, in_range, untaught, words_that_fit
 from pipeline.values import Direction, Edited, InputError, Source, TextPair, nearest
-from pipeline.wording import SURE
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbones
@@ -251,27 +249,10 @@ class Studio:
             read, all_words = len(fitting.split()), len(target.split())
             warnings.append(f"the prompt is too long: CLIP reads the first {read} of its {all_words} words")
         for words in (fitting, *([neutral] if source is not None else [])):
-            warnings += self._untaught(words)
+            warnings += untaught(words, clip, self.domain.name)
         known = next((prompt for prompt in self.domain.prompts if prompt.text.casefold() == target.casefold()), None)
         pair = TextPair(neutral, fitting or target)
         return Prompt(replace(pair, asks=known.asks) if known else pair, tuple(warnings))
-
-    def _untaught(self, words: str) -> list[str]:
-        clip, told = self.backbones.clip, f"the CLIP of {self.domain.name} was never taught"
-        if clip.vocabulary is None:
-            return []
-        read, nearness = clip.read(words)
-        warnings = [f"{told} {_quoted(nearness)}: it reads '{read}'"] if nearness else []
-        if unsure := [word for word, near in nearness.items() if near < SURE]:
-            warnings[0] += f", which may not be what {_quoted(unsure)} says"
-        all_words = list(dict.fromkeys(re.findall(r"[^\W\d_]+|[^\w\s.,;:!?'\"()-]", read.lower())))
-        unknown = set(clip.unknown_words(read))
-        unknown |= {word for word in all_words if not word.isalpha() and word not in clip.vocabulary}
-        if not unknown and all_words:
-            return warnings
-        named = _quoted([word for word in all_words if word in unknown] or [words])
-        count = f"{len(unknown)} of {len(all_words)} words" if all_words else "a prompt without words"
-        return [*warnings, f"{told} {count} ({named}): do not trust what they do"]
 
     # ------------------------------------------------------------ editing
 
@@ -368,9 +349,3 @@ def _as_file(picture: Any) -> io.BytesIO:
     picture.save(content, "TIFF" if picture.mode in ("CMYK", "F") else "PNG", exif=picture.getexif())
     content.seek(0)
     return content
-
-
-def _quoted(words: Iterable[str]) -> str:
-    """Words between quotes, as far as they fit into a line."""
-    named = ", ".join(f"'{word}'" for word in words)
-    return named if len(named) <= 80 else f"{named[:80]}..."

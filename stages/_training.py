@@ -209,7 +209,7 @@ def tune(
 
     from pipeline import domains, params, portraits, progress, tuning, workers
     from pipeline.backbones import Backbones
-    from pipeline.prompts import clean
+    from pipeline.prompts import clean, untaught
     from pipeline.service import device_named
 
     workers.idle_threads()
@@ -220,6 +220,8 @@ def tune(
     found = domains.load(domain, root)
     settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
+    for word in sources:
+        _shell.warn(untaught(word, networks.clip, domain) if word else ())
     drawn = {word: tuning.validation(networks, people, word, split) for word in styles}
     recipes = list(tuning.mappers(networks, recipe))
     tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]

@@ -121,6 +121,15 @@ def test_the_command_prints_every_trial_and_the_best_last(
     assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
 
 
+def test_source_words_that_clip_was_never_taught_are_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    assert app.run(["tune", "identity_editor", "--domain", "tiny", "--people", "3", "--source", "face,qwertz"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "was never taught 1 of 1 words ('qwertz')" in warnings[0]
+
+
 def test_several_editors_and_styles_share_one_table(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
