@@ -12,6 +12,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export OMP_WAIT_POLICY ?= passive
+unexport PYTHONDONTWRITEBYTECODE # with it every process compiles what it imports, 5 s of torch and open_clip
 
 LINTED := kernels pipeline pretrain stages tests
 
@@ -27,9 +28,11 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.lock
+	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
-	.venv/bin/python -c 'from kernels import build; build.describe()' # compiles, so that the first edit need not wait
+	.venv/bin/python -m compileall -q kernels pipeline stages # these three lines compile, so that the first edit need not wait
+	.venv/bin/python -c 'import mlflow, open_clip, stages.app'
+	.venv/bin/python -c 'from kernels import build; build.describe()'
 	touch $@
 
 repro: install ## run every stage whose inputs changed: pictures, metrics and pages in reports/

@@ -5,7 +5,9 @@ YAML is read as DVC reads it (version 1.2: `1e-3` is a number, `yes` and `no` ar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -163,7 +165,7 @@ def describe(kind: Any) -> str:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, as plain data: no tags, anchors or repeated keys."""
     try:
-        return _mapping(yaml.load(path.read_text(encoding="utf-8"), _Loader), str(path))
+        return _mapping(copy.deepcopy(_parsed(path.read_text(encoding="utf-8"))), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -175,6 +177,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not plain YAML{line}: {problem}") from error
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply: it must be plain data") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """What the same text says, which a command reads several times and PyYAML in a tenth of a second."""
+    return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):

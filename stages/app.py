@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point `deltaspace`."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # or Python looks for cycles in all of torch before it ends, most of a second
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
