@@ -99,8 +99,8 @@ def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int =
 def trials(path: Path) -> dict[str, Any]:
     """What `deltaspace tune --out` wrote: the settings that were varied, a row each, and charts of them.
 
-    In the charts a line joins the trials of one editor that differ in their numbers alone. Rows that are not whole, or
-    of another version's tables, are left out.
+    In the charts a line joins the trials of one editor along the number that was given most values; what else was
+    varied names it. Rows that are not whole, or of another version's tables, are left out.
     """
     with path.open(encoding="utf-8") as lines:
         rows = [
@@ -115,7 +115,8 @@ def trials(path: Path) -> dict[str, Any]:
     varied = [key for key in ("editor", "style") if len({row[key] for row in rows}) > 1] + varied
     groups: dict[str, list[dict[str, str]]] = {}
     for row in sorted(rows, key=lambda row: [_number(row[key]) or 0.0 for key in varied]):
-        words = [label(row["editor"]), *(row[key] for key in varied if key != "editor" and _is_word(row[key]))]
+        others = [key for key in _beside_the_line(editors[row["editor"]], varied) if row[key]]
+        words = [label(row["editor"]), *(row[key] if _is_word(row[key]) else f"{key} {row[key]}" for key in others)]
         groups.setdefault(" ".join(words), []).append(row)
     shown = [
         (x, y)
@@ -132,6 +133,15 @@ def trials(path: Path) -> dict[str, Any]:
         "rows": rows,
         "charts": [_lines(groups, x, y, logarithmic=x == "evaluations") for x, y in shown],
     }
+
+
+def _beside_the_line(rows: Sequence[Mapping[str, str]], varied: Sequence[str]) -> list[str]:
+    """What an editor's trials differ in beside the number of most values, of several the last."""
+    values = {key: {row[key] for row in rows} for key in varied}
+    differ = [key for key in varied if len(values[key]) > 1]
+    numbers = [key for key in reversed(differ) if not any(map(_is_word, values[key]))]
+    along = max(numbers, key=lambda key: len(values[key]), default=None)
+    return [key for key in differ if key != along]
 
 
 def _number(text: str | None) -> float | None:

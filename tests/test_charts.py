@@ -55,6 +55,19 @@ def test_a_table_of_several_editors_joins_what_differs_in_numbers_alone(tmp_path
     assert sorted(names) == ["DeltaEdit-G", "StyleCLIP-GD"]
 
 
+def test_a_line_goes_along_the_number_of_most_values_and_the_others_name_it(tmp_path: Path) -> None:
+    rows = [
+        f"deltaedit_g,8,painted,{share},{strength},{strength / 4},.9,20,.1,.4,1,0,0"
+        for strength in (1, 2, 3)
+        for share in (0.5, 0.8)
+    ]
+    head = f"editor,people,style,share,strength,{','.join(charts.MEASURED)}"
+    (tmp_path / "two.csv").write_text("\n".join([head, *rows]) + "\n")
+    chart = next(c for c in charts.trials(tmp_path / "two.csv")["charts"] if c["x_title"] == "strength")
+    assert [line["name"] for line in chart["lines"]] == ["DeltaEdit-G share 0.5", "DeltaEdit-G share 0.8"]
+    assert all([x for x, _ in line["points"]] == [0, 160, 320] for line in chart["lines"])
+
+
 def test_an_empty_table_has_no_charts(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("editor,people,reached\ndeltaedit_g,8,0.5\n")  # of another version
     assert charts.trials(tmp_path / "none.csv")["charts"] == []
