@@ -17,7 +17,7 @@ def track(
     total: int | None = None,
     label: str = "",
     *,
-    step: int = 1,
+    step: int | Callable[[Item], int] = 1,
     done: int = 0,
     unit: str = "",
     stream: TextIO | None = None,
@@ -25,14 +25,16 @@ def track(
 ) -> Iterator[Item]:
     """Pass `iterable` through, telling on stderr how far it is, at what rate, and the time left.
 
-    total: how many units there are in all, taken from len() when None. Each item stands for `step` units (a batch);
-    `done` units were finished before (a resumed run) and do not count in the rate.
+    total: how many units there are in all, taken from len() when None and each item is as many. Each item stands for
+    `step` units (a batch), or for as many as that says of it; `done` units were finished before (a resumed run) and do
+    not count in the rate.
     """
     stream = sys.stderr if stream is None else stream
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and not callable(step) and hasattr(iterable, "__len__"):
         total = done + step * len(iterable)  # type: ignore[arg-type]
     shown = _bar if stream and stream.isatty() else _lines
-    yield from shown(iterable, total, label or "working", step, done, unit, stream, clock)
+    units = step if callable(step) else lambda _: step
+    yield from shown(iterable, total, label or "working", units, done, unit, stream, clock)
 
 
 def describe(label: str, count: int, total: int | None, fresh: int, seconds: float, unit: str = "") -> str:
@@ -56,12 +58,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _lines(iterable, total, label, step, done, unit, stream, clock):
+def _lines(iterable, total, label, units, done, unit, stream, clock):
     start = last = clock()
     count = done
     for item in iterable:
         yield item
-        count = count + step if total is None else min(count + step, total)
+        count = count + units(item) if total is None else min(count + units(item), total)
         now = clock()
         if now - last >= LINE_EVERY and (total is None or count < total):
             print(describe(label, count, total, count - done, now - start, unit), file=stream, flush=True)
@@ -71,7 +73,7 @@ def _lines(iterable, total, label, step, done, unit, stream, clock):
         print(describe(label, count, count, count - done, seconds, unit), file=stream, flush=True)
 
 
-def _bar(iterable, total, label, step, done, unit, stream, clock):
+def _bar(iterable, total, label, units, done, unit, stream, clock):
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,6 +88,6 @@ def _bar(iterable, total, label, step, done, unit, stream, clock):
         task = progress.add_task(label, total=total, completed=done, amount="")
         for item in iterable:
             yield item
-            count = count + step if total is None else min(count + step, total)
+            count = count + units(item) if total is None else min(count + units(item), total)
             amount = describe("", count, total, count - done, clock() - start, unit).removeprefix(": ")
             progress.update(task, completed=count, amount=", ".join(amount.split(", ")[:2]))

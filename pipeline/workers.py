@@ -64,16 +64,27 @@ def fill(
     jobs: Sequence[Job],
     processes: int,
     ending: str = ".parquet",
+    rows: Sequence[int] | None = None,
 ) -> list[str]:
     """Let `write(job, path)` make one shard of `folder` per job, except those that a killed run finished before.
 
-    Returns the names of all shards in the order of the jobs.
+    rows: how many each job makes, where they differ much; progress is told in them, not in shards. Returns the names of
+    all shards in the order of the jobs.
     """
     shards = [Path(artefacts.shard_name(index)).with_suffix(ending) for index in range(len(jobs))]
     names = [f"{folder}/{shard}" for shard in shards]
     todo = [(write, job, name, unit.path(name)) for job, name in zip(jobs, names) if not unit.done(name)]
-    made = run(_write, todo, processes)
-    for task, _ in progress.track(made, len(jobs), folder, done=len(jobs) - len(todo), unit="shards"):
+    sizes = dict(zip(names, rows or [1] * len(jobs), strict=True))
+    total, left = sum(sizes.values()), sum(sizes[task[2]] for task in todo)
+    progressed = progress.track(
+        run(_write, todo, processes),
+        total,
+        folder,
+        step=lambda made: sizes[made[0][2]],
+        done=total - left,
+        unit="rows" if rows else "shards",
+    )
+    for task, _ in progressed:
         unit.mark(task[2])
     return names
 

@@ -52,7 +52,8 @@ def main(stage: Stage) -> None:
     pairs = zip(artefacts.shards(files.reals), artefacts.shards(files.images), strict=True)
     reals = [Job(stage.networks, codes, pictures, params, meta) for codes, pictures in pairs]
     with stage.tracked(params), stage.work(params) as unit:
-        workers.fill(unit, "codes", write, [*fakes, *reals], stage.processes)
+        rows = [artefacts.count(job.codes, "reals" if job.pictures else "fakes") for job in (*fakes, *reals)]
+        workers.fill(unit, "codes", write, [*fakes, *reals], stage.processes, rows=rows)
         spread = sampling.Moments()
         of_fakes = {"source": "fake", "split": "train"}
         for part in artefacts.iterate(unit.folder / "codes", "codes", ["s"], 4096, of_fakes):

@@ -35,6 +35,13 @@ def test_a_resumed_run_counts_what_was_done_but_not_in_its_rate():
     assert lines(5, 2.0, label="codes", total=100, done=95) == ["codes: 100 of 100, 0.5/s, 0:10 in all"]
 
 
+def test_items_of_different_sizes_count_by_their_own():
+    assert lines(4, 6.0, label="codes", total=18, step=lambda item: 6 if item < 2 else 3) == [
+        "codes: 12 of 18, 1/s, 0:06 left",
+        "codes: 18 of 18, 0.75/s, 0:24 in all",
+    ]
+
+
 def test_an_unknown_total_counts_up():
     stream, clock = io.StringIO(), Clock()
 
