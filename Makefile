@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export OMP_WAIT_POLICY ?= passive
-unexport PYTHONDONTWRITEBYTECODE # with it every process compiles what it imports, 5 s of torch and open_clip
+unexport PYTHONDONTWRITEBYTECODE # or every process here compiles what it imports, 5 s of torch and open_clip
 
 LINTED := kernels pipeline pretrain stages tests
 
@@ -30,8 +30,8 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
-	.venv/bin/python -m compileall -q kernels pipeline stages # these three lines compile, so that the first edit need not wait
-	.venv/bin/python -c 'import mlflow, open_clip, stages.app'
+	.venv/bin/python -m compileall -q kernels pipeline pretrain stages # these three lines compile, so that no command has to
+	.venv/bin/python -c 'import diffusers, dvc.cli, mlflow, open_clip, sqlalchemy, stages.app'
 	.venv/bin/python -c 'from kernels import build; build.describe()'
 	touch $@
 

@@ -99,8 +99,8 @@ def _line(points: Sequence[tuple[float, float]], width: int = 300, height: int =
 def trials(path: Path) -> dict[str, Any]:
     """What `deltaspace tune --out` wrote: the settings that were varied, a row each, and charts of them.
 
-    In the charts a line joins the trials of one editor along the number that was given most values; what else was
-    varied names it. Rows that are not whole, or of another version's tables, are left out.
+    In the charts a line joins trials of one editor along one number (`_groups`). Rows that are not whole, or of another
+    version's tables, are left out.
     """
     with path.open(encoding="utf-8") as lines:
         rows = [
@@ -113,15 +113,11 @@ def trials(path: Path) -> dict[str, Any]:
     editors = {row["editor"]: [other for other in rows if other["editor"] == row["editor"]] for row in rows}
     varied = [key for key in names if any(len({row[key] for row in own}) > 1 for own in editors.values())]
     varied = [key for key in ("editor", "style") if len({row[key] for row in rows}) > 1] + varied
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in sorted(rows, key=lambda row: [_number(row[key]) or 0.0 for key in varied]):
-        others = [key for key in _beside_the_line(editors[row["editor"]], varied) if row[key]]
-        words = [label(row["editor"]), *(row[key] if _is_word(row[key]) else f"{key} {row[key]}" for key in others)]
-        groups.setdefault(" ".join(words), []).append(row)
+    groups = {x: _groups(editors, varied, x) for x, _ in AXES}
     shown = [
         (x, y)
         for x, y in AXES
-        if any(len({row.get(x) for row in group}) > 1 for group in groups.values())
+        if any(len({row.get(x) for row in group}) > 1 for group in groups[x].values())
         and all(_number(row.get(x)) is not None for row in rows)
     ]
     return {
@@ -131,17 +127,30 @@ def trials(path: Path) -> dict[str, Any]:
         "varied": varied,
         "measured": list(MEASURED),
         "rows": rows,
-        "charts": [_lines(groups, x, y, logarithmic=x == "evaluations") for x, y in shown],
+        "charts": [_lines(groups[x], x, y, logarithmic=x == "evaluations") for x, y in shown],
     }
 
 
-def _beside_the_line(rows: Sequence[Mapping[str, str]], varied: Sequence[str]) -> list[str]:
-    """What an editor's trials differ in beside the number of most values, of several the last."""
-    values = {key: {row[key] for row in rows} for key in varied}
-    differ = [key for key in varied if len(values[key]) > 1]
-    numbers = [key for key in reversed(differ) if not any(map(_is_word, values[key]))]
-    along = max(numbers, key=lambda key: len(values[key]), default=None)
-    return [key for key in differ if key != along]
+def _groups(
+    editors: Mapping[str, Sequence[Mapping[str, str]]], varied: Sequence[str], across: str
+) -> dict[str, list[Mapping[str, str]]]:
+    """The lines of a chart over `across`, by name.
+
+    An editor's go along `across` if that was varied, else along strength, else along the number of most values. What it
+    was varied in beside that, and does not follow from it, names them.
+    """
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for editor, rows in editors.items():
+        differ = [key for key in varied if len({row[key] for row in rows}) > 1]
+        numbers = [key for key in differ if not any(_is_word(row[key]) for row in rows)]
+        preferred = [key for key in (across, "strength") if key in numbers]
+        along = preferred[0] if preferred else max(numbers, key=lambda key: len({r[key] for r in rows}), default="")
+        pairs = {key: {(row.get(along), row[key]) for row in rows} for key in differ if key != along}
+        others = [key for key, found in pairs.items() if len(found) > len({value for value, _ in found})]
+        for row in sorted(rows, key=lambda row: [_number(row.get(key)) or 0.0 for key in (*others, along)]):
+            name = " ".join([label(editor), *(f"{key} {row[key] or 'null'}" for key in others)])
+            groups.setdefault(name, []).append(row)
+    return groups
 
 
 def _number(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What people type, made fit for CLIP: any script, invisible marks, any length."""
+"""What people type, made fit for CLIP: any script, invisible marks, any length; and what CLIP makes of it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def words_that_fit(text: str, clip: Clip, templates: tuple[str, ...]) -> str:
 
 
 def untaught(words: str, clip: Clip, name: str) -> list[str]:
-    """Warnings about what the CLIP of domain `name` was never taught of `words`: what it reads for it, or that it reads
-    nothing. None for a CLIP that was taught with any."""
+    """Warnings about what the CLIP of domain `name` was never taught of `words`: what it reads for it, or that it is
+    not to be trusted there. Empty for a CLIP whose vocabulary is not known, as of public ones, which know nearly all.
+    """
     if clip.vocabulary is None:
         return []
     told, (read, nearness) = f"the CLIP of {name} was never taught", clip.read(words)

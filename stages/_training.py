@@ -220,9 +220,9 @@ def tune(
     found = domains.load(domain, root)
     settings = {name: tuning.tries(name, root, found, values) for name in names}
     networks = Backbones(found, root, device_named(device), ("relevance",) if without_matrix else ())
-    for word in sources:
-        _shell.warn(untaught(word, networks.clip, domain) if word else ())
     drawn = {word: tuning.validation(networks, people, word, split) for word in styles}
+    warnings = [line for word in sources if word for line in untaught(word, networks.clip, domain)]
+    _shell.warn(warnings)
     recipes = list(tuning.mappers(networks, recipe))
     tried = [(*pair, name, one) for pair in product(styles, sources) for name in names for one in settings[name]]
     tracked, trials = progress.track(product(recipes, tried), len(recipes) * len(tried), f"trying {editors}"), []
@@ -236,7 +236,7 @@ def tune(
         tuning.save(out, people, split, trials)
     if as_json:
         told = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
-        return _shell.print_json({"people": people, "split": split, "trials": told})
+        return _shell.print_json({"people": people, "split": split, "warnings": warnings, "trials": told})
     for word, trial in trials:
         varied = (*(f"mapper.{name}" for name in recipe), *(["source"] if source else []), *values)
         chosen = [f"{name} {trial.settings[name]}" for name in varied]

@@ -41,7 +41,7 @@ def test_a_curve_that_turns_back_has_no_area_under_it() -> None:
     assert charts.mean_heights({"fold": [(0.0, 0.0), (2.0, 1.0), (1.0, 5.0)]}) == {}
 
 
-def test_a_table_of_several_editors_joins_what_differs_in_numbers_alone(tmp_path: Path) -> None:
+def test_lines_of_several_editors_go_along_what_each_was_varied_in(tmp_path: Path) -> None:
     head = "editor,people,style,strength,beta," + ",".join(charts.MEASURED)
     scores = "0.5,0.9,20,0.1,0.2,0,0.1,0.01"
     rows = [f"deltaedit_g,8,painted,{s},,{scores}" for s in (2, 1)] + [
@@ -55,17 +55,36 @@ def test_a_table_of_several_editors_joins_what_differs_in_numbers_alone(tmp_path
     assert sorted(names) == ["DeltaEdit-G", "StyleCLIP-GD"]
 
 
-def test_a_line_goes_along_the_number_of_most_values_and_the_others_name_it(tmp_path: Path) -> None:
+def lines_of(path: Path, columns: str, rows: list[str]) -> dict[str, dict[str, list[float]]]:
+    """The charts of a table by what lies across: the places across of every line by name."""
+    path.write_text("\n".join([f"editor,people,style,{columns},{','.join(charts.MEASURED)}", *rows]) + "\n")
+    found = charts.trials(path)["charts"]
+    return {c["x_title"]: {line["name"]: [x for x, _ in line["points"]] for line in c["lines"]} for c in found}
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.8), (0.5, 0.8, ""), (0.5, 0.6, 0.7, 0.8)])
+def test_a_line_goes_along_what_lies_across_and_other_settings_name_it(tmp_path: Path, shares: tuple) -> None:
+    rows = [f"deltaedit_g,8,painted,{s},{share},{s / 4},.9,20,.1,.4,1,0,0" for share in shares for s in (1, 2, 3)]
+    lines = lines_of(tmp_path / "grid.csv", "strength,share", rows)["strength"]
+    assert set(lines) == {f"DeltaEdit-G share {share or 'null'}" for share in shares}
+    assert all(points == [0, 160, 320] for points in lines.values())
+
+
+def test_what_follows_from_the_number_along_a_line_does_not_name_it(tmp_path: Path) -> None:
+    rows = [f"deltaedit_g,8,painted,{s},{s / 10},{s / 4},.9,20,.1,.4,1,0,0" for s in (3, 1, 2)]
+    assert lines_of(tmp_path / "both.csv", "strength,share", rows) == {
+        "strength": {"DeltaEdit-G": [0, 160, 320]},
+    }
+
+
+def test_of_several_numbers_the_one_of_most_values_makes_the_line(tmp_path: Path) -> None:
     rows = [
-        f"deltaedit_g,8,painted,{share},{strength},{strength / 4},.9,20,.1,.4,1,0,0"
-        for strength in (1, 2, 3)
-        for share in (0.5, 0.8)
+        f"deltaedit_g,8,painted,{within},{share},{share / 4},{share / 2},20,.1,.4,1,0,0"
+        for within in (2, 3)
+        for share in (0.5, 0.75, 1)
     ]
-    head = f"editor,people,style,share,strength,{','.join(charts.MEASURED)}"
-    (tmp_path / "two.csv").write_text("\n".join([head, *rows]) + "\n")
-    chart = next(c for c in charts.trials(tmp_path / "two.csv")["charts"] if c["x_title"] == "strength")
-    assert [line["name"] for line in chart["lines"]] == ["DeltaEdit-G share 0.5", "DeltaEdit-G share 0.8"]
-    assert all([x for x, _ in line["points"]] == [0, 160, 320] for line in chart["lines"])
+    lines = lines_of(tmp_path / "kept.csv", "within,share", rows)["kept"]
+    assert lines == {"DeltaEdit-G within 2": [0, 160, 320], "DeltaEdit-G within 3": [0, 160, 320]}
 
 
 def test_an_empty_table_has_no_charts(tmp_path: Path) -> None:

@@ -158,3 +158,12 @@ def test_the_root_is_told_found_above_or_the_codes_own(tmp_path, monkeypatch):
 def test_a_queued_experiment_belongs_to_the_main_checkout():
     assert params.main_root(Path("/p/.dvc/tmp/exps/tmpabc/sub")) == Path("/p")
     assert params.main_root(Path("/p/q")) == Path("/p/q")
+
+
+def test_what_was_read_of_a_file_is_the_readers_own_and_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("mapper: {steps: 5}\n")
+    params.read_mapping(path)["mapper"]["steps"] = 6
+    assert params.read_mapping(path) == {"mapper": {"steps": 5}}
+    path.write_text("mapper: {steps: 7}\n")
+    assert params.read_mapping(path) == {"mapper": {"steps": 7}}

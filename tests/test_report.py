@@ -246,7 +246,7 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
     assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
     passes, distance = trial["charts"]
     assert distance["x_title"] == "distance to the input"
-    assert [line["name"] for line in passes["lines"]] == ["DeltaEdit-D belm", "DeltaEdit-D ddim"]
+    assert [line["name"] for line in passes["lines"]] == ["DeltaEdit-D solver belm", "DeltaEdit-D solver ddim"]
     assert passes["lines"][0]["points"] == [(0.0, 200.0), (320.0, pytest.approx(133.3))]  # 20 dB, then 21 of 20 to 23
     assert passes["x"] == (pytest.approx(20), pytest.approx(200)) and passes["y"] == (20, 23)
     reader = Reader(report.page(domain, project))

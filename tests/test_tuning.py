@@ -125,9 +125,12 @@ def test_source_words_that_clip_was_never_taught_are_told(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
-    assert app.run(["tune", "identity_editor", "--domain", "tiny", "--people", "3", "--source", "face,qwertz"]) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    words = ["tune", "identity_editor", "--domain", "tiny", "--people", "3", "--source", "face,qwertz", "--json"]
+    assert app.run(words) == 0
+    told = capsys.readouterr()
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "was never taught 1 of 1 words ('qwertz')" in warnings[0]
+    assert [f"warning: {line}" for line in json.loads(told.out)["warnings"]] == warnings
 
 
 def test_several_editors_and_styles_share_one_table(
