@@ -30,7 +30,7 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
-	.venv/bin/python -m compileall -q kernels pipeline pretrain stages # these three lines compile, so that no command has to
+	.venv/bin/python -m compileall -q $(LINTED) # these three lines compile, so that no command has to
 	.venv/bin/python -c 'import diffusers, dvc.cli, mlflow, open_clip, sqlalchemy, stages.app'
 	.venv/bin/python -c 'from kernels import build; build.describe()'
 	touch $@
@@ -58,4 +58,4 @@ bench: install ## what published code, plain PyTorch and this repository cost he
 
 clean: ## remove what can be rebuilt: unfinished work, caches, the venv (data/, reports/ and mlflow.db stay)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find kernels pipeline pretrain stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(LINTED) -name __pycache__ -type d -prune -exec rm -rf {} +
