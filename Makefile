@@ -14,7 +14,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE # or every process here compiles what it imports, 5 s of torch and open_clip
 
-LINTED := kernels pipeline pretrain stages tests
+LINTED := benchmarks deltaspace kernels pipeline pretrain stages tests
 
 .PHONY: install repro test lint format ui bench clean
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	.venv/bin/python -m compileall -q $(LINTED) # these three lines compile, so that no command has to
-	.venv/bin/python -c 'import diffusers, dvc.cli, mlflow, open_clip, sqlalchemy, stages.app'
+	.venv/bin/python -c 'import diffusers, dvc.cli, mlflow, open_clip, sqlalchemy, deltaspace.cli.app'
 	.venv/bin/python -c 'from kernels import build; build.describe()'
 	touch $@
 

@@ -27,11 +27,11 @@ IMPLEMENTATIONS = ("auto", "ref", "cpp", "cuda")
 OPERATIONS = {  # operation -> its module, and the name of its files in csrc/
     "bias_act": "bias_act",
     "upfirdn2d": "upfirdn2d",
-    "box_resample": "resample",
+    "box_resample": "box_resample",
     "relevance_mask": "relevance",
     "modulated_epilogue": "epilogue",
-    "epilogue_difference": "difference",
-    "channel_perturb": "perturb",
+    "epilogue_difference": "epilogue_difference",
+    "channel_perturb": "channel_perturb",
     "relevance_accumulate": "accumulate",
 }
 SWITCH = "DELTASPACE_KERNELS"  # "ref": no native code

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.bias_act import bias_act
-from kernels.difference import epilogue_difference
+from kernels.epilogue_difference import epilogue_difference
 from kernels.upfirdn2d import upfirdn2d
 
 if TYPE_CHECKING:
-    from pipeline.clip import Clip
-    from pipeline.generator import Generator, ModulatedConv
+    from pipeline.models.clip import Clip
+    from pipeline.models.stylegan2 import Generator, ModulatedConv
 
 Convolve = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 Activate = Callable[[Tensor], Tensor]

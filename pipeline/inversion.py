@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.precision import lowered
-from pipeline.generator import Generator
+from pipeline.models.stylegan2 import Generator
+from pipeline.runtime.precision import lowered
 from pipeline.sampling import BatchParams, fixed_batches
 
 BETAS = 0.9, 0.99
@@ -27,7 +27,7 @@ FINE = 1 / 3  # of the usual size of features: what detail moves in; three times
 
 
 class Encodes(Protocol):
-    """`pipeline.encoder.Encoder`, or what can stand in for it."""
+    """`pipeline.models.e4e.Encoder`, or what can stand in for it."""
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
     def features(self, images: Tensor) -> list[Tensor]: ...

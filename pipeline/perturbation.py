@@ -1,7 +1,7 @@
 """The relevance matrix by finite differences, layer by layer: exact, at a part of the cost of whole pictures.
 
 One pass over a picture is kept (`pipeline.differences`). For the channels of layer l nothing before l is computed
-again, layer l itself costs one input channel (`kernels.perturb`), and what follows runs for both values of each.
+again, layer l itself costs one input channel (`kernels.channel_perturb`), and what follows runs for both values of each.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.accumulate import relevance_accumulate
-from kernels.perturb import EPS, channel_perturb
+from kernels.channel_perturb import EPS, channel_perturb
 from kernels.upfirdn2d import upfirdn2d
 from pipeline import differences
+from pipeline.relevance_accumulate import relevance_accumulate
 
 if TYPE_CHECKING:
-    from pipeline.generator import Generator, ModulatedConv
+    from pipeline.models.stylegan2 import Generator, ModulatedConv
     from pipeline.relevance import Probe
 
 CHUNK = 8  # pictures whose activations are held

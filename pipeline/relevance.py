@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.precision import low
 from pipeline import perturbation
-from pipeline.clip import Clip
 from pipeline.differences import Base
-from pipeline.generator import Generator
-from pipeline.values import InputError
+from pipeline.models.clip import Clip
+from pipeline.models.stylegan2 import Generator
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.precision import low
 
 TOGETHER = 28  # cotangents per backward pass
 CHANNELS = 64  # per part at most, and

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.precision import lowered
-from pipeline import artefacts, images
+from pipeline.runtime.precision import lowered
+from pipeline.storage import artefacts, images
 
 if TYPE_CHECKING:
-    from pipeline.clip import Clip
-    from pipeline.generator import Generator
-    from pipeline.stylespace import Space
+    from pipeline.models.clip import Clip
+    from pipeline.models.stylegan2 import Generator
+    from pipeline.models.stylespace import Space
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.values import InputError
+from pipeline.runtime.errors import InputError
 
 Metrics = dict[str, float]
 

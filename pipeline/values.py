@@ -6,26 +6,15 @@ Images are [B,3,R,R] float32 RGB in [-1,1].
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.detail import Detail
+    from pipeline.models.feature_residual import Detail
     from pipeline.portraits import Portrait
-
-
-class InputError(Exception):
-    """What a person gave cannot be used. The message is one line: what is wrong, and what to do."""
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint such as " (did you mean 'cat'?)" for a mistyped `name`, or an empty string."""
-    match = difflib.get_close_matches(str(name), list(choices), n=1)
-    return f" (did you mean '{match[0]}'?)" if match else ""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from kernels.precision import lowered
-from pipeline import portraits, training, weights
-from pipeline.clip import Clip, words
-from pipeline.domains import Domain
+from pipeline import portraits, training
+from pipeline.models.clip import Clip, words
+from pipeline.runtime.precision import lowered
+from pipeline.storage import weights
+from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import lesson, session
+from pretrain import clip_attribute, common
 from pretrain.augment import degrade
 from pretrain.renders import FIRST_ID, Renders
 
@@ -128,14 +129,14 @@ def train(
 
     Once it has seen them all, it gets a lesson of each attribute in `taught` of the plan, whole, whatever the time.
     """
-    plan = session.plan(domain, "clip", images)
+    plan = common.plan(domain, "clip", images)
     lessons = plan.options.pop("taught", [])
-    lesson.check(lessons, plan.model)
-    data = session.drawn(domain, root, plan.renders)
-    state = session.state(domain, root, "clip", resume, {"clip": "clip", "ema": "clip"})
-    loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **plan.options)
-    session.follow(loop, plan.images, "clip")
-    finished = session.progress_of(state) >= plan.images // plan.options.get("batch", BATCH)
+    clip_attribute.check(lessons, plan.model)
+    data = common.drawn(domain, root, plan.renders)
+    state = common.state(domain, root, "clip", resume, {"clip": "clip", "ema": "clip"})
+    loop = steps(plan.model, data, state, plan.images, seconds=common.seconds(minutes), device=device, **plan.options)
+    common.follow(loop, plan.images, "clip")
+    finished = common.progress_of(state) >= plan.images // plan.options.get("batch", BATCH)
     if not (finished and lessons):
         promote(domain, root)
     elif _lessons(domain, root) != lessons:
@@ -144,11 +145,13 @@ def train(
 
 def teach(domain: Domain, root: Path, model: dict[str, Any], data: Renders, lessons: list[str], device: str) -> None:
     """Give the averaged network its lessons, and write what they make of it to the domain's weights."""
-    tensors, _ = session.averaged(domain, root, "clip")
+    tensors, _ = common.averaged(domain, root, "clip")
     clip = Clip(model).to(device)
     clip.load_state_dict(tensors)
     for name in lessons:
-        session.follow(lesson.steps(clip, data, name, lesson.IMAGES), lesson.IMAGES, f"clip, {name}")
+        common.follow(
+            clip_attribute.steps(clip, data, name, clip_attribute.IMAGES), clip_attribute.IMAGES, f"clip, {name}"
+        )
     if training.first_process():
         _publish(domain, root, clip.cpu().state_dict(), lessons)
 
@@ -156,24 +159,24 @@ def teach(domain: Domain, root: Path, model: dict[str, Any], data: Renders, less
 def promote(domain: Domain, root: Path) -> Path:
     """Write the averaged network to the domain's weights, unless they are what lessons made of it."""
     if _lessons(domain, root):
-        return session.promoted(domain, root, "clip")
-    return _publish(domain, root, session.averaged(domain, root, "clip")[0], [])
+        return common.promoted(domain, root, "clip")
+    return _publish(domain, root, common.averaged(domain, root, "clip")[0], [])
 
 
 def _publish(domain: Domain, root: Path, tensors: Mapping[str, torch.Tensor], lessons: list[str]) -> Path:
-    before, done = session.averaged(domain, root, "clip")
+    before, done = common.averaged(domain, root, "clip")
     told = {"taught": lessons, "of": _digest(before)} if lessons else {}
-    model = session.plan(domain, "clip").model
-    return session.publish(domain, root, "clip", tensors, model, steps=done, vocabulary=vocabulary(), **told)
+    model = common.plan(domain, "clip").model
+    return common.publish(domain, root, "clip", tensors, model, steps=done, vocabulary=vocabulary(), **told)
 
 
 def _lessons(domain: Domain, root: Path) -> list[str]:
     """What the averaged network was taught: the domain's weights are it after these lessons, or it was made of them."""
-    path = session.promoted(domain, root, "clip")
+    path = common.promoted(domain, root, "clip")
     if not path.exists():
         return []
     tensors, meta = weights.load(path)
-    own = _digest(session.averaged(domain, root, "clip")[0])
+    own = _digest(common.averaged(domain, root, "clip")[0])
     return list(meta.get("taught", [])) if own in (meta.get("of"), _digest(tensors)) else []
 
 

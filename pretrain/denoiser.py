@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import denoiser, diffusion, sampling, training
-from pipeline.backbones import Backbones
-from pipeline.denoiser import Denoiser
-from pipeline.domains import Domain
-from pipeline.encoder import StyleEncoder
-from pipeline.generator import Generator
-from pipeline.sampler import standardise
+from pipeline import denoiser_training, sampling, training
+from pipeline.models import unet
+from pipeline.models.e4e import StyleEncoder
+from pipeline.models.ode_solvers import standardise
+from pipeline.models.stylegan2 import Generator
+from pipeline.models.unet import Denoiser
+from pipeline.networks import Backbones
+from pipeline.runtime.errors import InputError
+from pipeline.storage.domains import Domain
 from pipeline.training import Metrics
-from pipeline.values import InputError
-from pretrain import copying, session
+from pretrain import common, generator_supervised
 from pretrain.pictures import Pictures
 
 
@@ -32,14 +33,14 @@ def coded(
     told: float = 0.0,
     made: float = 0.0,
     led: bool = False,
-) -> diffusion.Batches:
+) -> denoiser_training.Batches:
     """Batches of pictures and the standardised s of their inversions, as `invert` and `cache` make the dataset's.
 
     Codes are computed as they are needed, so they are never older than the encoder. mean, std [S].
     told: the share of every batch whose codes are those that the generator learnt to copy them by, where it did.
     made: the share that is not pictures but what the generator makes of codes between two people's: each channel is
     either's, as after an edit, which moves some. With `led`, what it makes of the first of the two shows through the
-    noise (`pipeline.diffusion.loss`): batches have a third part then, which is the pictures themselves elsewhere.
+    noise (`pipeline.denoiser_training.loss`): batches have a third part then, which is the pictures themselves elsewhere.
     """
     mean, std = mean.to(device), std.to(device)
 
@@ -59,7 +60,7 @@ def coded(
         pictures = len(rows) - round(made * len(rows))
         known = min(pictures, round(told * len(rows)))
         images = data.images(rows[:pictures]).to(device)
-        codes = [copying.codes(generator, list(data.people(rows[:known])))] if known else []
+        codes = [generator_supervised.codes(generator, list(data.people(rows[:known])))] if known else []
         if known < pictures:
             codes.append(encoder(images[known:]))
         s = generator.styles(torch.cat(codes))
@@ -96,12 +97,16 @@ def steps(
     numbers: those of the Denoiser but for resolution and style_sizes, which the generator decides. `encoder` and
     `generator` are frozen and on `device`. The rows of `data` are those that are there at the start.
     """
-    params = diffusion.DiffusionParams(images // batch, "photo", "s", False, "random", batch, lr, 0.01, 1.0, ema, seed)
-    network = diffusion.first_weights(params, None, {**numbers, **diffusion.sizes(generator)})
+    params = denoiser_training.DiffusionParams(
+        images // batch, "photo", "s", False, "random", batch, lr, 0.01, 1.0, ema, seed
+    )
+    network = denoiser_training.first_weights(params, None, {**numbers, **denoiser_training.sizes(generator)})
     if led and network.objective != "flow":
         raise InputError(f"only flows can be led, this denoiser tells {network.objective}: set led to false")
     batches = coded(data, encoder, generator, mean, std, device, told, made, led)
-    for done, metrics, average in diffusion.steps(network, params, batches, len(data), state, 250, seconds, device):
+    for done, metrics, average in denoiser_training.steps(
+        network, params, batches, len(data), state, 250, seconds, device
+    ):
         yield done * batch, metrics, average
 
 
@@ -114,10 +119,10 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = session.plan(domain, "denoiser", images)
+    plan = common.plan(domain, "denoiser", images)
     networks = Backbones(domain, root, device)
-    data = session.pictures(domain, root, plan.renders)
-    state = session.state(domain, root, "denoiser", resume, {"network": "denoiser", "ema": "denoiser"})
+    data = common.pictures(domain, root, plan.renders)
+    state = common.state(domain, root, "denoiser", resume, {"network": "denoiser", "ema": "denoiser"})
     loop = steps(
         plan.model,
         data,
@@ -126,21 +131,21 @@ def train(
         *sampling.spread(networks.generator),
         state,
         plan.images,
-        seconds=session.seconds(minutes),
+        seconds=common.seconds(minutes),
         device=device,
         **plan.options,
     )
-    session.follow(loop, plan.images, "denoiser")
+    common.follow(loop, plan.images, "denoiser")
     if training.first_process():
         promote(domain, root)
 
 
 def promote(domain: Domain, root: Path) -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = session.averaged(domain, root, "denoiser")
+    tensors, done = common.averaged(domain, root, "denoiser")
     generator = Backbones(domain, root).generator
-    network = Denoiser(**session.plan(domain, "denoiser").model, **diffusion.sizes(generator))
+    network = Denoiser(**common.plan(domain, "denoiser").model, **denoiser_training.sizes(generator))
     network.load_state_dict(tensors)
     path = Path(root) / domain.denoiser.path
-    denoiser.save(path, network, network="denoiser", domain=domain.name, steps=done)
+    unet.save(path, network, network="denoiser", domain=domain.name, steps=done)
     return path

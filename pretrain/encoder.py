@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.precision import lowered
-from pipeline import training, weights
-from pipeline.backbones import Backbones
-from pipeline.domains import Domain
-from pipeline.encoder import Encoder
-from pipeline.generator import EqualLinear, Generator
+from pipeline import training
+from pipeline.models.e4e import Encoder
+from pipeline.models.stylegan2 import EqualLinear, Generator
+from pipeline.networks import Backbones
+from pipeline.runtime.precision import lowered
+from pipeline.storage import weights
+from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import copying, session
+from pretrain import common, generator_supervised
 from pretrain.generator import Discriminator
 from pretrain.pictures import Pictures
 
@@ -70,7 +71,7 @@ def steps(
     Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
     own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. identity: None
     where no network tells who is shown. copied: the generator was taught a code for every drawn person
-    (`pretrain.copying`), so renders teach codes as well; for the first `codes_first` images nothing else does, which is
+    (`pretrain.generator_supervised`), so renders teach codes as well; for the first `codes_first` images nothing else does, which is
     far cheaper.
     """
     scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
@@ -93,7 +94,7 @@ def steps(
     def codes_alone(rows: Tensor) -> Metrics:
         with lowered(device):
             codes = encoder(data.images(rows).to(device), 0).float()
-        wrong = F.mse_loss(codes, copying.codes(generator, list(data.people(rows)))) / spread
+        wrong = F.mse_loss(codes, generator_supervised.codes(generator, list(data.people(rows)))) / spread
         wrong.backward()
         training.average_gradients(encoder)
         adam.step()
@@ -119,7 +120,7 @@ def steps(
             made = generator(generator.repeat(w)).float().clamp(-1, 1)
             known = generator.repeat(w)
             if copied:
-                known = torch.cat([known, copying.codes(generator, list(data.people(rows)))])
+                known = torch.cat([known, generator_supervised.codes(generator, list(data.people(rows)))])
         target = torch.cat([made, real])
         with lowered(device):
             codes = encoder(target, stage).float()
@@ -169,23 +170,23 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = session.plan(domain, "encoder", images)
+    plan = common.plan(domain, "encoder", images)
     networks = Backbones(domain, root, device)
-    data = session.pictures(domain, root, plan.renders)
+    data = common.pictures(domain, root, plan.renders)
     loop = steps(
         plan.model,
         networks.generator,
         judge(domain, root).to(device),
         networks.identity if networks.path("identity").exists() else None,
         data,
-        session.state(domain, root, "encoder", resume, {"encoder": "encoder", "ema": "encoder"}),
+        common.state(domain, root, "encoder", resume, {"encoder": "encoder", "ema": "encoder"}),
         plan.images,
-        seconds=session.seconds(minutes),
+        seconds=common.seconds(minutes),
         device=device,
         copied=weights.read_meta(networks.path("generator")).get("copied", False),
         **plan.options,
     )
-    session.follow(loop, plan.images, "encoder")
+    common.follow(loop, plan.images, "encoder")
     if training.first_process():
         promote(domain, root)
 
@@ -195,7 +196,7 @@ def judge(domain: Domain, root: Path) -> Discriminator:
 
     Random features still measure edges and colours, less well.
     """
-    size, path = domain.resolution, session.promoted(domain, root, "discriminator")
+    size, path = domain.resolution, common.promoted(domain, root, "discriminator")
     if path.exists():
         tensors, meta = weights.load(path)
         discriminator = Discriminator(size, _by_resolution(meta["model"]["discriminator"]))
@@ -222,9 +223,9 @@ def far_error(encoder: Encoder, generator: Generator, real: Tensor) -> float:
 
 def promote(domain: Domain, root: Path) -> Path:
     """Write the averaged network to the domain's weights, with the error beyond which a picture counts as far."""
-    tensors, done = session.averaged(domain, root, "encoder")
-    model = session.plan(domain, "encoder").model
+    tensors, done = common.averaged(domain, root, "encoder")
+    model = common.plan(domain, "encoder").model
     encoder = Encoder(**model).eval()
     encoder.load_state_dict(tensors)
-    far = round(far_error(encoder, Backbones(domain, root).generator, session.unseen(domain, root)), 5)
-    return session.publish(domain, root, "encoder", tensors, model, steps=done, far_error=far)
+    far = round(far_error(encoder, Backbones(domain, root).generator, common.unseen(domain, root)), 5)
+    return common.publish(domain, root, "encoder", tensors, model, steps=done, far_error=far)

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.precision import lowered
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline import training
-from pipeline.domains import Domain
-from pipeline.generator import EqualLinear, Generator, build
+from pipeline.models.stylegan2 import EqualLinear, Generator, build
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.precision import lowered
+from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pipeline.values import InputError
-from pretrain import copying as copies
-from pretrain import session
+from pretrain import common
+from pretrain import generator_supervised as copies
 from pretrain.ada import Augment, mirrored
 from pretrain.pictures import Pictures
 
@@ -235,8 +235,8 @@ def train(
     renderer (`images_copied` at full size). Photographs are mirrored and, where there are few, augmented, unless the
     plan says otherwise. A grid of samples is drawn beside the state every 32,000 images.
     """
-    plan = session.plan(domain, "generator", images)
-    data = session.pictures(domain, root, plan.renders)
+    plan = common.plan(domain, "generator", images)
+    data = common.pictures(domain, root, plan.renders)
     if domain.renderer is None:
         few = "ada" if len(data) < FEW else None
         plan.options.update({"mirror": True, "augment": few, **plan.options})
@@ -244,8 +244,8 @@ def train(
     amplified = plan.options.pop("amplified", {})
     begun, batch = time.monotonic(), plan.options.get("batch", 16)
     parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
-    full = session.state(domain, root, "generator", resume, parts)
-    at_half = session.state(domain, root, "generator-half", resume)
+    full = common.state(domain, root, "generator", resume, parts)
+    at_half = common.state(domain, root, "generator-half", resume)
 
     def left() -> float | None:
         return None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
@@ -256,15 +256,15 @@ def train(
             loop = copies.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
         else:
             loop = steps(part, data, at_half, half, seconds=left(), device=device, **plan.options)
-        session.follow(loop, half, label, at_half)
-        if session.progress_of(at_half) < half // batch:
+        common.follow(loop, half, label, at_half)
+        if common.progress_of(at_half) < half // batch:
             return  # out of time; the next call goes on
     if not full.exists() and copied:
-        state = session.state(domain, root, "generator-copy", resume)
+        state = common.state(domain, root, "generator-copy", resume)
         smaller = at_half if half else None
         loop = copies.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
-        session.follow(loop, copied, "generator copying", state)
-        if session.progress_of(state) < copied // batch:
+        common.follow(loop, copied, "generator copying", state)
+        if common.progress_of(state) < copied // batch:
             return
         if training.first_process():
             copies.hand_over(plan.model, state, full, amplified)
@@ -280,7 +280,7 @@ def train(
         copied=bool(copied),
         **plan.options,
     )
-    session.follow(loop, plan.images, "generator", full)
+    common.follow(loop, plan.images, "generator", full)
     if training.first_process():
         promote(domain, root)
 
@@ -297,13 +297,13 @@ def halved(model: dict[str, Any]) -> dict[str, Any]:
 
 def promote(domain: Domain, root: Path) -> Path:
     """Write the averaged generator, with its mean w, to the domain's weights, and its discriminator beside it."""
-    tensors, done = session.averaged(domain, root, "generator")
-    plan = session.plan(domain, "generator")
+    tensors, done = common.averaged(domain, root, "generator")
+    plan = common.plan(domain, "generator")
     generator = build(plan.model)
     generator.load_state_dict(tensors)
     tensors["w_mean"] = mean_w(generator)
     model = {key: value for key, value in plan.model.items() if key != "discriminator"}
     judge = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
-    session.publish(domain, root, "discriminator", session.part(domain, root, "generator", "d"), judge, steps=done)
+    common.publish(domain, root, "discriminator", common.part(domain, root, "generator", "d"), judge, steps=done)
     copied = bool(plan.options.get("images_copied"))  # then people have known codes, which an encoder can learn
-    return session.publish(domain, root, "generator", tensors, model, steps=done, copied=copied)
+    return common.publish(domain, root, "generator", tensors, model, steps=done, copied=copied)

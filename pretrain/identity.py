@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.precision import lowered
-from pipeline.domains import Domain
-from pipeline.recognition import IdentityNet
+from pipeline.models.classifiers import IdentityNet
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.precision import lowered
+from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pipeline.values import InputError
-from pretrain import session
+from pretrain import common
 from pretrain.augment import degrade
 from pretrain.pictures import Held
 from pretrain.renders import Renders
@@ -96,7 +96,7 @@ def steps(
             told.refresh()
             facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
         for group in adam.param_groups:
-            group["lr"] = session.rate(lr, images, batch, number, warmup)
+            group["lr"] = common.rate(lr, images, batch, number, warmup)
         person, rows = pairs(len(facts.numbers), people, batch, device)
         with lowered(kind):
             features = net.trunk(degrade(told.images(rows)))
@@ -128,16 +128,16 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = session.plan(domain, "identity", images)
-    data = session.drawn(domain, root, plan.renders, people=plan.options["people"])
-    state = session.state(domain, root, "identity", resume, {"net": "identity", "ema": "identity"})
-    limit = session.seconds(minutes)
+    plan = common.plan(domain, "identity", images)
+    data = common.drawn(domain, root, plan.renders, people=plan.options["people"])
+    state = common.state(domain, root, "identity", resume, {"net": "identity", "ema": "identity"})
+    limit = common.seconds(minutes)
     loop = steps(plan.model, data, state, plan.images, seconds=limit, device=device, **plan.options)
-    session.follow(loop, plan.images, "identity")
+    common.follow(loop, plan.images, "identity")
     promote(domain, root)
 
 
 def promote(domain: Domain, root: Path) -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = session.averaged(domain, root, "identity")
-    return session.publish(domain, root, "identity", tensors, session.plan(domain, "identity").model, steps=done)
+    tensors, done = common.averaged(domain, root, "identity")
+    return common.publish(domain, root, "identity", tensors, common.plan(domain, "identity").model, steps=done)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.precision import lowered
-from pipeline import portraits, recognition
-from pipeline.domains import Domain
-from pipeline.recognition import Reader
+from pipeline import portraits
+from pipeline.models import classifiers
+from pipeline.models.classifiers import Reader
+from pipeline.runtime.precision import lowered
+from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import session
+from pretrain import common
 from pretrain.augment import degrade
-from pretrain.facts import HIDDEN
+from pretrain.labels import HIDDEN
 from pretrain.pictures import Held
 from pretrain.renders import Renders
 
@@ -40,7 +41,7 @@ def steps(
     """
     torch.manual_seed(0)
     kind = torch.device(device).type
-    oracle = recognition.reader({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
+    oracle = classifiers.reader({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
     told = Held(data, device)
     facts = data.facts().to(device)
     ema = Ema(oracle)
@@ -53,7 +54,7 @@ def steps(
             told.refresh()
             facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
         for group in adam.param_groups:
-            group["lr"] = session.rate(lr, images, batch, number, warmup)
+            group["lr"] = common.rate(lr, images, batch, number, warmup)
         rows = torch.randint(len(facts.values), (batch,), device=device)
         truth, pictures = facts.labels(rows), degrade(told.images(rows))
         with lowered(kind):
@@ -86,17 +87,17 @@ def train(
 
     name: which of a domain's oracles. `people` among its options: learn from the same pictures as the identity network.
     """
-    plan = session.plan(domain, name, images)
+    plan = common.plan(domain, name, images)
     options = dict(plan.options)
-    data = session.drawn(domain, root, plan.renders, options.pop("people", None))
-    state = session.state(domain, root, name, resume, {"oracle": name, "ema": name})
-    loop = steps(plan.model, data, state, plan.images, seconds=session.seconds(minutes), device=device, **options)
-    session.follow(loop, plan.images, name)
+    data = common.drawn(domain, root, plan.renders, options.pop("people", None))
+    state = common.state(domain, root, name, resume, {"oracle": name, "ema": name})
+    loop = steps(plan.model, data, state, plan.images, seconds=common.seconds(minutes), device=device, **options)
+    common.follow(loop, plan.images, name)
     promote(domain, root, name)
 
 
 def promote(domain: Domain, root: Path, name: str = "oracle") -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = session.averaged(domain, root, name)
-    model = {**session.plan(domain, name).model, "attributes": portraits.ATTRIBUTES}
-    return session.publish(domain, root, name, tensors, model, steps=done)
+    tensors, done = common.averaged(domain, root, name)
+    model = {**common.plan(domain, name).model, "attributes": portraits.ATTRIBUTES}
+    return common.publish(domain, root, name, tensors, model, steps=done)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import collection, faces, files, images, params, work, workers
-from pipeline.domains import Domain
-from pipeline.values import InputError
+from pipeline.runtime import files, processes, resumable
+from pipeline.runtime.errors import InputError
+from pipeline.storage import dataset, faces, images, params
+from pipeline.storage.domains import Domain
 from pretrain.pictures import Pictures, floats
 
 CHUNK, CHUNK_BYTES = 2048, 1 << 29  # rows of a chunk, unless they would be larger
@@ -27,7 +28,7 @@ SOURCE = "source.txt"  # the fingerprint of what the chunks were made from
 class Job(NamedTuple):
     """Some photographs of one chunk."""
 
-    read: collection.Photographs
+    read: dataset.Photographs
     resolution: int
 
 
@@ -50,34 +51,34 @@ def make(domain: Domain, root: Path) -> None:
 
     Raises InputError where there is none, or where it cannot be used as it is.
     """
-    sizes = params.section(collection.PrepareParams, root, "prepare", domain=domain)
+    sizes = params.section(dataset.PrepareParams, root, "prepare", domain=domain)
     if sizes.source is None:
         raise InputError(
             f"domain '{domain.name}' has no pictures to learn from: write the path of a folder, .zip or .parquet file "
             f"into domains/{domain.name}.yaml, defaults.prepare.source"
         )
-    wanted = len(collection.row_ids(sizes))
-    listing = collection.photographs(sizes.source, root, wanted)
+    wanted = len(dataset.row_ids(sizes))
+    listing = dataset.photographs(sizes.source, root, wanted)
     aligned = domain.aligned is not None and faces.finder() is not None
     made_from = {**asdict(sizes), "source": str(listing.path), "files": listing.fingerprint, "aligned": aligned}
     del made_from["shard"]
-    fingerprint = work.fingerprint_of({**made_from, "resolution": domain.resolution})
+    fingerprint = resumable.fingerprint_of({**made_from, "resolution": domain.resolution})
     target, threads = folder(domain, root), torch.get_num_threads()
     if _text(target / SOURCE) == fingerprint:
         return
     try:
-        with work.open("pictures", domain.name, {"fingerprint": fingerprint}, root) as unit:
-            seen = collection.looked_at(unit, listing, wanted, aligned)
-            read = collection.chosen(listing, seen, sizes, domain.resolution)
-            _tell(domain, collection.account(listing, seen, read), domain.aligned is not None and not aligned)
+        with resumable.open("pictures", domain.name, {"fingerprint": fingerprint}, root) as unit:
+            seen = dataset.looked_at(unit, listing, wanted, aligned)
+            read = dataset.chosen(listing, seen, sizes, domain.resolution)
+            _tell(domain, dataset.account(listing, seen, read), domain.aligned is not None and not aligned)
             splits = [split for _, split in read.rows]  # training rows come first, then those for validation
             train, val = splits.count("train"), splits.count("val")
             rows = min(CHUNK, max(1, CHUNK_BYTES // (3 * domain.resolution**2)))
             parts = [slice(start, min(start + rows, train)) for start in range(0, train, rows)]
             jobs = [Job(read.part(part), domain.resolution) for part in parts]
-            workers.fill(unit, "pictures", write, jobs, workers.count(), ".npy")
+            processes.fill(unit, "pictures", write, jobs, processes.count(), ".npy")
             apart = slice(train, train + min(val, UNSEEN)) if val else slice(max(0, train - UNSEEN), train)
-            workers.fill(unit, f"pictures/{APART}", write, [Job(read.part(apart), domain.resolution)], 1, ".npy")
+            processes.fill(unit, f"pictures/{APART}", write, [Job(read.part(apart), domain.resolution)], 1, ".npy")
             files.write_bytes(unit.path(f"pictures/{SOURCE}"), fingerprint.encode())
             unit.mark(f"pictures/{SOURCE}")
             unit.publish({"pictures": target})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.values import InputError
+from pipeline.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline import portraits

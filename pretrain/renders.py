@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline import portraits
-from pretrain import facts
-from pretrain.facts import Facts
+from pretrain import labels
+from pretrain.labels import Facts
 from pretrain.pictures import Pictures, floats
 
 FIRST_ID = 1_000_000  # design.md section 4: people of the benchmark have smaller ids
@@ -39,7 +39,9 @@ def _make_chunk(index: int, target: Path, resolution: int, people: int | None) -
     path = target / f"{index:05d}.npy"
     rows = range(index * CHUNK, (index + 1) * CHUNK)
     images = np.stack([portraits.render(person(row, people), resolution) for row in rows])
-    facts.save(path.with_suffix(FACTS), facts.of([person(row, people) for row in rows]))  # first: they go with pictures
+    labels.save(
+        path.with_suffix(FACTS), labels.of([person(row, people) for row in rows])
+    )  # first: they go with pictures
     partial_path = path.with_suffix(f".{os.getpid()}.partial")  # another training may draw the same
     with open(partial_path, "wb") as file:
         np.save(file, images)
@@ -77,9 +79,9 @@ class Renders(Pictures):
             path = self.folder / f"{index:05d}{FACTS}"
             if not path.exists():
                 start = int(self.ends[index]) - len(self.chunks[index])
-                facts.save(path, facts.of(list(self.people(torch.arange(start, int(self.ends[index]))))))
-            self._told.append(facts.load(path))
-        return facts.joined(self._told)
+                labels.save(path, labels.of(list(self.people(torch.arange(start, int(self.ends[index]))))))
+            self._told.append(labels.load(path))
+        return labels.joined(self._told)
 
 
 def unseen(count: int, resolution: int) -> Tensor:

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import artefacts, editing, editors, params, sampling, workers
-from pipeline.values import Direction, InputError
-from stages._run import Networks, Stage
+from pipeline import editors, sampling, sources
+from pipeline.runtime import processes
+from pipeline.runtime.errors import InputError
+from pipeline.storage import artefacts, params
+from pipeline.values import Direction
+from stages._stage import Networks, Stage
 
 BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
 BLOCK_ON_GPU = 128 * 64**2  # pixels: on a GPU, starting an operation costs more than twelve small pictures in it
@@ -39,7 +42,7 @@ def _editor(tool: Tool) -> editors.Editor:
 
 def fit(tool: Tool, path: Path) -> None:
     """Fit every prompt of the domain, minutes of work for some editors, and write what was found for all workers."""
-    editor, conditions = tool.load(), editing.conditions(tool.networks.load().domain)
+    editor, conditions = tool.load(), sources.conditions(tool.networks.load().domain)
     torch.save([editor.fit(condition) for condition in conditions], path)
 
 
@@ -66,19 +69,19 @@ def write(job: Job, path: Path) -> None:
     chosen = {"id": job.ids}
     pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
     w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
-    detail, known = editing.details(nets, job.ids), editing.people_of(pictures["params"])
-    people = editing.source(nets, sampling.decoded(pictures["image"]), w_plus, detail, known)
-    columns = editing.rows(editor, pictures["id"].tolist(), people, directions, job.tool.params.strength)
+    detail, known = sources.details(nets, job.ids), sources.people_of(pictures["params"])
+    people = sources.source(nets, sampling.decoded(pictures["image"]), w_plus, detail, known)
+    columns = sources.rows(editor, pictures["id"].tolist(), people, directions, job.tool.params.strength)
     artefacts.write_shard(path, "edits", columns, job.meta)
 
 
 def leave_out(meta: dict[str, Any], path: Path) -> None:
-    artefacts.write_shard(path, "edits", editing.NOBODY, meta)
+    artefacts.write_shard(path, "edits", sources.NOBODY, meta)
 
 
-def people(module: Any, scale: editing.Scale) -> int:
+def people(module: Any, scale: sources.Scale) -> int:
     """How many test people an editor's module edits: as many as its kind does, unless it says otherwise."""
-    return getattr(module, "PEOPLE", {}).get(scale, editing.PEOPLE[scale][module.KIND])
+    return getattr(module, "PEOPLE", {}).get(scale, sources.PEOPLE[scale][module.KIND])
 
 
 def block_of(networks: Networks, resolution: int) -> int:
@@ -109,7 +112,7 @@ def edit(stage: Stage) -> None:
         raise InputError(f"domains/{stage.domain.name}.yaml has no prompts: say what to edit towards")
     files, module = stage.files, editors.module(stage.editor)
     section = params.section(module.Params, stage.root, f"{stage.name}.{stage.editor}", domain=stage.domain)
-    scale = params.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
+    scale = params.section(sources.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
     drawn = getattr(module, "DRAWN", False)
     networks = stage.networks._replace(device="cpu") if drawn else stage.networks  # drawing is a processor's work
     tool, block = Tool(networks, stage.editor, section), block_of(networks, stage.domain.resolution)
@@ -117,7 +120,7 @@ def edit(stage: Stage) -> None:
     with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale, "block": block}) as unit:
         if stage.domain.renderer is None and drawn:
             print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
-            workers.fill(unit, "edits", leave_out, [meta], 1)
+            processes.fill(unit, "edits", leave_out, [meta], 1)
         else:
             with tracked.part("fit"):
                 if not unit.done(FITTED):
@@ -125,5 +128,5 @@ def edit(stage: Stage) -> None:
                     unit.mark(FITTED)
             with tracked.part("edit"):
                 jobs = shared_out(stage, tool, unit.path(FITTED), meta, people(module, scale), block)
-                workers.fill(unit, "edits", write, jobs, workers.count() if drawn else stage.processes)
+                processes.fill(unit, "edits", write, jobs, processes.count() if drawn else stage.processes)
         unit.publish({"edits": files.edits(stage.editor)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pipeline import tracking
+from pipeline.runtime import tracking
 
 
 def main(arguments: list[str]) -> int:

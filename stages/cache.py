@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artefacts, sampling, weights, workers
-from stages._run import Networks, Stage, run
+from pipeline import sampling
+from pipeline.runtime import processes
+from pipeline.storage import artefacts, weights
+from stages._stage import Networks, Stage, run
 
 
 class Job(NamedTuple):
@@ -53,7 +55,7 @@ def main(stage: Stage) -> None:
     reals = [Job(stage.networks, codes, pictures, params, meta) for codes, pictures in pairs]
     with stage.tracked(params), stage.work(params) as unit:
         rows = [artefacts.count(job.codes, "reals" if job.pictures else "fakes") for job in (*fakes, *reals)]
-        workers.fill(unit, "codes", write, [*fakes, *reals], stage.processes, rows=rows)
+        processes.fill(unit, "codes", write, [*fakes, *reals], stage.processes, rows=rows)
         spread = sampling.Moments()
         of_fakes = {"source": "fake", "split": "train"}
         for part in artefacts.iterate(unit.folder / "codes", "codes", ["s"], 4096, of_fakes):

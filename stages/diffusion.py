@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import artefacts, denoiser, diffusion, progress, sampling, training
-from pipeline.backbones import Backbones
-from stages._run import Stage, run
+from pipeline import denoiser_training, sampling, training
+from pipeline.models import unet
+from pipeline.networks import Backbones
+from pipeline.runtime import progress
+from pipeline.storage import artefacts
+from stages._stage import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 100, 10  # steps
 BATCH, AT_ONCE = 64, 1024  # pictures that the encoder sees, and that are read or drawn, at a time
@@ -18,8 +21,8 @@ BY_TIME, JUDGED = 64, 256  # unseen pictures that the loss is told on, time by t
 
 
 def pairs(
-    stage: Stage, split: str, params: diffusion.DiffusionParams, most: int | None = None
-) -> tuple[diffusion.Batches, int]:
+    stage: Stage, split: str, params: denoiser_training.DiffusionParams, most: int | None = None
+) -> tuple[denoiser_training.Batches, int]:
     """The pictures of a split, the first `most`, with the codes that the denoiser is told; how many these are.
 
     Pictures are on disk, so that memory does not grow by theirs.
@@ -47,7 +50,7 @@ def pairs(
         for rows in _parts(len(s)):
             pictures[rows] = sampling.rendered(nets.generator, s[rows], w_plus[rows])
     codes, spread = s if params.space == "s" else w_plus.flatten(1), nets.spread(params.space)
-    return diffusion.in_memory(pictures, codes, *(part.cpu() for part in spread)), len(codes)
+    return denoiser_training.in_memory(pictures, codes, *(part.cpu() for part in spread)), len(codes)
 
 
 def _parts(count: int) -> list[slice]:
@@ -66,20 +69,20 @@ def seen(nets: Backbones, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main(stage: Stage) -> None:
-    params, files, nets = stage.params(diffusion.DiffusionParams), stage.files, stage.networks.load()
+    params, files, nets = stage.params(denoiser_training.DiffusionParams), stage.files, stage.networks.load()
     shipped, curve, by_time = stage.root / stage.domain.denoiser.path, training.Curve(ROW_EVERY), training.Curve(1)
     unseen, val = None, artefacts.count(files.images, "images", {"split": "val"})
     if val:
         unseen, val = pairs(stage, "val", params, JUDGED)
     with stage.tracked(params) as tracked, stage.work(params) as unit:
-        if params.init == diffusion.PRETRAINED and not params.steps:
-            diffusion.hand_on(shipped, unit.path("diffusion"))
+        if params.init == denoiser_training.PRETRAINED and not params.steps:
+            denoiser_training.hand_on(shipped, unit.path("diffusion"))
         else:
             plan = stage.domain.defaults.get("pretrain", {}).get("denoiser", {})
-            numbers = {**plan.get("model", {}), **diffusion.sizes(nets.generator, params.space)}
-            network = diffusion.first_weights(params, shipped, numbers)
+            numbers = {**plan.get("model", {}), **denoiser_training.sizes(nets.generator, params.space)}
+            network = denoiser_training.first_weights(params, shipped, numbers)
             batches, count = pairs(stage, "train", params)
-            fit = diffusion.steps(
+            fit = denoiser_training.steps(
                 network,
                 params,
                 batches,
@@ -88,17 +91,17 @@ def main(stage: Stage) -> None:
                 CHECKPOINT_EVERY,
                 device=nets.device,
                 curve=curve,
-                judge=unseen and (lambda one: diffusion.validation_loss(one, unseen, val)),
+                judge=unseen and (lambda one: denoiser_training.validation_loss(one, unseen, val)),
             )
             for _, _, averaged in progress.track(fit, params.steps, "diffusion", unit="steps"):
                 network = averaged
             meta = stage.meta(params, "generator", "clip")
-            denoiser.save(unit.path("diffusion"), network, **meta)
+            unet.save(unit.path("diffusion"), network, **meta)
         unit.mark("diffusion")
         stage.save_curve(unit, curve)
         if unseen:
-            network = denoiser.load(unit.path("diffusion"), nets.device)
-            by_time = diffusion.loss_by_time(network, unseen, min(BY_TIME, val))
+            network = unet.load(unit.path("diffusion"), nets.device)
+            by_time = denoiser_training.loss_by_time(network, unseen, min(BY_TIME, val))
         stage.save_curve(unit, by_time, "by_time")
         stage.log_curve(tracked, curve)
         curves = {"curve": files.curve("diffusion"), "by_time": files.curve("diffusion_by_time")}

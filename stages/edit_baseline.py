@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages._edit import edit
-from stages._run import run
+from stages._stage import run
 
 if __name__ == "__main__":
     run(edit)

@@ -6,14 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline import artefacts, editing, evaluation, figures, inverted, params, showcase, truth, weights
-from pipeline.backbones import Backbones
+from pipeline import sources
 from pipeline.editors import deltaedit_d, deltaedit_d_wplus, deltaedit_g
-from pipeline.editors._deltas import clip_direction
-from pipeline.metrics import Draws
-from pipeline.truth import TestSet
-from pipeline.values import InputError, TextPair
-from stages._run import Stage, run
+from pipeline.editors._edit_direction import clip_direction
+from pipeline.evaluation import benchmark, counterfactuals, inversion_quality
+from pipeline.evaluation.counterfactuals import TestSet
+from pipeline.evaluation.metrics import Draws
+from pipeline.networks import Backbones
+from pipeline.report import edit_grid, figures
+from pipeline.runtime.errors import InputError
+from pipeline.storage import artefacts, params, weights
+from pipeline.values import TextPair
+from stages._stage import Stage, run
 
 DIFFUSED = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # what gives back by diffusion
 SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSED}
@@ -23,14 +27,14 @@ GRID_PEOPLE, GRID_PROMPTS, GRID_COLOURS = 3, 6, 256  # every version of it stays
 
 
 def main(stage: Stage) -> None:
-    section, files, nets = stage.params(editing.EvaluateParams), stage.files, stage.networks.load()
+    section, files, nets = stage.params(sources.EvaluateParams), stage.files, stage.networks.load()
     groups = params.load_yaml(stage.root)["editors"]
     edits = {name: files.edits(name) for group in groups.values() for name in group}
-    test, mapper = truth.test_set(files.images), weights.read_meta(files.mapper)["validation"]
+    test, mapper = counterfactuals.test_set(files.images), weights.read_meta(files.mapper)["validation"]
     reals = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"split": "test"})
-    ids, edited = reals["id"].tolist(), editing.PEOPLE[section.scale]["latent"]
+    ids, edited = reals["id"].tolist(), sources.PEOPLE[section.scale]["latent"]
     w_plus = reals["w_plus"][:edited].unflatten(1, (nets.generator.num_ws, -1))
-    detail = editing.details(nets, ids[:edited])
+    detail = sources.details(nets, ids[:edited])
     ran: dict[str, Any] = {  # these editors, with the settings that their edits were made by
         name: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
         for name, module in SHOWN.items()
@@ -43,7 +47,7 @@ def main(stage: Stage) -> None:
     if tuple(ids) != test.ids:
         raise InputError(f"{files.reals} holds other people than {files.images}: run `dvc repro`")
     with stage.tracked(section) as tracked:
-        found = evaluation.evaluate(
+        found = benchmark.evaluate(
             nets,
             test,
             edits,
@@ -62,19 +66,19 @@ def main(stage: Stage) -> None:
         )
         if "deltaedit_g" in ran and fakes is not None:
             settings, draws = ran["deltaedit_g"], Draws(section.repeats, section.seed)
-            found.metrics["inversion"] |= inverted.reached_on_samples(
+            found.metrics["inversion"] |= inversion_quality.reached_on_samples(
                 nets, deltaedit_g.build(nets, settings), settings.strength, w_plus, detail, fakes, draws
             )
-        evaluation.save(found, files)
+        benchmark.save(found, files)
         seen = [prompt for prompt in stage.domain.prompts if prompt.split == "seen"]
         if len(w_plus) >= figures.PEOPLE:
             draw(nets, test, w_plus, detail, ran, files)
         if test.people is not None and len(test.ids) >= figures.PEOPLE:
             figures.save_map(files, figures.clip_map(nets, test, section.batch, section.seed))
         for name in groups["latent"][:1]:
-            shown = showcase.gather(test, seen, {name: files.edits(name)}, GRID_PEOPLE, GRID_PROMPTS)
-            sheet = showcase.draw(shown, name, showcase.label(name))
-            showcase.save(files.grid, sheet, None if test.people is None else GRID_COLOURS)
+            shown = edit_grid.gather(test, seen, {name: files.edits(name)}, GRID_PEOPLE, GRID_PROMPTS)
+            sheet = edit_grid.draw(shown, name, edit_grid.label(name))
+            edit_grid.save(files.grid, sheet, None if test.people is None else GRID_COLOURS)
         stage.log(tracked, found.summary)
         tracked.figure("grid", files.grid)
 
@@ -90,7 +94,7 @@ def draw(
     """Draw and save the figures of the editors that ran, on the first people and two prompts."""
     first = slice(figures.PEOPLE)
     lacking = None if detail is None else detail[first]
-    people = editing.source(nets, test.images[first], w_plus[first], lacking)
+    people = sources.source(nets, test.images[first], w_plus[first], lacking)
     prompts = figures.asked(test, [prompt for prompt in nets.domain.prompts if prompt.split == "seen"])
     pairs, grids = [TextPair(nets.domain.neutral, prompt.text) for prompt in prompts], {}
     directions = [clip_direction(nets, pair) for pair in pairs]

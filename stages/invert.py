@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artefacts, editing, inversion, sampling, workers
-from pipeline import params as params_of
-from stages._run import Networks, Stage, run
+from pipeline import inversion, sampling, sources
+from pipeline.runtime import processes
+from pipeline.storage import artefacts
+from pipeline.storage import params as params_of
+from stages._stage import Networks, Stage, run
 
 
 class Job(NamedTuple):
@@ -54,21 +56,21 @@ def write_none(meta: dict[str, Any], path: Path) -> None:
 
 def main(stage: Stage) -> None:
     params = stage.params(inversion.InvertParams)
-    scale = params_of.section(editing.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
+    scale = params_of.section(sources.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
     test = artefacts.read(stage.files.images, "images", ["id"], {"split": "test"})["id"].tolist()
-    edited = frozenset(test[: editing.PEOPLE[scale]["latent"]])
+    edited = frozenset(test[: sources.PEOPLE[scale]["latent"]])
     shards = artefacts.shards(stage.files.images)
     meta = stage.meta(params, "generator", "encoder")
     with stage.tracked(params) as tracked, stage.work({**asdict(params), "scale": scale}) as unit:
         places = [unit.path(f"reals/{artefacts.shard_name(number)}") for number in range(len(shards))]
         jobs = [Job(stage.networks, *pair, params, edited, meta) for pair in zip(shards, places, strict=True)]
-        workers.fill(unit, "reals", write, jobs, stage.processes)
+        processes.fill(unit, "reals", write, jobs, stage.processes)
         held = [edited & set(artefacts.read(shard, "images", ["id"])["id"].tolist()) for shard in shards]
         sought = [job._replace(edited=own) for job, own in zip(jobs, held, strict=True) if own and params.seeks_detail]
         if sought:
-            workers.fill(unit, "details", write_details, sought, stage.processes)
+            processes.fill(unit, "details", write_details, sought, stage.processes)
         else:
-            workers.fill(unit, "details", write_none, [meta], 1)
+            processes.fill(unit, "details", write_none, [meta], 1)
         unit.publish({"reals": stage.files.reals, "details": stage.files.details})
         errors = artefacts.read(stage.files.reals, "reals", ["error"], {"split": "test"})["error"]
         if len(errors):

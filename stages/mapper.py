@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline import artefacts, mapper, params, progress, training, weights
-from pipeline.stylespace import StyleLayout
-from stages._run import Stage, run
+from pipeline import delta_mapper, training
+from pipeline.models.stylespace import StyleLayout
+from pipeline.runtime import progress
+from pipeline.storage import artefacts, params, weights
+from stages._stage import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 500, 50  # steps
 
@@ -21,19 +23,19 @@ def train(
     made: Path,
 ) -> None:
     """Train a mapper on codes(split, sources) -> codes [N,S] of `layout` and clip [N,E]; write it to `made`."""
-    section = params.section(mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
+    section = params.section(delta_mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
     with stage.tracked(section) as tracked, stage.work(section) as unit:
         (s, clip), unseen = (codes(split, section.sources) for split in ("train", "val"))
         curve = training.Curve(ROW_EVERY)
-        siblings = mapper.siblings(stage.files.codes, section, params.load_yaml(stage.root)["sample"]["redrawn"])
-        trainer = mapper.Trainer(s, clip, layout, section, stage.networks.device, siblings)
+        siblings = delta_mapper.siblings(stage.files.codes, section, params.load_yaml(stage.root)["sample"]["redrawn"])
+        trainer = delta_mapper.Trainer(s, clip, layout, section, stage.networks.device, siblings)
         checkpoint = unit.path("checkpoint.pt")
         fit = training.fit(trainer.step, trainer.parts, section.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)
         for _ in progress.track(fit, section.steps, stage.name, unit="steps"):
             pass
-        found = mapper.validate(trainer.mapper.eval(), *unseen)
+        found = delta_mapper.validate(trainer.mapper.eval(), *unseen)
         stage.save_curve(unit, curve)
-        numbers = mapper.numbers(layout, clip.shape[1])
+        numbers = delta_mapper.numbers(layout, clip.shape[1])
         meta = {**stage.meta(section, "generator", "clip"), "model": numbers, "validation": found}
         weights.save(unit.path("mapper"), trainer.mapper.state_dict(), meta)
         unit.mark("mapper")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline import artefacts
-from pipeline.stylespace import w_plus_layout
-from stages._run import Stage, run
+from pipeline.models.stylespace import w_plus_layout
+from pipeline.storage import artefacts
+from stages._stage import Stage, run
 from stages.mapper import train
 
 

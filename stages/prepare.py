@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artefacts, collection, faces, files, work, workers
-from pipeline.collection import Photographs, PrepareParams, Rendered
-from stages._run import Stage, run
+from pipeline.runtime import files, processes, resumable
+from pipeline.storage import artefacts, dataset, faces
+from pipeline.storage.dataset import Photographs, PrepareParams, Rendered
+from stages._stage import Stage, run
 
 LATER = ("generator", "encoder", "clip", "denoiser")
 
@@ -24,7 +25,7 @@ class Job(NamedTuple):
 
 def write(job: Job, path: Path) -> None:
     rows = [job.read(position)._asdict() for position in range(len(job.read.rows))]
-    columns = {name: [row[name] for row in rows] for name in collection.Row._fields}
+    columns = {name: [row[name] for row in rows] for name in dataset.Row._fields}
     artefacts.write_shard(path, "images", columns, job.meta)
 
 
@@ -41,19 +42,19 @@ def main(stage: Stage) -> None:
     params, domain = stage.params(PrepareParams), stage.domain
     tell_missing(stage)
     if params.source is None and domain.renderer is not None:
-        rows = collection.row_ids(params)
+        rows = dataset.row_ids(params)
         with stage.tracked(params), stage.work(params) as unit:
             publish(stage, unit, params, Rendered(domain.resolution, tuple(rows)), {"pictures": len(rows)}, {})
         return
-    listing = collection.photographs(params.source, stage.root, len(collection.row_ids(params)))
+    listing = dataset.photographs(params.source, stage.root, len(dataset.row_ids(params)))
     aligned = domain.aligned is not None and faces.finder() is not None
     made_from = {**asdict(params), "aligned": aligned, "source": listing.fingerprint}
     with stage.tracked(params) as tracked, stage.work(made_from) as unit:
-        seen = collection.looked_at(unit, listing, len(collection.row_ids(params)), aligned)
-        read = collection.chosen(listing, seen, params, domain.resolution)
-        found = collection.account(listing, seen, read)
+        seen = dataset.looked_at(unit, listing, len(dataset.row_ids(params)), aligned)
+        read = dataset.chosen(listing, seen, params, domain.resolution)
+        found = dataset.account(listing, seen, read)
         print(
-            f"prepare: {collection.told(found, str(stage.files.prepared.relative_to(stage.root)))}",
+            f"prepare: {dataset.told(found, str(stage.files.prepared.relative_to(stage.root)))}",
             file=sys.stderr,
             flush=True,
         )
@@ -66,7 +67,7 @@ def main(stage: Stage) -> None:
 
 def publish(
     stage: Stage,
-    unit: work.Unit,
+    unit: resumable.Unit,
     params: PrepareParams,
     read: Rendered | Photographs,
     found: dict[str, Any],
@@ -75,7 +76,7 @@ def publish(
     meta = {**stage.meta(params), **extra}
     starts = range(0, len(read.rows), params.shard)
     jobs = [Job(read.part(slice(start, start + params.shard)), meta) for start in starts]
-    workers.fill(unit, "images", write, jobs, workers.count())
+    processes.fill(unit, "images", write, jobs, processes.count())
     content = json.dumps(found, ensure_ascii=False, indent=1)
     files.write_bytes(unit.path("prepared"), content.encode())
     unit.publish({"images": stage.files.images, "prepared": stage.files.prepared})

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import progress, relevance, weights, workers
-from stages._run import Networks, Stage, run
+from pipeline import relevance
+from pipeline.runtime import processes, progress
+from pipeline.storage import weights
+from stages._stage import Networks, Stage, run
 
 
 class Job(NamedTuple):
@@ -39,7 +41,7 @@ def main(stage: Stage) -> None:
     jobs = [Job(stage.networks, params, part) for part in relevance.parts(first)]
     with stage.tracked(params), stage.work(params) as unit:
         tell_cost(first, jobs, stage.processes)
-        names = workers.fill(unit, "rows", write, jobs, stage.processes, ".safetensors")
+        names = processes.fill(unit, "rows", write, jobs, stage.processes, ".safetensors")
         found = [weights.load(unit.path(name))[0]["relevance"] for name in names]
         matrix = relevance.joined(first, found)  # [S,E]
         weights.save(unit.path("relevance"), {"relevance": matrix}, stage.meta(params, "generator", "clip", "s_stats"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline import report
-from stages._run import Stage, run
+from pipeline.report import page
+from stages._stage import Stage, run
 
 
 def main(stage: Stage) -> None:
     with stage.tracked({}) as tracked:
-        tracked.figure("report", report.write(stage.domain, stage.root))
+        tracked.figure("report", page.write(stage.domain, stage.root))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline import artefacts, progress, sampling
-from stages._run import Stage, run
+from pipeline import sampling
+from pipeline.runtime import progress
+from pipeline.storage import artefacts
+from stages._stage import Stage, run
 
 
 def main(stage: Stage) -> None:

@@ -15,7 +15,7 @@ os.environ.update(
 )
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("DELTASPACE_KERNELS_CACHE", str(ROOT / ".cache" / "kernels"))  # copies of the project share it
-CODE = ("kernels", "pipeline", "pretrain", "stages")
+CODE = ("deltaspace", "kernels", "pipeline", "pretrain", "stages")
 SET_UP = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 PROMPTS = (
     ("face with red hair", "hair_color", "red"),
@@ -42,7 +42,7 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
 @pytest.fixture
 def bfloat16_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that multiplies in it, whatever this one does."""
-    from kernels import precision
+    from pipeline.runtime import precision
 
     monkeypatch.setattr(precision, "halves", lambda kind: True)
 
@@ -74,9 +74,11 @@ def _networks(root: Path) -> None:
     import tiny_project
     import torch
 
-    from pipeline import denoiser, portraits, recognition, weights
-    from pipeline.backbones import Backbones
-    from pipeline.domains import load
+    from pipeline import portraits
+    from pipeline.models import classifiers, unet
+    from pipeline.networks import Backbones
+    from pipeline.storage import weights
+    from pipeline.storage.domains import load
 
     tiny_project.make(root)
     domain = {
@@ -99,8 +101,8 @@ def _networks(root: Path) -> None:
     layout = Backbones(load("tiny", root), root).generator.layout
     attributes = {name: list(values) for name, values in portraits.ATTRIBUTES.items()}
     oracle, identity = {"widths": [8, 12], "attributes": attributes}, {"widths": [8, 12], "dim": 9}
-    weights.save(folder / "oracle.safetensors", recognition.Oracle(**oracle).state_dict(), {"model": oracle})  # type: ignore[arg-type]
-    weights.save(folder / "identity.safetensors", recognition.IdentityNet(**identity).state_dict(), {"model": identity})  # type: ignore[arg-type]
+    weights.save(folder / "oracle.safetensors", classifiers.Oracle(**oracle).state_dict(), {"model": oracle})  # type: ignore[arg-type]
+    weights.save(folder / "identity.safetensors", classifiers.IdentityNet(**identity).state_dict(), {"model": identity})  # type: ignore[arg-type]
     small = {"channels": 8, "mult": (1, 2), "attention": (), "time_dim": 16, "style_dim": 12, "boundaries": (4, 8)}
-    network = denoiser.Denoiser(tiny_project.R, layout.level_sizes, **small)  # type: ignore[arg-type]
-    denoiser.save(folder / "denoiser.safetensors", network)
+    network = unet.Denoiser(tiny_project.R, layout.level_sizes, **small)  # type: ignore[arg-type]
+    unet.save(folder / "denoiser.safetensors", network)

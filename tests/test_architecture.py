@@ -10,33 +10,34 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import domains, editors
+from pipeline import editors
+from pipeline.storage import domains
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("kernels", "pipeline", "pretrain", "stages")  # imports go from the right to the left only
 PLUMBING = {  # reads parameters, writes files whole, resumes, spreads over processes, tells: changes no result
     "pipeline/__init__.py",
-    "pipeline/domains.py",
-    "pipeline/files.py",
-    "pipeline/params.py",
-    "pipeline/progress.py",
-    "pipeline/tracking.py",
+    "pipeline/storage/domains.py",
+    "pipeline/runtime/files.py",
+    "pipeline/storage/params.py",
+    "pipeline/runtime/progress.py",
+    "pipeline/runtime/tracking.py",
     "pipeline/values.py",
-    "pipeline/work.py",
-    "pipeline/workers.py",
-    "stages/_run.py",
+    "pipeline/runtime/resumable.py",
+    "pipeline/runtime/processes.py",
+    "stages/_stage.py",
 }
-REGISTRIES = {"pipeline/backbones.py", "pipeline/editors/__init__.py"}  # import, when asked, what deps name themselves
+REGISTRIES = {"pipeline/networks.py", "pipeline/editors/__init__.py"}  # import, when asked, what deps name themselves
 NETWORKS = {  # a weights file as input means the module that runs it
-    "generator": "pipeline/generator.py",
-    "clip": "pipeline/clip.py",
-    "encoder": "pipeline/encoder.py",
-    "identity": "pipeline/recognition.py",
-    "oracle": "pipeline/recognition.py",
-    "oracle2": "pipeline/recognition.py",
-    "denoiser": "pipeline/denoiser.py",
-    "inception": "pipeline/perception.py",
-    "lpips": "pipeline/perception.py",
+    "generator": "pipeline/models/stylegan2.py",
+    "clip": "pipeline/models/clip.py",
+    "encoder": "pipeline/models/e4e.py",
+    "identity": "pipeline/models/classifiers.py",
+    "oracle": "pipeline/models/classifiers.py",
+    "oracle2": "pipeline/models/classifiers.py",
+    "denoiser": "pipeline/models/unet.py",
+    "inception": "pipeline/models/perceptual.py",
+    "lpips": "pipeline/models/perceptual.py",
 }
 FOLDER = "data/pretrained/${item.domain}"  # as a dep: all that judge or make a picture, as far as they are there
 LONGEST = 400  # lines
@@ -161,7 +162,7 @@ def test_a_stage_that_reads_weights_depends_on_the_network_that_runs_them(stage:
     names = [Path(dep).stem for dep in deps if dep.startswith(f"{FOLDER}/")]
     names += [name for name in NETWORKS if name != "denoiser"] if FOLDER in deps else []
     assert set(names) <= set(NETWORKS)
-    assert not names or "pipeline/backbones.py" in deps
+    assert not names or "pipeline/networks.py" in deps
     for name in names:
         needed = closure(ROOT / NETWORKS[name]) - PLUMBING
         assert not sorted(code for code in needed if not covered(code, deps)), f"{stage} uses the {name}"

@@ -2,7 +2,7 @@
 
 A module defines `Params` (a frozen dataclass), `KIND` ("latent", "baseline" or "diffusion": the stage that runs it),
 `NEEDS` (the artefacts it reads) and `build(backbones, params) -> Editor`. Where an edit or a fit is dear, `PEOPLE` says
-how many test people it edits at each scale, in place of what its kind does (`pipeline.editing.PEOPLE`).
+how many test people it edits at each scale, in place of what its kind does (`pipeline.sources.PEOPLE`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair, nearest
+from pipeline.runtime.errors import InputError, nearest
+from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 Condition = TextPair | ImagePair
 DEFAULT = "deltaedit_gp"  # who edits where nobody is named

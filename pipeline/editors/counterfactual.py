@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.values import Direction, Edited, ImagePair, InputError, Source, TextPair, nearest
+from pipeline.runtime.errors import InputError, nearest
+from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "baseline"
 NEEDS = ()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.editors._walks import NEEDS, Walker
-from pipeline.editors._walks import Settings as Params
+from pipeline.editors._diffusion import NEEDS, Walker
+from pipeline.editors._diffusion import Settings as Params
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "build"]

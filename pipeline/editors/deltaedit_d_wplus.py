@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pipeline.editors._deltas import moved_w_plus
-from pipeline.editors._walks import Decoder, Going
+from pipeline.editors._diffusion import Decoder, Going
+from pipeline.editors._edit_direction import moved_w_plus
 from pipeline.values import Direction, Source
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "diffusion"
 NEEDS = ("denoiser", "generator", "clip", "mapper_wplus")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import answered, clip_direction
+from pipeline.editors._edit_direction import answered, clip_direction
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper")

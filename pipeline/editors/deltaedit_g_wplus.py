@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import clip_direction, moved_w_plus
+from pipeline.editors._edit_direction import clip_direction, moved_w_plus
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper_wplus")

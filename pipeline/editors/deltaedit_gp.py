@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.editors._deltas import Known, check_mask, clip_direction, held, mapped
+from pipeline.editors._edit_direction import Known, check_mask, clip_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")

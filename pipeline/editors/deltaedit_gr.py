@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._deltas import check_mask, clip_direction, global_direction, held, mapped
+from pipeline.editors._edit_direction import check_mask, clip_direction, global_direction, held, mapped
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")

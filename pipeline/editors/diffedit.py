@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.editors._walks import CARRIED as NEEDS
-from pipeline.editors._walks import Inside
-from pipeline.editors._walks import Masked as Params
+from pipeline.editors._diffusion import CARRIED as NEEDS
+from pipeline.editors._diffusion import Inside
+from pipeline.editors._diffusion import Masked as Params
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "build"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.editors._walks import CARRIED as NEEDS
-from pipeline.editors._walks import Partial as Params
-from pipeline.editors._walks import Walker
+from pipeline.editors._diffusion import CARRIED as NEEDS
+from pipeline.editors._diffusion import Partial as Params
+from pipeline.editors._diffusion import Walker
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "build"]

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import sampler
-from pipeline.editors import _walks
-from pipeline.editors._walks import NEEDS
+from pipeline.editors import _diffusion
+from pipeline.editors._diffusion import NEEDS
+from pipeline.models import ode_solvers
 from pipeline.values import Direction, Edited, Source
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "SDEdit", "build"]
 
 
 @dataclass(frozen=True)
-class Params(_walks.Moving):
+class Params(_diffusion.Moving):
     """steps: of the whole way. ratio: the part of it that pictures are buried. seed: of all noise."""
 
     steps: int
@@ -31,19 +31,19 @@ class Params(_walks.Moving):
     seed: int
 
     @property
-    def walk(self) -> sampler.Walk:
-        return sampler.Walk(self.steps, "ddim", ratio=self.ratio)
+    def walk(self) -> ode_solvers.Walk:
+        return ode_solvers.Walk(self.steps, "ddim", ratio=self.ratio)
 
 
 @dataclass(frozen=True)
-class SDEdit(_walks.Mover):
+class SDEdit(_diffusion.Mover):
     params: Params
 
     @torch.no_grad()
     def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
         params, objective = self.params, self.backbones.denoiser.objective
         s = self.moved(source, direction, strength)
-        drawn = sampler.unburied(self.says, source.image, self.told(s), params.walk, objective, params.seed)
+        drawn = ode_solvers.unburied(self.says, source.image, self.told(s), params.walk, objective, params.seed)
         return Edited(drawn.x, s=s, evaluations=drawn.evaluations)
 
 

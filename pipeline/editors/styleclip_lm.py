@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline import sampling
-from pipeline.editors._deltas import clip_target
-from pipeline.editors._guidance import distance
-from pipeline.mapper import Stack
+from pipeline.delta_mapper import Stack
+from pipeline.editors._clip_loss import distance
+from pipeline.editors._edit_direction import clip_target
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "baseline"
 NEEDS = ("generator", "clip")

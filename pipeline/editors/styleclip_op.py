@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from pipeline.editors._deltas import clip_target
-from pipeline.editors._guidance import distance
+from pipeline.editors._clip_loss import distance
+from pipeline.editors._edit_direction import clip_target
 from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbones
+    from pipeline.networks import Backbones
 
 KIND = "baseline"
 NEEDS = ("generator", "clip")

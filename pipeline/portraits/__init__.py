@@ -1,8 +1,8 @@
 """The portraits world: drawn people whose every trait is known, with captions and exact counterfactuals."""
 
 from .captions import HELDOUT_PAIRS, PHRASES, SPLITS, caption, in_a_phrase
-from .drawing import landmarks, render, svg
-from .people import (
+from .render import landmarks, render, svg
+from .traits import (
     ATTRIBUTES,
     STYLES,
     Identity,

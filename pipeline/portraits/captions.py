@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from .people import Portrait, attributes, visible
+from .traits import Portrait, attributes, visible
 
 Phrases = tuple[tuple[str, ...], tuple[str, ...]]
 

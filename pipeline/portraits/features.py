@@ -2,8 +2,8 @@
 
 from .geometry import IRIS, Color, Face, darker, lighter, mix, pick, span
 from .hair import head_outline
-from .people import Portrait
-from .strokes import arc, circle, ellipse, fill, line, path
+from .svg import arc, circle, ellipse, fill, line, path
+from .traits import Portrait
 
 SIDES = (-1, 1)
 FRECKLES = ((0, 0), (3, 2.5), (4.5, -1), (7.5, 1.5), (1, 4.5))

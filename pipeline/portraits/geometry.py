@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .people import Look, Portrait
+from .traits import Look, Portrait
 
 Color = tuple[float, float, float]
 

@@ -3,8 +3,8 @@
 import math
 
 from .geometry import Face, darker, lighter, mix, span
-from .people import Portrait
-from .strokes import Spot, dots, fill, line, path
+from .svg import Spot, dots, fill, line, path
+from .traits import Portrait
 
 
 def head_outline(face: Face) -> str:

@@ -1,0 +1,250 @@
+"""Networks on an IR-SE50 that others trained: the encoders of e4e and pSp files, and the face network of both.
+
+Widths, rows and sizes are read off the tensors. What we cannot run is refused by name: ReStyle and other encoders,
+inputs that are not square or not RGB, another number of rows than the domain's generator has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoints import generators, install, reader
+from pipeline.checkpoints.safe_pickle import Thing, shown
+from pipeline.checkpoints.tensor_table import listed
+from pipeline.models import arcface, classifiers, e4e
+from pipeline.runtime.errors import InputError
+from pipeline.storage import weights
+from pipeline.storage.domains import Domain
+
+TYPES = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "pSp"}  # opts.encoder_type -> whose
+COUNTER = "num_batches_tracked"  # of batch norms: not in the oldest files, and no part of the network's answer
+FAR = 0.25  # of its length: how far an encoder's mean code may be from the mean w of its generator
+MOST_OPTS, MOST_TEXT = 300, 300  # entries, characters: what is kept of a file's opts
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network in our form. model: the numbers that it is built from; opts: what the file says of its training.
+
+    kind: whose it is; decoder: whether the file holds a generator as well; notes: what a person must know.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    model: dict[str, Any]
+    opts: dict[str, Any]
+    notes: list[str]
+    decoder: bool = False
+
+
+def place_encoder(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import an encoder, and the generator beside it where the domain has none.
+
+    (what was written, what a person must know), here and below.
+    """
+    imported = style_encoder(file, domain.resolution)
+    model, notes, made = imported.model, list(imported.notes), None
+    if (root / domain.generator.path).exists():
+        tensors, about = weights.load(root / domain.generator.path, hint="import the generator again")
+        notes += doubts(imported, file, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
+    elif imported.decoder:
+        made = generators.load(file, domain.level_split)
+        install.fits(made, file, domain)
+        notes += made.notes + doubts(imported, file, made.model["style_dim"], made.generator.w_mean)
+    else:
+        notes.append(f"it holds no generator, and {domain.name} has none: import the one that it was trained for")
+    original = {**install.of(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}
+    meta = {"model": model, "domain": domain.name, "original": original, "licence": domain.encoder.licence}
+    weights.save(root / domain.encoder.path, imported.tensors, meta, half=False)
+    line = f"wrote {domain.encoder.path}: {imported.kind}, {model['rows']} rows of {model['style_dim']} numbers"
+    del imported  # a gigabyte, not needed for the generator's pictures
+    if made is not None:
+        licence = domain.generator.licence
+        where = install.place(made, file, domain.name, root, domain.neutral, licence, seed=0, force=True)
+        line += f"; {where.weights} ({made.kind}) and pictures of it, {where.grid.name}"
+    return line, notes
+
+
+def place_identity(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import the network by which faces are told apart."""
+    imported = face_network(file)
+    meta = {"model": imported.model, "domain": domain.name, "original": install.of(file)}
+    weights.save(root / domain.identity.path, imported.tensors, meta, half=False)
+    return f"wrote {domain.identity.path}: {imported.kind}, embeddings of {imported.model['dim']} numbers", []
+
+
+def style_encoder(path: Path, resolution: int) -> Imported:
+    """The encoder of an e4e or pSp file, for a generator of `resolution` pixels. InputError when it is none of it."""
+    return _read(path, lambda content, tree: _style_encoder(content, tree, resolution))
+
+
+def face_network(path: Path) -> Imported:
+    """The IR-SE50 with its output layer (model_ir_se50.pth): a bare state dict. InputError when it is none."""
+    return _read(path, _face_network)
+
+
+def _read(path: Path, made: Callable[[reader.Content, dict[str, Any]], Imported]) -> Imported:
+    path = Path(path)
+    content = reader.read(path)
+    try:
+        if not isinstance(content.tree, dict):
+            raise InputError(f"it holds {type(content.tree).__name__}, not the weights of a network")
+        return made(content, content.tree)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
+    except reader.BROKEN as error:
+        raise reader.broken(path, error) from error
+
+
+def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: int) -> Imported:
+    state = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
+    prefix = "encoder."
+    named = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+    if not named:
+        raise InputError(f"it holds no encoder: none of its keys starts with encoder. ({listed(state)})")
+    opts, notes = _opts(tree.get("opts")), []
+    kind = TYPES.get(opts.get("encoder_type", "Encoder4Editing"))
+    if kind is None:
+        raise InputError(
+            f"its encoder is {shown(opts['encoder_type'])}: only Encoder4Editing (e4e) and GradualStyleEncoder (pSp) "
+            "are read"
+        )
+    if "encoder_type" not in opts:
+        notes.append("its opts do not say which encoder it holds: it is taken for e4e's")
+    if "cars" in str(opts.get("dataset_type")):
+        raise InputError("it was trained on cars of 192 x 256 pixels: only encoders of square pictures are read")
+    rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.weight", key)) for key in named)
+    if rows != (wanted := 2 * int(math.log2(resolution)) - 2):
+        raise InputError(
+            f"its encoder has {rows} rows (styles.N.linear.weight), the domain's pictures of {resolution} pixels have "
+            f"{wanted}"
+        )
+    mean = tree.get("latent_avg")
+    tensors = content.take(named if mean is None else {**named, "latent_avg": mean})
+    average = tensors.pop("latent_avg", None)
+    if (channels := _shape(tensors, "input_layer.0.weight", 4)[1]) != 3:
+        whose = "as ReStyle's encoders do" if channels == 6 else "such as sketches or label maps"
+        raise InputError(f"its encoder takes {channels} channels, {whose}: only encoders of RGB pictures are read")
+    model = {
+        "backbone": arcface.NAME,
+        "widths": _widths(tensors),
+        "rows": rows,
+        "style_dim": _shape(tensors, "styles.0.linear.weight", 2)[0],
+        "size": 16 * 2 ** sum(bool(re.fullmatch(r"styles\.0\.convs\.\d+\.weight", key)) for key in named),
+        "common": kind == "e4e",
+    }
+    with weights.Unfilled():
+        expected = e4e.build(model).state_dict()
+    average = _average(average, opts, expected.pop("latent_avg").shape, notes)
+    tensors = {**_fitted(tensors, expected, f"{kind}'s encoder on an IR-SE50"), "latent_avg": average}
+    return Imported(kind, tensors, model, opts, notes, any(str(key).startswith("decoder.") for key in state))
+
+
+def _average(found: Tensor | None, opts: Mapping[str, Any], shape: torch.Size, notes: list[str]) -> Tensor:
+    """The code [L,D] that the encoder's answer is added to; zeros when it was not trained to start from one."""
+    if opts.get("start_from_latent_avg", found is not None) is False:
+        notes.append("it does not start from a mean code")
+        return torch.zeros(shape)
+    if found is None:
+        raise InputError("latent_avg is missing, which its opts say the encoder starts from")
+    if (
+        found.dim() not in (1, 2)
+        or not found.is_floating_point()
+        or found.shape not in (shape, shape[1:], (1, shape[1]))
+    ):
+        raise InputError(f"latent_avg has the shape {list(found.shape)}: {list(shape)} is expected")
+    return found.expand(shape).clone()
+
+
+def doubts(imported: Imported, source: Path, style_dim: int | None, w_mean: Tensor | None) -> list[str]:
+    """What speaks against an encoder for a generator with codes of `style_dim` numbers and the mean w_mean [D].
+
+    InputError when it cannot drive it at all.
+    """
+    if (own := imported.model["style_dim"]) != style_dim:
+        raise InputError(f"{source} is another generator's: its codes have {own} numbers, the generator's {style_dim}")
+    average = imported.tensors["latent_avg"].mean(dim=0)
+    far = w_mean is not None and bool(average.any()) and bool((average - w_mean).norm() > FAR * average.norm())
+    return ["its mean code is far from the generator's: was it trained for another generator?"] if far else []
+
+
+def _face_network(content: reader.Content, tree: dict[str, Any]) -> Imported:
+    named = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
+    if "output_layer.3.weight" not in named or "input_layer.0.weight" not in named:
+        raise InputError(
+            "it holds no IR-SE50 that knows faces: input_layer.0.weight or output_layer.3.weight is not among its keys "
+            f"({listed(named)})"
+        )
+    tensors = content.take(named)
+    dim = _shape(tensors, "output_layer.3.weight", 2)[0]
+    model = {"backbone": arcface.NAME, "widths": _widths(tensors), "dim": dim}
+    with weights.Unfilled():
+        expected = classifiers.build(model).state_dict()
+    return Imported("an IR-SE50 that knows faces", _fitted(tensors, expected, "an IR-SE50"), model, {}, [])
+
+
+def _widths(tensors: Mapping[str, Tensor]) -> list[int]:
+    """Channels of the four groups of a body, off the first bottleneck of each."""
+    firsts = [sum(arcface.DEPTHS[:group]) for group in range(len(arcface.DEPTHS))]
+    return [_shape(tensors, f"body.{index}.res_layer.1.weight", 4)[0] for index in firsts]
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
+    if key not in tensors:
+        raise InputError(f"{key} is missing")
+    if tensors[key].dim() != dims:
+        raise InputError(f"{key} has the shape {list(tensors[key].shape)}: {dims} dimensions are expected")
+    return tuple(tensors[key].shape)
+
+
+def _fitted(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """`tensors`, once they are seen to be those of a network with the state `expected`."""
+    if surplus := [key for key in tensors if key not in expected]:
+        raise InputError(f"{listed(surplus)} have no place in {what}")
+    counters = {key: torch.zeros((), dtype=torch.int64) for key in expected if key.endswith(COUNTER)}
+    tensors = {**counters, **tensors}
+    if absent := [key for key in expected if key not in tensors]:
+        raise InputError(f"{listed(absent)} missing: {what} has {len(expected)} tensors")
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise InputError(f"{key} has the shape {list(tensor.shape)}: {list(expected[key].shape)} is expected")
+        if tensor.is_floating_point() == key.endswith(COUNTER):
+            raise InputError(f"{key} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}")
+    return tensors
+
+
+def _opts(found: Any) -> dict[str, Any]:
+    """What a file says of its training, as plain data: a mapping, or an argparse.Namespace's."""
+    if isinstance(found, Thing) and found.path == "argparse.Namespace":
+        found = found.state if found.state is not None else {}
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InputError(f"its opts are no mapping but {type(found).__name__}")
+    return _plain(found)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """`value` as JSON can hold it; of what is no plain value, its type."""
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, str):
+        return value[:MOST_TEXT].encode("utf-8", "replace").decode()
+    if isinstance(value, dict) and depth < 4:
+        return {str(_plain(k, 9)): _plain(v, depth + 1) for k, v in list(value.items())[:MOST_OPTS]}
+    if isinstance(value, list | tuple) and depth < 4:
+        return [_plain(item, depth + 1) for item in value[:MOST_OPTS]]
+    if isinstance(value, Thing) and value.path == "argparse.Namespace" and depth < 4:
+        return _plain(value.state, depth + 1)
+    return f"({type(value).__name__})"

@@ -1,0 +1,322 @@
+"""Files that others made, read without running anything in them: torch's two formats, NVIDIA's pickles, safetensors.
+
+What a file holds comes back as plain values with `Claim`s for tensors; `Content.take` turns chosen ones into tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from torch import Tensor
+
+from pipeline.checkpoints import safe_pickle, tensor_table
+from pipeline.checkpoints.safe_pickle import Name, Thing, shown
+from pipeline.checkpoints.tensor_table import Claim, Storage
+from pipeline.runtime.errors import InputError
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two values of torch's older format
+MOST_RECORDS = 200_000
+MOST_HEADER = 16_000_000  # bytes
+OBJECTS = ("argparse.Namespace", "dnnlib.tflib.network.Network", "builtins.object")
+MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "dnnlib.util.EasyDict", "builtins.dict")
+BROKEN = (  # what reading a file that is not what it seems may raise; torch's own errors are RuntimeErrors
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds. size: its bytes."""
+
+    path: Path
+    tree: Any
+    size: int
+
+    def check(self, claims: Mapping[str, Any]) -> dict[str, Claim]:
+        """The named tensors as claims that hold, together within the file's size; nothing is read."""
+        return self._told(tensor_table.check, claims)
+
+    def take(self, claims: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The named tensors, floats as float32; InputError naming the file and the tensor that is wrong."""
+        return self._told(tensor_table.take, claims)
+
+    def _told(self, step: Callable[[Mapping[str, Any], int], dict[str, Any]], claims: Mapping[str, Any]) -> Any:
+        try:
+            return step(claims, self.size)
+        except InputError as error:
+            raise InputError(f"{self.path} cannot be used: {error}") from error
+        except BROKEN as error:
+            raise broken(self.path, error) from error
+
+
+def read(path: Path, script: bool = False) -> Content:
+    """The content of a `.pt`, `.pth`, `.pkl` or `.safetensors` file, by what it begins with and not by its name.
+
+    script: take TorchScript archives too, as the objects that their program would hold; its code is not looked at.
+    Raises InputError, one line, for what is missing, broken, cut short, too large for what it holds, or names anything
+    that is not on the list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file of weights")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no plain file: check the name")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[:4] == b"PK\x03\x04":
+            return Content(path, _zipped(path, size, script), size)
+        if len(start) > 8 and start[8:9] == b"{":
+            return Content(path, _safetensors(path), size)
+        with path.open("rb") as file:
+            return Content(path, _pickled(path, file, size), size)
+    except InputError as error:
+        raise InputError(f"{path} is refused: {error}") from error
+    except BROKEN as error:
+        raise broken(path, error) from error
+
+
+def broken(path: Path, error: BaseException) -> InputError:
+    """The one line about a file that cannot be read as what it seems."""
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return InputError(f"{path} is broken, cut short or of another kind ({reason}): fetch it again")
+
+
+def _safetensors(path: Path) -> dict[str, Claim]:
+    """Name -> claim; the library has checked that the header's ranges lie within the file and do not overlap."""
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > MOST_HEADER:
+            raise InputError(f"its header claims {length:,} bytes")
+        header = json.loads(file.read(length))
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    header.pop("__metadata__", None)
+    return {name: _described(path, 8 + length, about) for name, about in header.items()}
+
+
+def _described(path: Path, start: int, about: dict[str, Any]) -> Claim:
+    dtype, shape, (begin, end) = tensor_table.SAFETENSORS[about["dtype"]], tuple(about["shape"]), about["data_offsets"]
+    return tensor_table.whole(Storage(path, dtype, (end - begin) // dtype.itemsize, start + begin), shape)
+
+
+def _zipped(path: Path, size: int, script: bool) -> Any:
+    """torch's format since 1.6: a zip of records that are not compressed, `data.pkl` and the storages it refers to.
+
+    The records of a TorchScript archive's code, some of which are compressed, are never opened.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        records = archive.infolist()
+        if len(records) > MOST_RECORDS:
+            raise InputError(f"it has {len(records):,} records")
+        for record in records:
+            if record.filename.startswith("/") or ".." in record.filename.split("/") or "\\" in record.filename:
+                raise InputError(f"a record's name leaves it: '{shown(record.filename)}'")
+        code = {record.filename for record in records if record.filename.partition("/")[2].startswith("code/")}
+        if code and not script:
+            raise InputError("it is a TorchScript program, not a file of weights")
+        records = [record for record in records if record.filename not in code]
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+                raise InputError("its records are compressed, which torch never does")
+        if sum(record.file_size for record in records) > size:
+            raise InputError("its records claim more bytes than it has")
+        for record in records:
+            _check(archive, record)
+        named = {record.filename.partition("/")[2]: record for record in records}
+        if "data.pkl" not in named:
+            raise InputError("it is a zip without torch's data.pkl")
+        if "byteorder" in named and archive.read(named["byteorder"]) != b"little":
+            raise InputError("its numbers are big-endian")
+        starts = {name: _start(file, record) for name, record in named.items()}
+
+        def storage(identity: Any) -> Storage:
+            dtype, key, numel = _identity(identity)
+            record = named[f"data/{key}"]
+            if numel * dtype.itemsize > record.file_size:
+                raise ValueError(f"a storage of {numel} numbers in {record.file_size} bytes")
+            return Storage(path, dtype, numel, starts[record.filename.partition("/")[2]])
+
+        with archive.open(named["data.pkl"]) as stream:
+            return safe_pickle.load(stream, _Script(_calls(size)) if code else _calls(size), storage)
+
+
+def _check(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Raises BadZipFile unless the record's bytes have its checksum."""
+    with archive.open(record) as content:
+        while content.read(1 << 20):
+            pass
+
+
+def _start(file: IO[bytes], record: zipfile.ZipInfo) -> int:
+    """The first byte of a record: behind its local header, whose name and extra field have lengths of their own."""
+    file.seek(record.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return record.header_offset + 30 + name + extra
+
+
+def _pickled(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
+    """A pickle, or torch's older format: five pickles, then the storages one after another."""
+    first = safe_pickle.load(stream, _calls(size))
+    if first != MAGIC:
+        return first
+    return _legacy(source, stream, size)
+
+
+def _legacy(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
+    """What follows the magic number."""
+    if safe_pickle.load(stream, {}) != PROTOCOL:
+        raise ValueError("an unknown version")
+    if safe_pickle.load(stream, {}).get("little_endian") is not True:
+        raise InputError("its numbers are big-endian")
+    waiting: dict[str, Storage] = {}
+
+    def storage(identity: Any) -> Storage:
+        dtype, key, numel = _identity(identity)
+        if numel * dtype.itemsize > size:
+            raise ValueError(f"a storage of {numel} numbers in a file of {size} bytes")
+        found = waiting.setdefault(key, Storage(source, dtype, numel))
+        if (found.dtype, found.numel) != (dtype, numel):
+            raise ValueError("two storages of one name")
+        return found
+
+    tree = safe_pickle.load(stream, _calls(size, nested=isinstance(source, bytes)), storage)
+    for key in safe_pickle.load(stream, {}):
+        found = waiting[key]
+        (numel,) = struct.unpack("<q", stream.read(8))
+        found.start = stream.tell()
+        length = found.numel * found.dtype.itemsize
+        if numel != found.numel or found.start + length > size:
+            raise ValueError("a storage is cut short")
+        stream.seek(found.start + length)
+    return tree
+
+
+def _identity(identity: Any) -> tuple[Any, str, int]:
+    """(dtype, key, numbers) of ("storage", type, key, device, numbers[, view])."""
+    kind, named, key, _, numel, *view = identity
+    if kind != "storage" or not isinstance(named, Name) or not isinstance(key, str) or view not in ([], [None]):
+        raise ValueError("a reference to what is no storage")
+    if type(numel) is not int or not 0 <= numel < 2**40:
+        raise ValueError("a storage of absurd size")
+    return tensor_table.STORAGES[named.path.removeprefix("torch.")], key, numel
+
+
+def _calls(size: int, nested: bool = False) -> dict[str, Any]:
+    """The list: every name a file may use, and the function of ours that takes its place.
+
+    nested: the pickle lies inside a pickle already, where no further one may lie.
+    """
+    left = 2 * size  # bytes that may be decoded a second time
+
+    def spend(amount: int) -> None:
+        nonlocal left
+        left -= amount
+        if left < 0:
+            raise InputError("it asks for more bytes than it has")
+
+    def encode(text: str, code: str) -> bytes:  # how older protocols write bytes
+        spend(len(text))
+        if code != "latin1":
+            raise ValueError("bytes that are none")
+        return text.encode(code)
+
+    def inner(content: Any) -> Any:  # a storage inside a module's pickle: a whole file of torch's older format
+        if nested or not isinstance(content, bytes):
+            raise InputError("a pickle lies inside a pickle inside a pickle")
+        spend(len(content))
+        return _pickled_storage(content)
+
+    def unusable(*_: Any) -> Any:
+        raise ValueError("a call of what is no function")
+
+    return {
+        **{f"torch.{name}": unusable for name in tensor_table.STORAGES},
+        **dict.fromkeys(MAPPINGS, _mapping),
+        **{name: _thing(name) for name in OBJECTS},
+        "builtins.set": lambda *_: [],
+        "copyreg._reconstructor": unusable,
+        "_codecs.encode": encode,
+        "torch._utils._rebuild_tensor": tensor_table.claimed,
+        "torch._utils._rebuild_tensor_v2": tensor_table.claimed,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch.jit._pickle.restore_type_tag": lambda value, _: value,
+        **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "double", "bool", "tensor")},
+        "torch.storage._load_from_bytes": inner,
+        "torch_utils.persistence._reconstruct_persistent_obj": _module,
+        "numpy.dtype": _thing("numpy.dtype"),
+        "numpy.ndarray": unusable,
+        "numpy._core.multiarray._reconstruct": lambda *_: Thing("numpy.ndarray"),
+        "numpy._core.multiarray.scalar": lambda dtype, content: Thing("numpy.ndarray", 1, (), dtype, False, content),
+        "numpy._core.numeric._frombuffer": lambda content, dtype, shape, order: Thing(
+            "numpy.ndarray", 1, shape, dtype, order == "F", content
+        ),
+    }
+
+
+class _Script(dict[str, Any]):
+    """The list, and the classes of an archive's own program: objects of theirs are data like any other."""
+
+    def __contains__(self, path: object) -> bool:
+        return super().__contains__(path) or str(path).startswith("__torch__.")
+
+    def __missing__(self, path: str) -> Any:
+        return _thing(path)
+
+
+def _pickled_storage(content: bytes) -> Storage:
+    found = _legacy_of(content)
+    if not isinstance(found, Storage):
+        raise ValueError("a storage that is none")
+    return found
+
+
+def _legacy_of(content: bytes) -> Any:
+    stream = io.BytesIO(content)
+    if safe_pickle.load(stream, {}) != MAGIC:
+        raise ValueError("a storage that is none")
+    return _legacy(content, stream, len(content))
+
+
+def _thing(path: str) -> Any:
+    return lambda *arguments: Thing(path, *arguments)
+
+
+def _mapping(*arguments: Any) -> dict[Any, Any]:
+    """An empty mapping, or one of pairs, as the oldest protocols write it."""
+    pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+    if not all(len(pair) == 2 and isinstance(pair[0], safe_pickle.PLAIN) for pair in pairs):
+        raise ValueError("entries of what is no mapping")
+    return dict(pairs)
+
+
+def _module(meta: Any) -> Thing:
+    """A network of NVIDIA's: class name and state. The source text that lies beside them is never looked at."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise ValueError("a module without a state")
+    made = Thing("module", shown(meta.get("class_name")))
+    made.state = meta["state"]
+    return made

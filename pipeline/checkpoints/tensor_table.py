@@ -1,0 +1,199 @@
+"""Tensors of foreign files as claims (where, how large, which shape) that are checked before a byte is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoints.safe_pickle import Thing, shown
+from pipeline.runtime.errors import InputError
+from pipeline.storage.weights import Unfilled as Unfilled  # its place of old
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+NUMPY = {
+    "f2": torch.float16,
+    "f4": torch.float32,
+    "f8": torch.float64,
+    "i1": torch.int8,
+    "i2": torch.int16,
+    "i4": torch.int32,
+    "i8": torch.int64,
+    "u1": torch.uint8,
+    "b1": torch.bool,
+}
+SAFETENSORS = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MOST_DIMS = 8
+
+
+@dataclass
+class Storage:
+    """`numel` numbers in a row from byte `start` of a file or of bytes; start None: not yet known where."""
+
+    source: Path | bytes
+    dtype: torch.dtype
+    numel: int
+    start: int | None = None
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Numbers first .. first + count - 1 as a tensor of its own."""
+        if self.start is None:
+            raise ValueError("a storage without data")
+        begin, length = self.start + first * self.dtype.itemsize, count * self.dtype.itemsize
+        if isinstance(self.source, bytes):
+            content = bytearray(memoryview(self.source)[begin : begin + length])
+            whole = len(content) == length
+        else:
+            content = bytearray(length)
+            with self.source.open("rb") as file:
+                file.seek(begin)
+                whole = file.readinto(content) == length
+        if not whole:
+            raise ValueError("a storage is cut short")
+        return torch.frombuffer(content, dtype=self.dtype) if length else torch.empty(0, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A tensor that a file says it holds: a window of a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def check(self) -> None:
+        """Raises ValueError for a window that is not within its storage; it may show a number often (stride 0)."""
+        numbers = (self.offset, *self.shape, *self.stride)
+        if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            raise ValueError("a shape that is none")
+        if len(self.shape) != len(self.stride) or len(self.shape) > MOST_DIMS:
+            raise ValueError("a shape that is none")
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        if self.numel and last >= self.storage.numel:
+            raise ValueError(f"the shape {list(self.shape)}, but its data are {self.storage.numel} numbers")
+
+    def tensor(self) -> Tensor:
+        """The numbers, in memory of their own."""
+        self.check()
+        if not self.numel:
+            return torch.empty(self.shape, dtype=self.storage.dtype)
+        count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
+
+
+def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
+    """What stands for torch's function that puts a tensor together; the rest (gradients, hooks) is not needed."""
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
+        raise ValueError("a tensor without data")
+    return Claim(storage, offset, shape, stride)
+
+
+def of_array(thing: Thing) -> Claim:
+    """The claim of a NumPy array: state (version, shape, dtype, column order, bytes)."""
+    _, shape, dtype, columns, content = thing.state if thing.state is not None else thing.arguments
+    if not isinstance(content, bytes | bytearray) or not isinstance(shape, tuple):
+        raise ValueError("an array without data")
+    kind = numpy_dtype(dtype)
+    return whole(Storage(bytes(content), kind, len(content) // kind.itemsize, 0), shape, bool(columns))
+
+
+def whole(storage: Storage, shape: tuple[int, ...], columns: bool = False) -> Claim:
+    """All of a storage as one tensor, rows first, or columns first."""
+    sizes = [n if type(n) is int and 0 <= n < 2**40 else 2**40 for n in shape[:MOST_DIMS]]
+    order = range(len(sizes)) if columns else range(len(sizes) - 1, -1, -1)
+    stride, step = [0] * len(sizes), 1
+    for axis in order:
+        stride[axis], step = step, step * sizes[axis]
+    return Claim(storage, 0, shape, tuple(min(step, 2**61) for step in stride))
+
+
+def numpy_dtype(thing: Any) -> torch.dtype:
+    """The type a NumPy dtype names, such as 'f4', in little-endian order."""
+    if not isinstance(thing, Thing) or thing.path != "numpy.dtype":
+        raise ValueError("a type that is none")
+    code = str(thing.arguments[0]).lstrip("<|=")
+    order = thing.state[1] if isinstance(thing.state, tuple) and len(thing.state) > 1 else "<"
+    if code not in NUMPY or order not in ("<", "|", "="):
+        raise ValueError(f"numbers of type '{order}{code}'"[:60])
+    return NUMPY[code]
+
+
+def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
+    """The claims of a file of `size` bytes, each within its storage. Raises InputError naming the one that is wrong.
+
+    Together they may claim no more bytes than the file has, so that a small file never fills the memory.
+    """
+    total, checked = 0, {}
+    for name, value in claims.items():
+        check_name(name)
+        try:
+            claim = of_array(value) if isinstance(value, Thing) else value
+            if not isinstance(claim, Claim):
+                raise ValueError(f"no numbers but {type(claim).__name__}")
+            claim.check()
+        except (ValueError, TypeError) as error:
+            raise InputError(f"'{name}' has {error}") from error
+        total += claim.numel * claim.storage.dtype.itemsize
+        if total > size:
+            raise InputError(f"its tensors claim more than its {size:,} bytes")
+        checked[name] = claim
+    return checked
+
+
+def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+    """The tensors of `check`ed claims; floats as float32."""
+    return {name: numbers(name, claim.tensor()) for name, claim in check(claims, size).items()}
+
+
+def numbers(name: str, tensor: Tensor) -> Tensor:
+    """`tensor` with floats as float32; InputError when they are not finite."""
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # without a copy
+            raise InputError(f"'{name}' holds numbers that are not finite")
+    return tensor
+
+
+def check_name(name: object) -> None:
+    """InputError unless `name` is made of words and dots, as the names of parameters are."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+([./][A-Za-z0-9_]+)*", name) or len(name) > 200:
+        raise InputError(f"'{shown(name)}' is no name of a tensor")
+
+
+def listed(keys: Iterable[object], most: int = 3) -> str:
+    """The first few of many names, for an error."""
+    names = sorted(shown(key, 40) for key in keys)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

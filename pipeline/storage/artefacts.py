@@ -1,0 +1,291 @@
+"""What the stages leave for each other: every path under data/<domain>/ and reports/<domain>/, every Parquet column.
+
+A table is one Parquet file or a folder of shards; lists have a fixed size, s is float16 (byte-stream split and zstd),
+and the schema's metadata says what made it. polars and pyarrow read them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.runtime.errors import InputError, nearest
+from pipeline.storage import parquet
+from pipeline.storage.parquet import Column
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
+
+    from pipeline.storage.domains import Domain
+
+Where = Mapping[str, Any]
+Id = TypeVar("Id", int, "Tensor")
+SPLITS = ("train", "val", "test")
+FAKE_VAL_EVERY = 50  # every 50th fake is for validation
+
+SCHEMAS: dict[str, tuple[Column, ...]] = {
+    "images": (  # image: encoded bytes; params: the renderer's parameters as JSON
+        Column("id", "int64"),
+        Column("split", "string"),
+        Column("image", "binary"),
+        Column("params", "string", nullable=True),
+    ),
+    "fakes": (Column("id", "int64"), Column("w", "float32 list")),  # w [D]
+    "reals": (  # w_plus [L*D]; error: mean squared error, on [0,1], of what it draws
+        Column("id", "int64"),
+        Column("split", "string"),
+        Column("w_plus", "float32 list"),
+        Column("error", "float32"),
+    ),
+    "details": (  # of people who are edited; detail [C*r*r]: what their w_plus lack (pipeline/models/feature_residual.py)
+        Column("id", "int64"),
+        Column("detail", "float16 list", nullable=True),
+    ),
+    "codes": (  # source: "fake" or "real"; s [S]; clip [E] as the network gives it
+        Column("id", "int64"),
+        Column("source", "string"),
+        Column("split", "string"),
+        Column("s", "float16 list"),
+        Column("clip", "float32 list"),
+    ),
+    "edits": (  # s [S] after the edit; mask: PNG, black where the picture stays; evaluations: forward passes per image
+        Column("id", "int64"),
+        Column("prompt", "string"),
+        Column("strength", "float32"),
+        Column("image", "binary"),
+        Column("s", "float16 list", nullable=True),
+        Column("mask", "binary", nullable=True),
+        Column("evaluations", "int32"),
+    ),
+}
+
+
+class Layout:
+    """Where the artefacts of one domain lie in the project at `root`."""
+
+    def __init__(self, domain: str | Domain, root: Path) -> None:
+        self.domain: str = domain if isinstance(domain, str) else domain.name
+        self.root = Path(root)
+        self.data = self.root / "data" / self.domain
+        self.images = self.data / "images"
+        self.prepared = self.data / "prepared.json"  # counts of photographs, and which were skipped and why
+        self.fakes = self.data / "fakes"
+        self.reals = self.data / "reals"
+        self.details = self.data / "details"
+        self.codes = self.data / "codes"
+        self.s_stats = self.data / "s_stats.safetensors"
+        self.relevance = self.data / "relevance.safetensors"
+        self.mapper = self.data / "mapper.safetensors"
+        self.mapper_wplus = self.data / "mapper_wplus.safetensors"
+        self.diffusion = self.data / "diffusion.safetensors"
+        self.evaluation = self.data / "evaluation"
+        self.scores = self.evaluation / "scores.parquet"  # a row per editor and case
+        self.figures = self.evaluation / "figures"  # pictures, and in told.json what they show
+        self.clip_map = self.evaluation / "clip_map.parquet"
+        self.timings = self.data / "timings"
+        self.pretraining = self.root / "data" / "pretraining" / self.domain
+        self.reports = self.root / "reports" / self.domain
+        self.metrics = self.reports / "metrics.json"
+        self.summary = self.reports / "summary.json"
+        self.full = self.reports / "full" / "metrics.json"  # of evaluate.scale=full, committed by hand
+        self.grid = self.reports / "grid.png"
+        self.plots = self.reports / "plots"
+        self.trials = self.reports / "trials"
+        self.page = self.reports / "index.html"
+
+    def edits(self, editor: str) -> Path:
+        """The folder of one editor's edits."""
+        return self.data / "edits" / editor
+
+    def curve(self, name: str) -> Path:
+        """The training curve of a stage, for DVC's plots and the report."""
+        return self.data / "curves" / f"{name}.csv"
+
+    def timing(self, stage: str) -> Path:
+        """Seconds and memory of a stage's last run; not hashed by DVC."""
+        return self.timings / f"{stage}.json"
+
+
+def shard_name(index: int) -> str:
+    """The file name of shard number `index`; names sort as numbers do."""
+    return f"shard-{index:05d}.parquet"
+
+
+def sibling(row_id: Id) -> Id:
+    """The other one of two generated rows that may share noise (`sampling.noise`): 0 and 1, 2 and 3, ..."""
+    return row_id ^ 1
+
+
+def fake_split(row_id: int) -> str:
+    """The split of a generated row: every 50th is "val", the rest "train"."""
+    return "val" if row_id % FAKE_VAL_EVERY == 0 else "train"
+
+
+def write_shard(path: Path, schema: str, columns: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write one shard (or a whole small table) of SCHEMAS[schema], whole or not at all; equal content, equal bytes.
+
+    columns: name -> tensor, array or list of N rows ([N,K] for lists); None for a nullable column without values.
+    meta (JSON-able: domain, model fingerprints, params) describes the table and must be equal in all its shards.
+    Raises ValueError for what does not fit the schema, InputError when the disk refuses.
+    """
+    import pyarrow as pa
+
+    expected = _schema(schema)
+    names = [column.name for column in expected]
+    if set(columns) != set(names):
+        raise ValueError(f"{schema} has the columns {names}, not {sorted(columns)}")
+    rows = len(columns[names[0]])
+    arrays = [parquet.array_of(columns[column.name], column, rows) for column in expected]
+    fields = [
+        pa.field(column.name, array.type, nullable=column.nullable)
+        for column, array in zip(expected, arrays, strict=True)
+    ]
+    header = parquet.header({**meta, "schema": schema})
+    parquet.write(path, pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=header)))
+
+
+def read(
+    path: Path, schema: str, columns: Sequence[str] | None = None, where: Where | None = None, hint: str | None = None
+) -> dict[str, Any]:
+    """The columns of a table whole: numbers [N] and lists [N,K] as tensors (s stays float16), text and bytes as lists.
+
+    where: column -> value, or a tuple, list or set of values. Rows come in the order of the shards' names. A nullable
+    list column without values is None. Raises InputError naming the file for a missing, cut, foreign or mixed table;
+    `hint` says what makes it.
+    """
+    import numpy as np
+
+    wanted, rows, filled = _wanted(schema, columns), count(path, schema, where, hint), 0
+    result: dict[str, Any] = {}
+    for length, part in _parts(path, schema, wanted, where, hint):
+        for name, values in part.items():
+            if isinstance(values, list):
+                result.setdefault(name, []).extend(values)
+            elif values is None:
+                result[name] = None
+            else:
+                whole = result.get(name)
+                if whole is None:
+                    whole = result[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+                whole[filled : filled + length] = values
+        filled += length
+    return parquet.tensors(result)
+
+
+def iterate(
+    path: Path,
+    schema: str,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 1024,
+    where: Where | None = None,
+    hint: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """As `read`, in parts of exactly `batch_rows` rows (the last one shorter), in bounded memory."""
+    held: list[dict[str, Any]] = []
+    rows = 0
+    for length, part in _parts(path, schema, _wanted(schema, columns), where, hint):
+        held, rows = [*held, part] if length else held, rows + length
+        if rows >= batch_rows:
+            whole, start = parquet.joined(held), 0
+            while rows - start >= batch_rows:
+                yield parquet.tensors(parquet.sliced(whole, start, start + batch_rows))
+                start += batch_rows
+            held, rows = [parquet.sliced(whole, start, rows)], rows - start
+    if rows:
+        yield parquet.tensors(parquet.joined(held))
+
+
+def count(path: Path, schema: str, where: Where | None = None, hint: str | None = None) -> int:
+    """How many rows a table has (that match `where`)."""
+    if not where:
+        return sum(parquet.opened(shard, schema).metadata.num_rows for shard in _checked(path, schema, hint))
+    return sum(length for length, _ in _parts(path, schema, [], where, hint))
+
+
+def metadata(path: Path, schema: str, hint: str | None = None) -> dict[str, Any]:
+    """The meta that `write_shard` was given."""
+    meta = parquet.header_of(parquet.opened(_checked(path, schema, hint)[0], schema).schema_arrow)
+    return {key: value for key, value in meta.items() if key != "schema"}
+
+
+def table(path: Path, columns: Sequence[str] | None = None, hint: str | None = None) -> pl.DataFrame:
+    """A Parquet file, or a folder of shards, of any schema as a polars frame."""
+    import polars as pl
+
+    found = shards(path, hint)
+    try:
+        return pl.read_parquet(found, columns=list(columns) if columns else None)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a table ({parquet.reason(error)}): {parquet.advice(hint)}"
+        ) from error
+
+
+def write_table(path: Path, frame: pl.DataFrame, meta: Mapping[str, Any] | None = None) -> None:
+    """Write a polars frame as one Parquet file, whole or not at all; equal content gives equal bytes."""
+    parquet.write(path, frame.to_arrow().replace_schema_metadata(parquet.header(meta or {})))
+
+
+def _schema(name: str) -> tuple[Column, ...]:
+    if name not in SCHEMAS:
+        raise ValueError(f"unknown schema '{name}'{nearest(name, SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def _wanted(schema: str, columns: Sequence[str] | None) -> list[str]:
+    names = [column.name for column in _schema(schema)]
+    for name in columns or ():
+        if name not in names:
+            raise ValueError(f"{schema} has no column '{name}'{nearest(name, names)}")
+    return list(columns) if columns is not None else names
+
+
+def shards(path: Path, hint: str | None = None) -> list[Path]:
+    """The Parquet files of a table, in the order of their rows. InputError when there is none."""
+    path = Path(path)
+    found = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        state = "holds no Parquet file" if path.is_dir() else "is missing"
+        raise InputError(f"{path} {state}: {parquet.advice(hint)}")
+    return found
+
+
+def _checked(path: Path, schema: str, hint: str | None) -> list[Path]:
+    """The shards of a table, each of the right schema, all with the same sizes and origin."""
+    whole = shards(path, hint)
+    first: Any = None
+    for shard in whole:
+        found = parquet.opened(shard, schema, hint).schema_arrow
+        parquet.check(found, _schema(schema), shard, schema, hint)
+        if first is None:
+            first = found
+        elif found != first:
+            raise InputError(f"{shard} has other sizes than {whole[0].name}: {parquet.advice(hint)}")
+        elif parquet.header_of(found) != parquet.header_of(first):
+            raise InputError(f"{shard} comes from another run than {whole[0].name}: {parquet.advice(hint)}")
+    return whole
+
+
+def _parts(
+    path: Path, schema: str, columns: Sequence[str], where: Where | None, hint: str | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(rows, columns) of the matching rows, at most ROW_GROUP at once; first comes an empty part with the shapes."""
+    import pyarrow as pa
+
+    kinds = {column.name: column for column in _schema(schema)}
+    read = list(dict.fromkeys([*columns, *_wanted(schema, list(where or ()))]))
+    whole = _checked(path, schema, hint)
+    empty = parquet.opened(whole[0], schema, hint).schema_arrow.empty_table().combine_chunks()
+    yield 0, {name: parquet.values_of(empty.column(name).combine_chunks(), kinds[name], None) for name in columns}
+    for shard in whole:
+        try:
+            for batch in parquet.opened(shard, schema, hint).iter_batches(batch_size=parquet.ROW_GROUP, columns=read):
+                keep = parquet.matching(batch, where) if where else None
+                rows = batch.num_rows if keep is None else int(keep.sum())
+                yield rows, {name: parquet.values_of(batch.column(name), kinds[name], keep) for name in columns}
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{shard} is damaged ({parquet.reason(error)}): remove it and {parquet.advice(hint)}"
+            ) from error

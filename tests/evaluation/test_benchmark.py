@@ -1,0 +1,286 @@
+"""Evaluation on people whose edits are known beforehand, so that every number is too."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import known_people
+import pytest
+import torch
+from known_people import FIRST, PEOPLE, PROMPTS, SIZE, World, change, concerned, nothing, stored, write
+
+from pipeline import portraits
+from pipeline.evaluation import benchmark, metrics
+from pipeline.storage import artefacts, images
+from pipeline.storage.domains import Prompt
+
+world = known_people.world  # a fixture
+
+
+# ---------------------------------------------------------------- what the numbers mean
+
+
+def test_the_truth_itself_is_perfect(world: World) -> None:
+    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics
+    row = found["editors"]["counterfactual"]
+    assert [row[name]["value"] for name in ("reached", "kept", "identity")] == [1, 1, pytest.approx(1)]
+    assert row["psnr"]["value"] == 60 and row["fid_oracle"]["value"] == pytest.approx(0, abs=1e-6)
+    assert row["counterfactual_gain"]["value"] > 1 and row["gain_over_input"]["value"] > 1
+    assert row["evaluations"]["value"] == 3
+
+
+def test_doing_nothing_reaches_nothing_and_gains_nothing(world: World) -> None:
+    row = world.evaluate({"identity_editor": world.edits("identity_editor", nothing)}).metrics["editors"][
+        "identity_editor"
+    ]
+    assert row["reached"] == {"value": 0, "low": 0, "high": 0}
+    assert row["counterfactual_gain"]["value"] == 0 and row["gain_over_input"]["value"] == 0
+    assert row["psnr_input"]["value"] == 60 and row["identity_input"]["value"] == pytest.approx(1)
+    assert row["kept"]["value"] == 1  # all that was not asked for is still there
+    assert row["fid_oracle"]["value"] > 0
+
+
+def test_a_second_oracle_is_asked_the_same_and_told_apart(world: World) -> None:
+    class Blind:
+        """It sees what the first sees, but red hair nowhere: black instead."""
+
+        attributes, features = world.backbones.oracle.attributes, staticmethod(world.backbones.oracle.features)
+
+        def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = world.backbones.oracle.logits(features)
+            colours = list(self.attributes["hair_color"])
+            red = found["hair_color"][:, colours.index("red")].clone()
+            found["hair_color"][:, colours.index("red")] = 0
+            found["hair_color"][:, colours.index("black")] += red
+            return found
+
+        def read(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: logits.argmax(1) for name, logits in self.logits(self.features(pictures)).items()}
+
+    path = world.edits("counterfactual", change)
+    world.backbones.oracle2 = world.backbones.oracle
+    same = world.evaluate({"counterfactual": path}).metrics
+    row = same["editors"]["counterfactual"]
+    assert row["reached_oracle2"] == row["reached"] and row["kept_oracle2"] == row["kept"]
+    assert same["oracle2"]["largest_difference"]["value"] == 0 and same["oracle2"]["mean"] == same["oracle"]["mean"]
+
+    world.backbones.oracle2 = Blind()
+    found = world.evaluate({"counterfactual": path}).metrics
+    row = found["editors"]["counterfactual"]
+    assert row["reached"]["value"] == 1 and row["reached_oracle2"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["oracle2"]["largest_difference"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["oracle2"]["min"]["value"] < found["oracle"]["min"]["value"] == 1
+    assert {key: row[key] for key in row if "oracle2" not in key} == {
+        key: leaf for key, leaf in same["editors"]["counterfactual"].items() if "oracle2" not in key
+    }
+
+
+def test_only_people_whom_a_prompt_concerns_are_scored(world: World) -> None:
+    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)})
+    for prompt in PROMPTS:
+        ids = found.scores.filter(found.scores["prompt"] == prompt.text)["id"].to_list()
+        assert sorted(ids) == concerned(world, prompt)
+        assert 0 < len(ids) < PEOPLE
+        people = found.metrics["editors"]["counterfactual"]["prompts"][prompt.text]["people"]["value"]
+        assert people == len(ids)
+
+
+def test_reached_is_averaged_over_prompts_not_over_edits(world: World) -> None:
+    """An editor that can do sunglasses and nothing else reaches one prompt of three, however many people wear none."""
+
+    def shades(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+        return change(person, prompt) if prompt.attribute == "glasses" else person
+
+    row = world.evaluate({"deltaedit_g": world.edits("deltaedit_g", shades)}).metrics["editors"]["deltaedit_g"]
+    assert row["reached"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert row["prompts"]["face with sunglasses"]["reached"]["value"] == 1
+
+
+def test_words_clip_never_saw_are_counted_apart(world: World) -> None:
+    """An editor deaf to a held-out synonym keeps its average, and the deafness shows under `heldout`."""
+    novel = Prompt("face with shades", "glasses", "sunglasses", "heldout")
+    world.backbones.domain.prompts = (*PROMPTS, novel)
+
+    def deaf(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+        return person if prompt is novel else change(person, prompt)
+
+    path = world.edits("deltaedit_g", deaf, prompts=(*PROMPTS, novel))
+    found = world.evaluate({"deltaedit_g": path}).metrics
+    row = found["editors"]["deltaedit_g"]
+    assert row["reached"]["value"] == 1 and row["heldout"]["reached"]["value"] == 0
+    assert row["fid_oracle"]["value"] == pytest.approx(0, abs=1e-6)
+    assert "face with shades" in found["clip"]["directions"]
+
+
+def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_counted_apart(world: World) -> None:
+    both = Prompt("face with red hair and shades", "hair_color", "red", "combined", {"glasses": "sunglasses"})
+    world.backbones.domain.prompts = (*PROMPTS, both)
+    for person in world.test.people or ():
+        world.backbones.oracle.draw(change(person, both))
+
+    def half(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+        asks = dict(list(prompt.asks.items())[:1])
+        return portraits.counterfactual(person, asks)
+
+    edits = {
+        name: world.edits(name, draw, prompts=(*PROMPTS, both)) for name, draw in (("whole", change), ("half", half))
+    }
+    found = world.evaluate(edits)
+    rows = found.metrics["editors"]
+    assert rows["whole"]["combined"]["reached"]["value"] == 1 and rows["half"]["combined"]["reached"]["value"] == 0
+    assert rows["half"]["reached"]["value"] == 1 and rows["half"]["combined"]["kept"]["value"] == 1
+    asked = [row["id"] for row in found.scores.iter_rows(named=True) if row["prompt"] == both.text]
+    for row_id in asked:  # only whom all of it concerns
+        has = portraits.attributes(portraits.sample(row_id))
+        assert has["hair_color"] != "red" and has["glasses"] != "sunglasses" and has["hair_style"] != "bald"
+    assert asked
+
+
+def test_what_changes_beside_the_prompt_costs_kept(world: World) -> None:
+    def careless(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+        background = "blue" if portraits.attributes(person)["background"] != "blue" else "pink"
+        return portraits.counterfactual(change(person, prompt), {"background": background})
+
+    found = world.evaluate({"deltaedit_g": world.edits("deltaedit_g", careless)})
+    row = found.metrics["editors"]["deltaedit_g"]
+    assert row["reached"]["value"] == 1
+    for score in found.scores.iter_rows(named=True):
+        person = portraits.sample(score["id"])
+        prompt = next(p for p in PROMPTS if p.text == score["prompt"])
+        shown = [n for n, seen in portraits.visible(change(person, prompt)).items() if seen and n != prompt.attribute]
+        assert score["kept"] == pytest.approx((len(shown) - 1) / len(shown))
+
+
+def test_gain_is_counted_from_what_the_editor_makes_of_the_unedited(world: World) -> None:
+    path = world.edits("deltaedit_g", change)
+    grey = images.encode_png(torch.zeros(3, SIZE, SIZE))
+    table = stored(path)
+    pictures = [grey if prompt == "" else image for prompt, image in zip(table["prompt"], table["image"], strict=True)]
+    write(path, {**table, "image": pictures})
+    row = world.evaluate({"deltaedit_g": path}).metrics["editors"]["deltaedit_g"]
+    assert row["counterfactual_gain"]["value"] > row["gain_over_input"]["value"] > 0
+
+
+def test_the_order_of_rows_and_the_batch_change_nothing(world: World) -> None:
+    straight = world.evaluate({"deltaedit_g": world.edits("straight", change)}, batch=5).metrics
+    shuffled = world.evaluate({"deltaedit_g": world.edits("shuffled", change, shuffled=True)}, batch=64).metrics
+    for name in ("reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain"):
+        for key, value in straight["editors"]["deltaedit_g"][name].items():
+            assert shuffled["editors"]["deltaedit_g"][name][key] == pytest.approx(value, abs=1e-4), name
+
+
+def test_editors_judged_side_by_side_get_the_numbers_they_get_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", nothing)}
+    found = []
+    for count in ("1", "3"):
+        monkeypatch.setenv("DELTASPACE_WORKERS", count)
+        found.append(world.evaluate(edits).metrics)
+    assert found[0] == found[1]
+
+
+def test_an_editor_may_have_fewer_people_than_another(world: World) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change, people=6)}
+    found = world.evaluate(edits).metrics
+    scored = {row_id for prompt in PROMPTS for row_id in concerned(world, prompt)}
+    assert found["editors"]["deltaedit_g"]["people"]["value"] == len(scored) > 6
+    assert found["editors"]["deltaedit_d"]["people"]["value"] <= 6
+    assert found["diffusion"]["reconstruction"]["psnr"]["value"] == 60
+    assert found["diffusion"]["reconstruction"]["mse"]["value"] == 0
+
+
+def test_a_mask_is_judged_by_where_the_truth_differs_and_so_is_what_lies_outside(world: World) -> None:
+    everywhere, nowhere = torch.ones(1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
+    edits = {
+        "deltaedit_dm": world.edits("all", change, mask=everywhere),
+        "diffedit": world.edits("none", nothing, mask=nowhere),
+        "deltaedit_g": world.edits("g", change),
+    }
+    found = world.evaluate(edits).metrics["editors"]
+    assert world.test.people is not None
+    areas = []  # by hand: the share of pixels that the truth changes
+    for prompt in PROMPTS:
+        shares = []
+        for row_id in concerned(world, prompt):
+            person = world.test.people[row_id - FIRST]
+            both = [world.backbones.oracle.draw(one) for one in (person, change(person, prompt))]
+            shares.append(metrics.changed(both[1][None], both[0][None]).float().mean().item())
+        areas.append(sum(shares) / len(shares))
+    assert found["deltaedit_dm"]["mask_iou"]["value"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
+    assert found["diffedit"]["mask_iou"]["value"] == 0
+    assert "mask_iou" not in found["deltaedit_g"]
+    assert found["deltaedit_g"]["outside_psnr"]["value"] > 50  # the truth but for its faintest pixels
+    assert found["diffedit"]["outside_psnr"]["value"] == 60
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(node, dict) and set(node) - {"note"} == {"value", "low", "high"}:
+        return [(path, node)]
+    if isinstance(node, dict):
+        return [leaf for key, child in node.items() for leaf in leaves(child, (*path, key))]
+    return [(path, node)]
+
+
+def test_every_leaf_has_a_value_and_an_interval_or_null(world: World) -> None:
+    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)}, mapper={"val_cos": 0.7}).metrics
+    for path, leaf in leaves(found):
+        if path != ("domain",):
+            assert isinstance(leaf, dict), path
+            assert leaf["low"] is None or leaf["low"] <= leaf["high"], path
+    assert found["mapper"]["val_cos"] == {"value": 0.7, "low": None, "high": None}
+    assert found["mapper"]["explained"]["value"] is None
+
+
+def test_the_agreed_numbers_are_all_there(world: World) -> None:
+    found = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
+    assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(found["clip"])
+    assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(found["clip"])
+    assert set(found["inversion"]) == {"psnr", "ssim", "mse", "identity", "encoder_psnr"}
+    assert set(found["mapper"]) == {"val_cos", "val_mse", "explained"}
+    assert set(found["diffusion"]["reconstruction"]) == {"psnr", "ssim", "mse"}
+    agreed = {"reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain", "gain_over_input"}
+    assert agreed | {"evaluations", "people"} <= set(found["editors"]["deltaedit_g"])
+
+
+def test_saving_twice_gives_the_same_bytes(world: World) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", nothing)}
+    contents = []
+    for run in ("one", "two"):
+        layout = artefacts.Layout("portraits", world.folder / run)
+        benchmark.save(world.evaluate(edits), layout)
+        names = (layout.metrics, layout.summary, layout.scores, layout.plots / "prompts.csv")
+        contents.append([path.read_bytes() for path in names])
+    assert contents[0] == contents[1]
+    summary = json.loads(contents[0][1])
+    assert summary["deltaedit_g_reached"] == 1 and "identity_editor_reached" not in summary
+    assert len(summary) <= 12
+    table = artefacts.table(layout.scores)
+    assert set(table["editor"]) == {"deltaedit_g", "identity_editor"}
+
+
+@pytest.mark.usefixtures("bfloat16_pays")
+@pytest.mark.parametrize("half", [False, True])
+def test_edits_are_looked_at_in_half_precision_where_asked_and_the_truth_never(
+    world: World, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = {"counterfactual": world.edits("counterfactual", change)}
+    seen: dict[str, list[bool]] = {}
+    for name, network, method in (
+        ("identity", world.backbones, "identity"),
+        ("oracle", world.backbones.oracle, "features"),
+    ):
+        real = getattr(network, method)
+
+        def watched(images: torch.Tensor, name: str = name, real: Any = real) -> torch.Tensor:
+            seen.setdefault(name, []).append(torch.is_autocast_enabled("cpu"))
+            return real(images)
+
+        monkeypatch.setattr(network, method, watched)
+    world.evaluate(edits, half=half)
+    assert {any(calls) for calls in seen.values()} == {half}
+    assert all(calls and not all(calls) for calls in (seen["identity"], seen["oracle"]))  # the truth is seen as it is

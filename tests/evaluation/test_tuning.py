@@ -1,0 +1,271 @@
+"""Tuning: every combination is tried, on validation people alone, by the evaluation's own definitions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from deltaspace.cli import app, options
+from pipeline import delta_mapper, editors, portraits
+from pipeline.editors import deltaedit_gp
+from pipeline.editors._diffusion import Settings
+from pipeline.editors.deltaedit_g import Params
+from pipeline.evaluation import metrics, tuning
+from pipeline.networks import Backbones
+from pipeline.report import charts
+from pipeline.runtime.errors import InputError
+from pipeline.storage import artefacts, domains
+from pipeline.values import Direction, Edited
+
+PEOPLE = 5  # of the 6 that the tiny world validates on, rows 14 to 19
+
+
+@pytest.fixture(scope="module")
+def networks(tiny: Path) -> Backbones:
+    return Backbones(domains.load("tiny", tiny), tiny)
+
+
+@pytest.fixture(scope="module")
+def validated(networks: Backbones):
+    return tuning.validation(networks, PEOPLE)
+
+
+def test_every_combination_is_tried_once_and_other_settings_stay() -> None:
+    tried = list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2]}))
+    assert tried == [Params(0.5, 0.3), Params(2.0, 0.3)]
+    assert len(list(tuning.grid(Params(1.0, 0.3), {"strength": [0.5, 2], "threshold": [0, 0.1, 0.2]}))) == 6
+
+
+def test_words_of_the_command_line_become_numbers_truth_values_lists_and_nothing() -> None:
+    found = options.tries(["strength=1,0.5", "agree=true,false", "within=2,null", "solver=ddim", "tries=0.5+1,1e+0"])
+    lists = found.pop("tries")
+    assert found == {"strength": [1, 0.5], "agree": [True, False], "within": [2, None], "solver": ["ddim"]}
+    assert lists == [[0.5, 1], 1.0]
+    given = deltaedit_gp.Params(1.0, 0.1, True, None, None, None, (1.0,), 0.9, 0.5, None)
+    (listed,) = tuning.grid(given, {"tries": lists[:1]})
+    assert listed.tries == (0.5, 1.0)
+    assert [one.within for one in tuning.grid(Params(1.0, 0.3), {"within": found["within"]})] == [2.0, None]
+
+
+def test_a_setting_that_the_editor_has_not_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"no setting 'treshold'.*threshold"):
+        list(tuning.grid(Params(1.0, 0.3), {"treshold": [1]}))
+
+
+def test_a_value_of_another_type_or_that_cannot_be_is_one_line() -> None:
+    for values in ({"strength": ["strong"]}, {"agree": [2]}):
+        with pytest.raises(InputError, match=f"--try.{next(iter(values))} is"):
+            list(tuning.grid(Params(1.0, 0.3), values))
+    walk = Settings(1.0, 0.1, True, None, None, None, 10, "belm", 0, 1.0)
+    assert [one.solver for one in tuning.grid(walk, {"solver": ["ddim", "belm"]})] == ["ddim", "belm"]
+    with pytest.raises(InputError, match="do not divide 1000"):
+        list(tuning.grid(walk, {"steps": [7]}))
+
+
+def test_the_people_are_validation_people(validated) -> None:
+    people, goals = validated
+    assert people.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
+    assert {row for row, _ in goals.index} <= set(range(PEOPLE))
+    assert people.detail is not None and people.detail.added.any()
+
+
+def test_prompts_of_another_split_are_tried_alone(networks: Backbones) -> None:
+    first, *others = networks.domain.prompts
+    other = copy.copy(networks)
+    other.domain = replace(networks.domain, prompts=(replace(first, split="heldout"), *others))
+    for split, texts in (("heldout", {first.text}), ("seen", {prompt.text for prompt in others})):
+        _, goals = tuning.validation(other, PEOPLE, split=split)
+        assert {text for _, text in goals.index} == texts
+
+
+def test_more_people_than_there_are_and_worlds_without_truth_are_refused(networks: Backbones, tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"7 validation people are asked for, prepare\.val is 6"):
+        tuning.validation(networks, 7)
+    with pytest.raises(InputError, match="tiny has no prompts of split 'unheard': there are "):
+        tuning.validation(networks, 1, split="unheard")
+    church = Backbones(domains.load("church", Path(__file__).parents[2]), tiny)
+    with pytest.raises(InputError, match="church has photographs"):
+        tuning.validation(church, 1)
+
+
+def test_the_frames_of_the_table_score_as_they_must(networks: Backbones, validated) -> None:
+    """The counterfactual is the best that can be; the input reaches nothing that its oracle does not see already."""
+    people, goals = validated
+    scores = {}
+    for name in ("counterfactual", "identity_editor"):
+        settings = tuning.settings_of(name, networks.root, networks.domain)
+        scores[name] = tuning.trial(networks, name, settings, people, goals)
+    assert scores["counterfactual"].psnr > scores["identity_editor"].psnr
+    assert scores["identity_editor"].round_trip == 0
+    oracle = torch.stack(list(networks.oracle.read(goals.images(range(len(goals.index)))).values()), dim=1)
+    right = metrics.reached(oracle, goals.answers, goals.asked)
+    by_prompt: dict[str, list[float]] = {}
+    for (_, text), number in goals.index.items():
+        by_prompt.setdefault(text, []).append(right[number].item())
+    expected = sum(sum(values) / len(values) for values in by_prompt.values()) / len(by_prompt)
+    assert scores["counterfactual"].reached == pytest.approx(expected)
+
+
+def test_the_command_prints_every_trial_and_the_best_last(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    words = ["tune", "counterfactual", "--domain", "tiny", "--people", "3", "--try", "strength=1,1", "--json"]
+    assert app.run([*words, "--out", str(tmp_path / "trials.csv")]) == 0
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["people"] == 3 and len(told["trials"]) == 2
+    assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
+
+
+def test_source_words_that_clip_was_never_taught_are_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    words = ["tune", "identity_editor", "--domain", "tiny", "--people", "3", "--source", "face,qwertz", "--json"]
+    assert app.run(words) == 0
+    told = capsys.readouterr()
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "was never taught 1 of 1 words ('qwertz')" in warnings[0]
+    assert [f"warning: {line}" for line in json.loads(told.out)["warnings"]] == warnings
+
+
+def test_several_editors_and_styles_share_one_table(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    words = ["tune", "counterfactual,identity_editor", "--domain", "tiny", "--people", "3", "--style", "painted,inked"]
+    assert app.run([*words, "--out", str(tmp_path / "both.csv")]) == 0
+    table = charts.trials(tmp_path / "both.csv")
+    assert table["varied"] == ["editor", "style"] and len(table["rows"]) == 4
+    by = {(row["editor"], row["style"]): row for row in table["rows"]}
+    assert float(by["counterfactual", "inked"]["psnr"]) == metrics.PSNR_CEILING  # truth is drawn in the same style
+    assert by["counterfactual", "painted"]["distance"] != by["counterfactual", "inked"]["distance"]
+    assert capsys.readouterr().out.count(" inked: reached") == 2
+
+
+def test_other_source_words_are_tried_and_told_apart(
+    networks: Backbones, validated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, goals = validated
+    asked = []
+
+    class Listening:
+        def fit(self, condition):
+            asked.append((condition.source, condition.target))
+            return Direction(condition, torch.zeros(1))
+
+        def edit(self, source, direction, strength):
+            return Edited(source.image)
+
+    monkeypatch.setattr(editors, "load", lambda *_: Listening())
+    settings = Params(1.0, 0.1)
+    trials = [tuning.trial(networks, "any", settings, people, goals, words) for words in (None, "a face", "hair")]
+    texts = list(dict.fromkeys(text for _, text in goals.index))
+    assert asked == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
+    tuning.save(tmp_path / "source.csv", len(people), "combined", [("painted", trial) for trial in trials[1:]])
+    table = charts.trials(tmp_path / "source.csv")
+    assert table["split"] == "combined"
+    assert table["varied"] == ["source"] and [row["source"] for row in table["rows"]] == ["a face", "hair"]
+    assert "source" not in trials[0].settings
+
+
+@pytest.fixture
+def coded(tiny: Path, networks: Backbones, tmp_path: Path) -> Backbones:
+    """The tiny project with a section `mapper`, and codes whose s says which source they are of."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    section = {"steps": 3, "batch": 8, "lr": 0.5, "fade": 0.0, "loss": "code", "source": "both"}
+    section |= {"rows": None, "seed": 0, "precision": "float32", "siblings": 0.0}
+    content |= {"mapper": section, "sample": {**content["sample"], "redrawn": 0.5}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    found = Backbones(networks.domain, tmp_path)
+    size, dim = networks.generator.layout.size, networks.clip.dim
+    for number, source in enumerate(("fake", "real")):
+        chance = torch.Generator().manual_seed(number)
+        codes = {"s": torch.full((16, size), 1.0 + number).half(), "clip": torch.randn(16, dim, generator=chance)}
+        columns = {"id": list(range(16)), "source": [source] * 16, "split": ["train"] * 12 + ["val"] * 4, **codes}
+        artefacts.write_shard(found.layout.codes / artefacts.shard_name(number), "codes", columns, {})
+    return found
+
+
+def test_a_mapper_is_trained_for_every_combination_on_the_rows_it_names(
+    coded: Backbones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Trainer(delta_mapper.Trainer):
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            seen.append((self.s[:, 0].tolist(), self.params))
+
+    monkeypatch.setattr(delta_mapper, "Trainer", Trainer)
+    recipes = list(tuning.mappers(coded, {"source": ["both", "real"], "rows": [14, 5]}))
+    assert not seen  # nothing is trained before its turn
+    made = [make() for _, make in recipes]
+    assert [settings for settings, _ in recipes] == [
+        {"mapper.source": source, "mapper.rows": rows} for source in ("both", "real") for rows in (14, 5)
+    ]
+    assert [rows for rows, _ in seen] == [[1.0] * 12 + [2.0] * 2, [1.0] * 5, [2.0] * 12, [2.0] * 5]
+    assert all(params.steps == 3 and params.lr == 0.5 for _, params in seen)
+    weights = [next(iter(nets.mapper.state_dict().values())) for nets in made]
+    assert not torch.equal(weights[0], weights[2]) and made[0].generator is coded.generator
+    assert not any(parameter.requires_grad for nets in made for parameter in nets.mapper.parameters())
+
+
+def test_a_mapper_can_be_trained_on_siblings_among_the_fakes(coded: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    drawn = delta_mapper.Trainer.drawn
+    monkeypatch.setattr(delta_mapper.Trainer, "drawn", lambda *given: seen.append(drawn(*given)) or seen[-1])
+    ((settings, make),) = tuning.mappers(coded, {"siblings": [1.0]})
+    make()
+    assert settings == {"mapper.siblings": 1.0} and len(seen) == 3  # steps
+    for first, second in seen:  # of 12 fakes, which come before the 12 reals
+        assert torch.equal(first ^ 1, second) and first.max() < 12
+
+
+def test_without_a_recipe_the_mapper_is_the_one_that_is_there(networks: Backbones, coded: Backbones) -> None:
+    ((settings, make),) = tuning.mappers(networks, {})
+    assert settings == {} and make() is networks
+    with pytest.raises(InputError, match=r"no setting 'row'.*rows"):
+        list(tuning.mappers(coded, {"row": [1]}))
+    with pytest.raises(InputError, match=r"--train.source is 'faces'.*one of fake, real, both is expected"):
+        list(tuning.mappers(coded, {"source": ["faces"]}))
+    shutil.rmtree(coded.layout.codes)
+    with pytest.raises(InputError, match=r"run `dvc repro cache@tiny`"):
+        list(tuning.mappers(coded, {"rows": [1]}))
+
+
+def test_distance_and_agreement_are_nought_for_a_picture_that_stays(networks: Backbones, validated) -> None:
+    people, goals = validated
+    settings = tuning.settings_of("identity_editor", networks.root, networks.domain)
+    still = tuning.trial(networks, "identity_editor", settings, people, goals)
+    assert still.distance == pytest.approx(0, abs=1e-5) and still.agreement == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--style", "oil"],
+        ["--style", ","],
+        ["--source", ","],
+        ["--train", "rows"],
+        ["--try", "strength"],
+        ["--try", "strength=a"],
+        ["--try", "strength=1,,2"],
+        ["--try", "x=1"],
+    ],
+)
+def test_bad_words_are_one_line(
+    words: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
+    assert app.run(["tune", "deltaedit_g", "--domain", "tiny", *words]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

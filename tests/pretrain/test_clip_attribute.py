@@ -1,0 +1,169 @@
+"""The lesson that CLIP gets of what its contrastive training left unlearnt."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_trainings
+import torch
+from small_trainings import CHUNK, MODELS, R, domain_at
+from torch.nn.functional import normalize
+
+from pipeline import portraits
+from pipeline.models.clip import Clip
+from pipeline.runtime.errors import InputError
+from pipeline.storage import weights
+from pretrain import clip as pretrain_clip
+from pretrain import clip_attribute, common, renders
+
+few_pictures = small_trainings.few_pictures  # fixture
+NAME, SHOWN = "brows", 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, few_pictures: None) -> renders.Renders:
+    root = tmp_path_factory.mktemp("lesson")
+    renders.make(root, R, CHUNK)
+    return renders.Renders(root, R)
+
+
+@pytest.fixture(scope="module")
+def taught(data: renders.Renders) -> tuple[Clip, Clip, torch.Tensor]:
+    """A network at random, what a lesson of many steps on few pictures makes of it, and the direction of that."""
+    torch.manual_seed(3)
+    before = Clip(MODELS["clip"][0])
+    pictures = data.images(torch.arange(SHOWN))
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(clip_attribute, "degrade", lambda images: images)
+        for _ in range(30):  # until its norms know what they are given
+            before.embed_images(pictures)
+        after = copy.deepcopy(before.eval())
+        along = clip_attribute.direction(normalize(before.embed_images(pictures), dim=1))
+        with torch.enable_grad():
+            for _ in clip_attribute.steps(after, data, NAME, images=16 * 200, batch=16):
+                pass
+    return before, after, along
+
+
+@torch.no_grad()
+def test_pictures_and_captions_of_the_two_values_part(
+    taught: tuple[Clip, Clip, torch.Tensor], data: renders.Renders
+) -> None:
+    before, after, along = taught
+    people = data.people(torch.arange(SHOWN))
+    truth = torch.tensor([portraits.attributes(person)[NAME] == portraits.ATTRIBUTES[NAME][1] for person in people])
+    seen = normalize(after.embed_images(data.images(torch.arange(SHOWN))), dim=1) @ along
+    assert torch.equal(seen > 0, truth)
+    for n in range(2):
+        texts = [portraits.in_a_phrase("face", value[0][n]) for value in portraits.PHRASES[NAME].values()]
+        first, second = (after.embed_texts(texts) - before.embed_texts(texts)) @ along
+        assert second - first > clip_attribute.SIDE / 3
+
+
+@torch.no_grad()
+def test_what_captions_say_otherwise_stays_where_it_was(taught: tuple[Clip, Clip, torch.Tensor]) -> None:
+    before, after, _ = taught
+    others = ["face", "a photo of a person", "face with red hair", "a happy person wearing a suit"]
+    assert (after.embed_texts(others) * before.embed_texts(others)).sum(1).min() > 0.97
+
+
+def test_only_few_weights_change(taught: tuple[Clip, Clip, torch.Tensor]) -> None:
+    before, after = (clip.state_dict() for clip in taught[:2])
+    changed = {key: (before[key] != after[key]) for key in before}
+    touched = {key for key, where in changed.items() if where.any()}
+    assert not {key for key in touched if "running" in key or "attn.in_proj" in key or "mlp" in key}
+    assert "model.visual.layer1.0.conv2.weight" not in touched and "model.visual.layer4.0.conv2.weight" not in touched
+    half = changed["model.visual.layer3.0.conv2.weight"]
+    assert half[: len(half) // 2].any() and not half[len(half) // 2 :].any()
+    words = changed["model.token_embedding.weight"].any(dim=1)
+    tokenizer = taught[0].tokenizer
+    assert words[tokenizer(["bushy"])[0][1]] and not words[tokenizer(["smiling"])[0][1]]
+
+
+def test_the_direction_is_one_that_embeddings_hardly_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_attribute, "AXES", 4)
+    torch.manual_seed(0)
+    spread = torch.tensor([1.0, 0.01, 1.0, 0.5, 2.0, 1.0, 0.7])
+    found = clip_attribute.direction(torch.randn(500, 7) * spread)
+    assert found.norm() == pytest.approx(1) and (found != 0).sum() <= 4
+    assert found.abs().argmax() == 1 and found[1].abs() > 0.99
+
+
+def test_captions_tell_the_value_that_they_name(data: renders.Renders) -> None:
+    captions, told = clip_attribute._captions(data, NAME, 0, 300)
+    for caption, place in zip(captions, told.tolist(), strict=True):
+        said = [word in caption for word in ("eyebrows", "bushy", "thick")]
+        assert place == (0 if not said[0] else 1 if any(said[1:]) else -1)
+    assert np.unique(told.numpy(), return_counts=True)[1].min() > 30
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["hair_color"], "'hair_color' has 5 values"),
+        (["brow"], "no attribute 'brow'.*brows"),
+        ("brows", "a list of attributes is expected"),
+    ],
+)
+def test_what_no_lesson_can_teach_is_refused_before_the_training(names: Any, said: str, tmp_path: Path) -> None:
+    domain = domain_at(tmp_path)
+    domain.defaults["pretrain"]["clip"]["taught"] = names
+    with pytest.raises(InputError, match=said):
+        pretrain_clip.train(domain, tmp_path)
+    with pytest.raises(InputError, match="sees with a transformer"):
+        clip_attribute.check([NAME], {"vision": {"layers": 2, "patch_size": 16}})
+
+
+def test_a_second_lesson_changes_words_of_its_own(
+    taught: tuple[Clip, Clip, torch.Tensor], data: renders.Renders
+) -> None:
+    clip = copy.deepcopy(taught[1])
+    before = copy.deepcopy(clip.model.token_embedding.weight)
+    for _ in clip_attribute.steps(clip, data, "mouth", images=32, batch=16):
+        pass
+    changed = (clip.model.token_embedding.weight != before).any(dim=1)
+    closed, bushy, of_all = (clip.tokenizer([word])[0][1] for word in ("closed", "bushy", "with"))
+    assert changed[closed] and not changed[bushy] and not changed[of_all]
+
+
+def test_a_training_that_is_done_ends_with_the_lessons_of_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and what they changed is what is promoted, then and later."""
+    monkeypatch.setenv("DELTASPACE_TRACKING", "0")
+    given: list[str] = []
+
+    def one(clip: Clip, data: renders.Renders, name: str, images: int) -> object:
+        given.append(name)
+        with torch.no_grad():
+            clip.model.visual.attnpool.c_proj.bias.fill_(0.25)
+        yield images, {}, clip
+
+    def promoted() -> tuple[bool, dict[str, Any]]:
+        tensors, meta = weights.load(common.promoted(domain, tmp_path, "clip"))
+        return bool((tensors["model.visual.attnpool.c_proj.bias"] == 0.25).all()), meta
+
+    monkeypatch.setattr(clip_attribute, "steps", one)
+    domain = domain_at(tmp_path)
+    domain.defaults["pretrain"]["clip"]["taught"] = [NAME]
+    pretrain_clip.train(domain, tmp_path, minutes=1e-6)
+    assert not given and not promoted()[0]
+    for _ in range(2):
+        pretrain_clip.train(domain, tmp_path)
+        told, meta = promoted()
+        assert given == [NAME] and told and meta["steps"] == 2 and meta["taught"] == [NAME]
+    pretrain_clip.promote(domain, tmp_path)
+    assert promoted()[0]
+
+    shutil.rmtree(tmp_path / "data/pretraining/tiny")  # on another machine the weights alone are known
+    pretrain_clip.train(domain, tmp_path)
+    assert given == [NAME] and promoted()[0]
+    pretrain_clip.train(domain, tmp_path, images=5 * 8)  # goes on, and then needs its lesson again
+    assert given == [NAME] * 2 and promoted()[1]["steps"] == 5
+    pretrain_clip.train(domain, tmp_path, images=5 * 8, resume=False)  # another network of as many steps
+    assert given == [NAME] * 3 and promoted()[0]

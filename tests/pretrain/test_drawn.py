@@ -1,0 +1,40 @@
+"""`deltaspace draw`: people in a zip file, which is a domain's pictures as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deltaspace.cli import app
+from pipeline import portraits
+from pipeline.storage import image_sources, images
+
+
+def test_a_zip_of_drawn_people_is_a_source_of_pictures(tmp_path: Path) -> None:
+    out = tmp_path / "people.zip"
+    assert app.run(["draw", str(out), "--count", "3", "--size", "32", "--style", "inked", "--first", "7"]) == 0
+    listing = image_sources.listing(out)
+    assert [member.inside for member in listing.members] == ["7.png", "8.png", "9.png"]
+    pixels, _ = images.read_rgb(image_sources.opened(out, listing.members[1]), "it")
+    expected = portraits.render(portraits.restyled(portraits.sample(8), "inked"), 32)
+    np.testing.assert_array_equal(np.asarray(pixels), expected)
+
+
+def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one.zip", "two.zip"):
+        assert app.run(["draw", str(tmp_path / name), "--count", "2", "--size", "16"]) == 0
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words", [["a.zip", "--style", "ink"], ["folder"], ["a.zip", "--count", "0"], ["a.zip", "--size", "7"]]
+)
+def test_bad_words_are_one_line_and_leave_nothing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["draw", *words]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

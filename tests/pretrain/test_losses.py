@@ -1,0 +1,114 @@
+"""What the trainings of the other networks are made of: losses, words, and pictures with flaws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_trainings
+import torch
+from small_trainings import D, R
+from torch.nn import functional as F
+
+from pipeline import portraits
+from pipeline.runtime.errors import InputError
+from pretrain import clip, encoder, identity, renders
+from pretrain import generator as gan
+from pretrain import labels as facts
+from pretrain.augment import degrade
+
+few_pictures = small_trainings.few_pictures  # a fixture of every test here
+
+
+# ---------------------------------------------------------------- losses and words
+
+
+def test_of_every_pair_both_pictures_show_one_person_and_differ() -> None:
+    torch.manual_seed(0)
+    for count, people in ((24, 5), (11, 10), (1000, 7)):
+        person, rows = identity.pairs(count, people, 400)
+        one, other = rows.chunk(2)
+        assert rows.max() < count and (one != other).all()
+        assert torch.equal(one % people, person) and torch.equal(other % people, person)
+        shown = min(people, count - people)  # those of whom there are two pictures
+        assert set(person.tolist()) == set(range(shown))
+    assert len(set(rows.tolist())) > 300  # all pictures of a person are met, not the first two alone
+
+
+def test_pairs_of_people_shown_once_are_refused() -> None:
+    with pytest.raises(InputError, match="5 pictures of 5 people: some must be shown twice"):
+        identity.pairs(5, 5, 8)
+
+
+def test_the_contrast_by_hand() -> None:
+    angles = np.array([[0.4, 1.2], [1.0, 0.7]])  # of first pictures (rows) to second ones
+    one = torch.eye(2, 3)
+    other = torch.from_numpy(np.column_stack([np.cos(angles).T, np.zeros(2)])).float()
+    logits = 8 * np.cos(angles)
+    both = [-np.log(np.exp(t.diagonal()) / np.exp(t).sum(1)).mean() for t in (logits, logits.T)]
+    loss, right = identity.contrast(torch.cat([one, other]), torch.tensor([3, 4]), torch.tensor(8.0))
+    assert loss.item() == pytest.approx(np.mean(both), rel=1e-5) and right.item() == 1
+
+
+def test_a_person_drawn_twice_into_a_batch_is_no_stranger_to_themselves() -> None:
+    embeddings = F.normalize(torch.randn(8, 5), dim=1)
+    twice, _ = identity.contrast(embeddings, torch.tensor([1, 1, 2, 3]), torch.tensor(4.0))
+    apart, _ = identity.contrast(embeddings, torch.tensor([1, 9, 2, 3]), torch.tensor(4.0))
+    assert twice < apart
+    alone, right = identity.contrast(embeddings, torch.tensor([1, 1, 1, 1]), torch.tensor(4.0))
+    assert alone.item() == pytest.approx(0) and right == 1
+
+
+def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
+    people = [portraits.sample(row) for row in range(60)]
+    labels = facts.of(people).labels(torch.arange(60))
+    hidden = 0
+    for i, person in enumerate(people):
+        for name, seen in portraits.visible(person).items():
+            value = labels[name][i].item()
+            hidden += not seen
+            assert value == (portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name]) if seen else -100)
+    assert hidden > 5
+    logits = torch.randn(60, len(portraits.ATTRIBUTES["bangs"]), requires_grad=True)
+    F.cross_entropy(logits, labels["bangs"], ignore_index=facts.HIDDEN).backward()
+    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == facts.HIDDEN)
+
+
+def test_the_vocabulary_is_the_words_of_training_captions() -> None:
+    known = clip.vocabulary()
+    assert known == sorted(set(known)) and {"face", "hair"} <= set(known)
+    rng = np.random.default_rng(9)
+    caption = portraits.caption(portraits.sample(renders.FIRST_ID), rng, "train")
+    assert caption and "elderly" not in known  # a word that is held out of all training
+
+
+def test_rows_of_latent_codes_are_judged_one_by_one_and_features_are_unit_per_pixel() -> None:
+    torch.manual_seed(0)
+    assert encoder.LatentDiscriminator(D)(torch.randn(5, D)).shape == (5,)
+    judge = gan.Discriminator(32, {32: 4, 16: 5, 8: 6, 4: 7})
+    maps = encoder.feature_maps(judge, torch.randn(2, 3, 32, 32))
+    assert [tuple(m.shape) for m in maps] == [(2, 5, 16, 16), (2, 6, 8, 8), (2, 7, 4, 4)]
+    for features in maps:
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(2, *features.shape[2:]))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_people_for_the_measure_of_far_pictures_are_neither_trainings_nor_the_benchmarks() -> None:
+    images = renders.unseen(3, R)
+    drawn = torch.from_numpy(portraits.render(portraits.sample(renders.FIRST_ID - 3), R)).permute(2, 0, 1)
+    assert torch.equal(((images[2] + 1) * 127.5).round().byte(), drawn)
+
+
+def test_flaws_are_small_differ_from_picture_to_picture_and_stay_in_range() -> None:
+    images = (torch.rand(1, 3, 32, 32) * 1.6 - 0.8).expand(16, -1, -1, -1)
+    before = images.clone()
+    torch.manual_seed(0)
+    flawed = degrade(images)
+    assert flawed.shape == images.shape and flawed.abs().max() <= 1
+    assert torch.equal(images, before)
+    assert len({tuple(image.flatten()[:20].tolist()) for image in flawed}) == 16
+    torch.manual_seed(0)
+    assert torch.equal(degrade(images), flawed)
+    flat = degrade(torch.full((64, 3, 16, 16), 0.3))
+    assert (flat.mean(dim=(1, 2, 3)) - 0.3).abs().mean() < 0.1

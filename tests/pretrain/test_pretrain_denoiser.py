@@ -1,0 +1,118 @@
+"""Training the first denoiser: on inversions as the DAG makes them, of the size the generator asks for, resumable."""
+
+import pytest
+import torch
+
+from pipeline.models import unet
+from pipeline.models.e4e import Encoder
+from pipeline.models.stylegan2 import Generator
+from pipeline.sampling import spread
+from pretrain import generator_supervised
+from pretrain.denoiser import coded, steps
+
+R, D = 16, 12
+NUMBERS = {"channels": 8, "mult": (1, 2), "time_dim": 12, "style_dim": 10, "attention": ()}
+
+
+class Pictures:
+    """Random pictures in place of renders."""
+
+    def __init__(self) -> None:
+        self.all = torch.rand(40, 3, R, R, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def images(self, rows):
+        return self.all[rows]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    generator = Generator(R, D, {4: 16, 8: 12, 16: 10}, n_mlp=2, split=(2, 4))
+    encoder = Encoder(R, (6, 8, 12, 16), rows=6, style_dim=D, split=(2, 4))
+    return encoder.eval().requires_grad_(False), generator.eval().requires_grad_(False)
+
+
+def train(networks, state, until):
+    encoder, generator = networks
+    *_, (_, _, average) = steps(NUMBERS, Pictures(), encoder, generator, *spread(generator), state, until, batch=4)
+    return average
+
+
+def test_codes_are_the_standardised_styles_of_the_pictures_own_inversion(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows = torch.tensor([3, 0, 7])
+    images, s = coded(Pictures(), encoder, generator, mean, std)(rows, torch.Generator())
+    assert torch.equal(images, Pictures().all[rows])
+    torch.testing.assert_close(s * std + mean, generator.styles(encoder(images)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_share_of_a_batch_is_made_of_codes_between_two_people(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows, chance = torch.arange(10), torch.Generator().manual_seed(1)
+    images, s = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, chance)
+    assert torch.equal(images[:6], Pictures().all[:6]) and len(images) == len(s) == 10
+    raw = s[6:] * std + mean
+    w = generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1)))
+    own, other = generator.styles(generator.repeat(w)).chunk(2)
+    near = [(raw - whose).abs() < 1e-4 for whose in (own, other)]
+    assert (near[0] | near[1]).all() and near[0].float().mean(dim=1).min() > 0.4 and not near[0].all()
+    made = generator.synthesis(raw, generator.repeat(w[:4])).clamp(-1, 1)
+    torch.testing.assert_close(images[6:], made, atol=1e-3, rtol=0)
+    again = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
+    assert torch.equal(images, again[0]) and torch.equal(s, again[1])
+
+
+def test_what_is_made_is_led_by_the_picture_of_the_first_person_and_pictures_by_themselves(networks):
+    encoder, generator = networks
+    mean, std = spread(generator)
+    rows = torch.arange(10)
+    images, s, before = coded(Pictures(), encoder, generator, mean, std, made=0.4, led=True)(
+        rows, torch.Generator().manual_seed(1)
+    )
+    plain = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
+    assert torch.equal(images, plain[0]) and torch.equal(s, plain[1])
+    w_plus = generator.repeat(generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1))))[:4]
+    expected = generator.synthesis(generator.styles(w_plus), w_plus).clamp(-1, 1)
+    torch.testing.assert_close(before[6:], expected, atol=1e-3, rtol=0)
+    assert torch.equal(before[:6], images[:6]) and (before[6:] - images[6:]).abs().max() > 1e-2
+
+
+def test_a_share_of_the_codes_is_told_where_the_generator_learnt_to_copy(networks, monkeypatch):
+    encoder, generator = networks
+    told = torch.randn(3, 6, D)
+    monkeypatch.setattr(generator_supervised, "codes", lambda g, people: told[: len(people)])
+    pictures = Pictures()
+    pictures.people = lambda rows: iter(rows.tolist())
+    mean, std = spread(generator)
+    rows = torch.arange(10)
+    _, s = coded(pictures, encoder, generator, mean, std, told=0.3)(rows, torch.Generator())
+    raw = s * std + mean
+    torch.testing.assert_close(raw[:3], generator.styles(told), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(raw[3:], generator.styles(encoder(pictures.all[3:10])), rtol=1e-4, atol=1e-5)
+
+
+def test_the_spread_is_that_of_generated_styles(networks):
+    _, generator = networks
+    mean, std = spread(generator, count=20_000)
+    w = generator.mapping(torch.randn(20_000, D, generator=torch.Generator().manual_seed(5)))
+    s = generator.styles(generator.repeat(w))
+    assert (mean - s.mean(dim=0)).abs().max() < 0.05 * s.std(dim=0).max()
+    torch.testing.assert_close(std, s.std(dim=0), rtol=0.05, atol=1e-4)
+
+
+def test_the_generator_decides_the_sizes_and_a_resumed_training_ends_with_the_same_bytes(networks, tmp_path):
+    _, generator = networks
+    whole = train(networks, tmp_path / "whole.pt", 24)
+    assert whole.spec["resolution"] == R
+    assert tuple(whole.spec["style_sizes"]) == generator.layout.level_sizes
+    assert set(whole.block_levels.values()) == {"coarse", "medium", "fine"}
+    train(networks, tmp_path / "state.pt", 12)  # three steps, saved at the end
+    resumed = train(networks, tmp_path / "state.pt", 24)
+    for name, network in (("a", whole), ("b", resumed)):
+        unet.save(tmp_path / name, network)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,0 +1,241 @@
+"""A folder of pictures and nothing else: trainings on it that go on, in one process and in several."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grey_photographs
+import pytest
+import tiny_project
+import torch
+import yaml
+from grey_photographs import BATCH, PLANS, TRAIN, VAL, R, domain_at
+
+from deltaspace.cli import app
+from pipeline.networks import Backbones
+from pipeline.runtime.errors import InputError
+from pipeline.storage import domains, weights
+from pipeline.storage.domains import Domain
+from pretrain import ada, common, encoder
+from pretrain import generator as gan
+
+here, domain = grey_photographs.here, grey_photographs.domain  # fixtures, `here` of every test
+
+
+# ---------------------------------------------------------------- the trainings
+
+
+def state_of(root: Path, name: str) -> dict[str, Any]:
+    return torch.load(root / f"data/pretraining/cats/{name}.pt", weights_only=True)
+
+
+def test_out_of_time_before_the_first_weights_nothing_is_called_done_and_no_later_part_begins(
+    domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "domains/cats.yaml"
+    file.write_text(file.read_text().replace("images_half_size: 8", "images_half_size: 16"))
+    assert app.run(["pretrain", "cats", "--minutes", "1e-9"]) == 0
+    told = capsys.readouterr().out
+    assert "generator: out of time" in told and "done" not in told and "encoder" not in told
+    assert app.run(["pretrain", "cats"]) == 0
+    assert "generator: done" in capsys.readouterr().out
+
+
+def test_one_command_trains_what_the_domain_lacks_and_can_have(
+    domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(["pretrain", "cats"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    for name in ("generator", "encoder", "denoiser"):
+        assert f"{name}: done, in data/pretrained/cats/{name}.safetensors" in told
+        assert state_of(tmp_path, name)["step"] == 2
+    for name in ("clip", "identity", "oracle", "oracle2"):
+        (line,) = [line for line in told if line.startswith(f"{name}: left out")]
+        assert name.startswith("oracle") or f"deltaspace import-{name} FILE --domain cats" in line
+        assert not (tmp_path / f"data/pretrained/cats/{name}.safetensors").exists()
+    networks = Backbones(domain, tmp_path)
+    with torch.no_grad():
+        pictures = networks.generator(networks.encoder(common.unseen(domain, tmp_path)))
+    assert pictures.shape == (VAL, 3, R, R) and torch.isfinite(pictures).all()
+    assert weights.read_meta(networks.path("encoder"))["far_error"] > 0
+    assert networks.denoiser.spec["resolution"] == R
+
+    files = {path: path.read_bytes() for path in (tmp_path / "data/pretrained/cats").iterdir()}
+    assert app.run(["pretrain", "cats"]) == 0  # all was finished
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_an_imported_network_is_not_trained_again(
+    domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
+    (tmp_path / "data/pretrained/cats").mkdir(parents=True)
+    for name in ("generator", "clip", "encoder"):
+        shutil.copy(made / f"{name}.safetensors", tmp_path / "data/pretrained/cats")
+    before = (tmp_path / "data/pretrained/cats/generator.safetensors").read_bytes()
+    assert app.run(["pretrain", "cats"]) == 0
+    told = capsys.readouterr().out
+    for name in ("generator", "clip", "encoder"):
+        assert f"{name}: left out, imported before, in data/pretrained/cats/{name}.safetensors" in told
+    assert (tmp_path / "data/pretrained/cats/generator.safetensors").read_bytes() == before
+    assert state_of(tmp_path, "denoiser")["step"] == 2
+
+
+def test_an_encoder_is_trained_for_a_generator_that_comes_with_nothing_else(domain: Domain, tmp_path: Path) -> None:
+    made = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
+    (tmp_path / "data/pretrained/cats").mkdir(parents=True)
+    shutil.copy(made / "generator.safetensors", tmp_path / "data/pretrained/cats")
+    content = yaml.safe_load((tmp_path / "domains/cats.yaml").read_text())
+    del content["defaults"]["pretrain"]["generator"]
+    (tmp_path / "domains/cats.yaml").write_text(yaml.safe_dump(content))
+    domain = domains.load("cats", tmp_path)
+    assert encoder.judge(domain, tmp_path).state_dict().keys()
+    one, other = (encoder.judge(domain, tmp_path).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)  # in every process, after every restart
+    encoder.train(domain, tmp_path)
+    assert state_of(tmp_path, "encoder")["step"] == 2
+
+
+def test_few_photographs_are_augmented_many_are_not_and_the_plan_has_the_last_word(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def steps(*_: Any, **options: Any) -> Iterator[Any]:
+        seen.append({name: options.get(name) for name in ("mirror", "augment")})
+        return iter(())
+
+    monkeypatch.setattr(gan, "steps", steps)
+    monkeypatch.setattr(gan, "promote", lambda *_: None)
+    monkeypatch.setattr(common, "progress_of", lambda _: 10**9)
+
+    def asked(**options: Any) -> list[dict[str, Any]]:
+        monkeypatch.setitem(PLANS, "generator", {**PLANS["generator"], **options})
+        seen.clear()
+        gan.train(domain_at(tmp_path), tmp_path)
+        return seen
+
+    assert asked() == [{"mirror": True, "augment": "ada"}] * 2  # both sizes
+    monkeypatch.setattr(gan, "FEW", TRAIN - VAL)
+    assert asked() == [{"mirror": True, "augment": None}] * 2
+    assert asked(augment="ada", mirror=False) == [{"mirror": False, "augment": "ada"}] * 2
+
+
+def test_another_word_for_augmentation_is_refused(domain: Domain, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="augment is 'adda': null or ada is expected"):
+        next(loop(domain, tmp_path, tmp_path / "x.pt", augment="adda"))
+
+
+def loop(domain: Domain, root: Path, state: Path, **options: Any) -> Iterator[tuple[int, Any, Any]]:
+    """Eight steps of a generator's training."""
+    plan = common.plan(domain, "generator")
+    data = common.pictures(domain, root, 0)
+    options = {"batch": BATCH, "mirror": True, "augment": "ada", **options}
+    return gan.steps(plan.model, data, state, 8 * BATCH, **options)
+
+
+def test_augmented_and_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ada, "RANGE", 4 * BATCH * 5)
+    monkeypatch.setattr(ada, "TARGET", -1.0)  # p rises with every decision
+    monkeypatch.setattr(ada, "EVERY", 3)  # and decisions are not made where states are saved
+    whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
+    chances = [metrics["augmented"] for _, metrics, _ in loop(domain, tmp_path, whole)]
+    assert chances[0] == 0 and 0 < chances[3] < chances[7]
+    for step in range(8):
+        torch.manual_seed(step)  # what else the process drew must not matter
+        list(loop(domain, tmp_path, pieces, seconds=0))
+    one, other = torch.load(whole, weights_only=True), torch.load(pieces, weights_only=True)
+    assert one["step"] == other["step"] == 8 and one["ada"] == other["ada"] and one["ada"]["batches"] == 2
+    for part in ("g", "d", "ema"):
+        assert all(torch.equal(one[part][key], other[part][key]) for key in one[part]), part
+    for part in ("adam_g", "adam_d"):
+        for number, slots in one[part]["state"].items():
+            assert all(torch.equal(value, other[part]["state"][number][key]) for key, value in slots.items())
+
+
+def test_augmentation_changes_what_is_learnt_once_it_has_a_chance(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ada, "RANGE", 4 * BATCH)
+    monkeypatch.setattr(ada, "TARGET", -1.0)
+    ends = [
+        [m["loss_d"] for _, m, _ in loop(domain, tmp_path, tmp_path / f"{name}.pt", augment=name)]
+        for name in (None, "ada")
+    ]
+    assert ends[0][:4] == ends[1][:4] and ends[0][4:] != ends[1][4:]
+
+
+def test_the_chance_that_half_the_size_came_to_is_gone_on_with(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ada, "RANGE", 4 * BATCH * 10)
+    monkeypatch.setattr(ada, "TARGET", -1.0)
+    plan, data = common.plan(domain, "generator"), common.pictures(domain, tmp_path, 0)
+    half, state = gan.halved(plan.model), tmp_path / "half.pt"
+    list(gan.steps(half, data, state, 4 * BATCH, batch=BATCH, augment="ada"))
+    _, metrics, _ = next(loop(domain, tmp_path, tmp_path / "whole.pt", smaller=state))
+    assert metrics["augmented"] == pytest.approx(0.1)
+
+
+# ---------------------------------------------------------------- several processes
+
+SHARED = """
+import hashlib, sys
+from pathlib import Path
+from pipeline import domains, training
+from pretrain import ada, generator, photographs, session
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    ada.RANGE, ada.TARGET, photographs.CHUNK = 8 * 10, -1.0, 7
+    assert training.join("cpu") == "cpu"
+    follow, publish, last = session.follow, session.publish, []
+
+    def watched(steps, *rest):
+        def each():
+            for done, metrics, network in steps:
+                last[:] = [metrics["augmented"], network]
+                yield done, metrics, network
+        follow(each(), *rest)
+
+    def published(domain, root, name, *rest, **more):
+        with (root / "published.txt").open("a") as file:
+            file.write(name + "\\n")
+        return publish(domain, root, name, *rest, **more)
+
+    session.follow, session.publish = watched, published
+    generator.train(domains.load("cats", root), root, images=64)
+    chance, network = last
+    content = hashlib.sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values())).hexdigest()
+    (root / f"rank-{training.share(8)[0]}.txt").write_text(f"{chance} {training.share(8)[1]} {content}")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_equal_weights_and_write_files_once(domain: Domain, tmp_path: Path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, str(tmp_path / "shared.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(tiny_project.ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, other = ((tmp_path / f"rank-{rank}.txt").read_text().split() for rank in range(2))
+    assert one == other and float(one[0]) > 0 and one[1] == "4"
+    assert state_of(tmp_path, "generator")["step"] == 8
+    assert (tmp_path / "published.txt").read_text().split() == ["discriminator", "generator"]
+    leftovers = [path.name for path in (tmp_path / "data").rglob("*") if "partial" in path.name]
+    assert not leftovers
+    told = [line for line in run.stdout.splitlines() if "pictures, test people and all" in line]
+    assert len(told) == 1

@@ -1,0 +1,366 @@
+"""The trainings of a domain's networks: each goes on where it was killed, and ends in a file the pipeline reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import astuple
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_trainings
+import torch
+from small_trainings import BATCH, CHUNK, PARTS, PEOPLE, D, R, domain_at, loop_of
+from torch import Tensor
+
+from pipeline import portraits
+from pipeline.networks import Backbones
+from pipeline.runtime.errors import InputError
+from pipeline.storage import weights
+from pretrain import clip, common, encoder, oracle, renders
+from pretrain import generator as gan
+from pretrain import labels as facts
+from pretrain.pictures import Held
+
+few_pictures = small_trainings.few_pictures  # a fixture of every test here
+
+
+@pytest.fixture(scope="module")
+def trained(few_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every training has run for two steps."""
+    root = tmp_path_factory.mktemp("trained")
+    for name in PARTS:
+        import_module(f"pretrain.{name}").train(domain_at(root), root)
+    return root
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "project"))
+
+
+def state_of(root: Path, name: str) -> dict[str, Any]:
+    return torch.load(root / f"data/pretraining/tiny/{name}.pt", weights_only=True)
+
+
+# ---------------------------------------------------------------- every training
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_training_takes_its_steps_and_keeps_its_state(name: str, trained: Path) -> None:
+    state = state_of(trained, name)
+    assert state["step"] == 2  # 19 pictures are two whole batches
+    assert "ema" in state and any(part.startswith("adam") for part in state)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_was_trained_is_read_by_the_pipeline(name: str, trained: Path) -> None:
+    networks = Backbones(domain_at(trained), trained)
+    images = torch.rand(3, 3, R, R) * 2 - 1
+    outputs: dict[str, Callable[[Any], Tensor]] = {
+        "generator": lambda net: net(net.repeat(net.truncate(net.mapping(torch.randn(3, D)), 0.7))),
+        "clip": lambda net: torch.cat([net.embed_images(images), net.embed_texts(["face", "red hair", ""])]),
+        "identity": lambda net: net(images),
+        "oracle": lambda net: torch.cat(list(net(images).values()), dim=1),
+        "oracle2": lambda net: torch.cat(list(net(images).values()), dim=1),
+        "encoder": lambda net: net(images),
+        "denoiser": lambda net: net(
+            images, torch.tensor([1, 500, 999]), torch.randn(3, networks.generator.layout.size)
+        ),
+    }
+    network = getattr(networks, name)
+    with torch.no_grad():
+        assert torch.isfinite(outputs[name](network)).all()
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_file_holds_the_averaged_weights_as_half_precision_with_what_builds_them(name: str, trained: Path) -> None:
+    path = trained / f"data/pretrained/tiny/{name}.safetensors"
+    tensors, meta = weights.load(path)
+    averaged = state_of(trained, name)["ema"]
+    assert set(averaged) == set(tensors) - {"w_mean"}
+    for key, value in averaged.items():
+        torch.testing.assert_close(tensors[key], value, atol=1e-3, rtol=1e-3, check_dtype=False)
+    floats = sum(value.numel() for value in tensors.values() if value.is_floating_point())
+    assert path.stat().st_size < 2 * floats + 60_000  # two bytes a number, and a heading
+    assert meta["network"] == name and meta["domain"] == "tiny" and meta["steps"] == 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_finished_training_called_again_changes_no_byte(name: str, project: Path) -> None:
+    path = project / f"data/pretrained/tiny/{name}.safetensors"
+    before = path.read_bytes()
+    import_module(f"pretrain.{name}").train(domain_at(project), project)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_asked_for_more_pictures_it_goes_on(name: str, project: Path) -> None:
+    import_module(f"pretrain.{name}").train(domain_at(project), project, images=3 * BATCH)
+    assert state_of(project, name)["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["oracle", "generator"])
+def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> None:
+    old = project / f"data/pretraining/tiny/{name}.pt"
+    before = old.read_bytes()
+    import_module(f"pretrain.{name}").train(domain_at(project), project, images=BATCH, resume=False)
+    assert state_of(project, name)["step"] == 1
+    assert old.with_suffix(".pt.old").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_without_its_state_it_goes_on_from_the_weights(name: str, project: Path) -> None:
+    (project / f"data/pretraining/tiny/{name}.pt").unlink()
+    kept, _ = weights.load(project / f"data/pretrained/tiny/{name}.safetensors")
+    module = import_module(f"pretrain.{name}")
+    module.train(domain_at(project), project)  # which was finished: nothing is to be learnt
+    again = state_of(project, name)
+    assert again["step"] == 2
+    for key, value in again["ema"].items():
+        torch.testing.assert_close(value, kept[key], check_dtype=False)
+    module.train(domain_at(project), project, images=3 * BATCH)
+    state = state_of(project, name)
+    assert state["step"] == 3 and any(part.startswith("adam") for part in state)
+    part = "d" if name == "generator" else "ema"  # the generator waits for its discriminator to settle
+    assert any(not torch.equal(value, again[part][key]) for key, value in state[part].items())
+
+
+def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path) -> None:
+    known = state_of(project, "generator")["d"]
+    for name in ("generator", "generator-half"):
+        (project / f"data/pretraining/tiny/{name}.pt").unlink()
+    gan.train(domain_at(project), project)
+    assert not (project / "data/pretraining/tiny/generator-half.pt").exists()
+    for key, value in state_of(project, "generator")["d"].items():
+        torch.testing.assert_close(value, known[key], atol=1e-3, rtol=1e-3)
+
+
+def test_weights_of_other_numbers_are_no_start(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "data/pretraining/tiny/oracle.pt").unlink()
+    plan = {"model": {"widths": [7, 9]}, "images": BATCH, "renders": CHUNK, "batch": BATCH}
+    oracle.train(domain_at(project, defaults={"pretrain": {"oracle": plan}}), project)
+    assert "oracle starts anew" in capsys.readouterr().out
+    assert state_of(project, "oracle")["step"] == 1
+
+
+def test_a_damaged_state_is_named_in_one_line(project: Path) -> None:
+    path = project / "data/pretraining/tiny/oracle.pt"
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(InputError, match=r"oracle\.pt is damaged") as caught:
+        oracle.train(domain_at(project), project, images=3 * BATCH)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_promoting_what_was_never_trained_names_the_command(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{name}\.pt is missing: run `deltaspace pretrain tiny {name}`"):
+        import_module(f"pretrain.{name}").promote(domain_at(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_domain_without_a_plan_is_told_so(name: str, project: Path) -> None:
+    with pytest.raises(InputError, match=rf"domains/tiny.yaml has no defaults.pretrain.{name}"):
+        import_module(f"pretrain.{name}").train(domain_at(project, defaults={}), project)
+
+
+@pytest.mark.parametrize("name", common.TOLD)
+def test_what_a_renderer_tells_cannot_be_learnt_from_photographs(name: str, project: Path) -> None:
+    train = import_module(f"pretrain.{name}").train
+    with pytest.raises(InputError, match="domain 'tiny' draws no pictures of its own"):
+        train(domain_at(project, renderer=None), project)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
+    name: str, trained: Path, tmp_path: Path
+) -> None:
+    whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
+    assert [seen for seen, *_ in loop_of(name, trained, whole)] == [8, 16, 24, 32]
+    for expected in (8, 16, 24, 32):
+        torch.manual_seed(expected)  # what else the process drew must not matter
+        assert [seen for seen, *_ in loop_of(name, trained, pieces, seconds=0)] == [expected]
+    one, other = torch.load(whole, weights_only=True), torch.load(pieces, weights_only=True)
+    assert one.keys() == other.keys()
+    for part in one.keys() - {"step"}:
+        for a, b in zip(leaves(one[part]), leaves(other[part]), strict=True):
+            assert torch.equal(a, b), part
+
+
+def leaves(state: Any) -> list[Tensor]:
+    """All tensors and numbers of a nested state, in order."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [leaf for key in state for leaf in leaves(state[key])]
+    if isinstance(state, list | tuple):
+        return [leaf for part in state for leaf in leaves(part)]
+    return [torch.tensor(float(state))] if isinstance(state, int | float) else []
+
+
+@pytest.mark.parametrize("name", ["identity", "oracle", "oracle2", "clip"])
+def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_path: Path) -> None:
+    plan = common.plan(domain_at(trained), name)
+    data = renders.Renders(trained, R, PEOPLE if name == "identity" else None)
+    people = {"people": PEOPLE, "scale": 4.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
+    steps = import_module(f"pretrain.{name}").steps
+    count = 160 if name == "oracle2" else 40  # eight numbers per token, and none of its layers has batch norm
+    loop = steps(plan.model, data, tmp_path / "state.pt", count * 16, batch=16, lr=5e-3, **people)
+    losses = [metrics["loss"] for _, metrics, _ in loop]
+    assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
+
+
+def test_facts_of_renders_are_kept_beside_them_and_made_again_where_they_are_missing(trained: Path) -> None:
+    data = renders.Renders(trained, R, PEOPLE)
+    told = data.facts()
+    assert len(told.numbers) == len(told.values) == len(data)
+    person = renders.person(7, PEOPLE)
+    assert told.numbers[7].tolist() == pytest.approx(list(astuple(person.identity)))
+    assert torch.equal(told.numbers[7], told.numbers[7 + PEOPLE])  # the same person
+    labels = told.labels(torch.tensor([7]))
+    for name, seen in portraits.visible(person).items():
+        value = portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name])
+        assert labels[name].item() == (value if seen else facts.HIDDEN)
+    for path in data.folder.glob(f"*{renders.FACTS}"):
+        path.unlink()
+    again = renders.Renders(trained, R, PEOPLE).facts()
+    assert torch.equal(again.values, told.values) and torch.equal(again.numbers, told.numbers)
+    assert len(list(data.folder.glob(f"*{renders.FACTS}"))) == len(data.chunks)
+
+
+def test_pictures_held_for_a_processor_are_those_on_disk(trained: Path) -> None:
+    data = renders.Renders(trained, R)
+    held, rows = Held(data, "cpu"), torch.tensor([CHUNK + 1, 0, 3])
+    assert len(held) == len(data) and torch.equal(held.images(rows), data.images(rows))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_pictures_held_on_a_gpu_are_those_on_disk(trained: Path, tmp_path: Path) -> None:
+    data = renders.Renders(trained, R)
+    held, rows = Held(data, "cuda"), torch.tensor([CHUNK + 1, 0, 3])
+    held.refresh()  # nothing new
+    found = held.images(rows.cuda())
+    assert found.is_cuda and torch.allclose(found.cpu(), data.images(rows), atol=1e-6)
+
+
+# ---------------------------------------------------------------- the generator's two sizes
+
+
+def test_out_of_time_at_half_the_size_nothing_is_promoted_and_the_next_call_goes_on(
+    tmp_path: Path, trained: Path
+) -> None:
+    shutil.copytree(trained / "data/pretraining/portraits", tmp_path / "data/pretraining/portraits")
+    domain, file = domain_at(tmp_path), tmp_path / "data/pretrained/tiny/generator.safetensors"
+    gan.train(domain, tmp_path, minutes=1e-9)
+    assert state_of(tmp_path, "generator-half")["step"] == 1
+    assert not file.exists() and not (tmp_path / "data/pretraining/tiny/generator.pt").exists()
+    gan.train(domain, tmp_path, minutes=1e-9)  # ends the half size, and begins the whole
+    assert state_of(tmp_path, "generator-half")["step"] == 2
+    assert state_of(tmp_path, "generator")["step"] == 1 and file.exists()
+    gan.train(domain, tmp_path)
+    assert state_of(tmp_path, "generator")["step"] == 2
+
+
+def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(trained: Path, tmp_path: Path) -> None:
+    loop = loop_of("generator", trained, tmp_path / "state.pt")
+    weights_after = []
+    for _ in loop:
+        frame = loop.gi_frame.f_locals  # type: ignore[attr-defined]
+        networks = frame["generator"], frame["discriminator"]
+        weights_after.append([torch.cat([p.detach().flatten() for p in net.parameters()]) for net in networks])
+    (g1, d1), (g2, d2), (g3, d3), _ = weights_after
+    assert torch.equal(g1, g2) and not torch.equal(g2, g3)
+    assert not torch.equal(d1, d2) and not torch.equal(d2, d3)
+
+
+# ---------------------------------------------------------------- what CLIP and the encoder begin with
+
+
+def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> None:
+    people = list(renders.Renders(trained, R).people(torch.arange(40)))
+    places = [(name, value) for name, values in portraits.ATTRIBUTES.items() for value in values]
+    said = {
+        portraits.in_a_phrase("face", p): place for place in places for p in portraits.PHRASES[place[0]][place[1]][0]
+    }
+
+    class Reader:
+        """Knows the attributes `learnt` without error, and nothing of the rest."""
+
+        def __init__(self, *learnt: str) -> None:
+            self.learnt = learnt
+
+        def place(self, name: str, value: str) -> Tensor:
+            return (
+                torch.eye(len(places))[places.index((name, value))] if name in self.learnt else torch.ones(len(places))
+            )
+
+        def embed_images(self, images: Tensor) -> Tensor:
+            truths = [portraits.attributes(person) for person in people]
+            return torch.stack([sum(self.place(name, truth[name]) for name in self.learnt) for truth in truths])  # type: ignore[misc]
+
+        def embed_texts(self, texts: list[str]) -> Tensor:
+            return torch.stack([self.place(*said[text]) for text in texts])
+
+    learnt = ("hair_color", "background", "skin")
+    found = clip.unlearnt(Reader(*learnt), torch.zeros(40, 3, R, R), people)  # type: ignore[arg-type]
+    assert found is not None and not set(found) & set(learnt) and {"expression", "facial_hair", "lips"} <= set(found)
+    assert clip.unlearnt(Reader(*portraits.ATTRIBUTES), torch.zeros(40, 3, R, R), people) is None  # type: ignore[arg-type]
+
+
+def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_there(project: Path) -> None:
+    judge = encoder.judge(domain_at(project), project)
+    trained_weights = state_of(project, "generator")["d"]
+    for name, value in judge.state_dict().items():
+        torch.testing.assert_close(value, trained_weights[name], atol=1e-3, rtol=1e-3)
+    (project / "data/pretrained/tiny/discriminator.safetensors").unlink()
+    assert encoder.judge(domain_at(project), project).from_rgb.weight.shape == judge.from_rgb.weight.shape
+
+
+def test_the_encoder_begins_at_the_mean_code(trained: Path, tmp_path: Path) -> None:
+    list(loop_of("encoder", trained, tmp_path / "state.pt"))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    mean = Backbones(domain_at(trained), trained).generator.w_mean
+    for part in ("encoder", "ema"):
+        torch.testing.assert_close(state[part]["latent_avg"], mean.expand(6, D))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_renders_are_the_training_people_in_order(trained: Path) -> None:
+    data = renders.Renders(trained, R)
+    assert len(data) == 2 * CHUNK  # 25 asked for, whole chunks made
+    rows = torch.tensor([0, 30, 7])
+    for image, person, row in zip(data.images(rows), data.people(rows), rows.tolist(), strict=True):
+        assert person == portraits.sample(renders.FIRST_ID + row)
+        drawn = torch.from_numpy(portraits.render(person, R)).permute(2, 0, 1)
+        assert torch.equal(((image + 1) * 127.5).round().byte(), drawn)
+        assert image.min() >= -1 and image.max() <= 1
+
+
+def test_with_few_people_each_is_met_again_in_other_circumstances(trained: Path) -> None:
+    data = renders.Renders(trained, R, PEOPLE)
+    first, again = data.people(torch.tensor([1, 1 + PEOPLE]))
+    assert first.identity == again.identity == portraits.sample(renders.FIRST_ID + 1).identity
+    assert first.traits != again.traits and first.look != again.look
+    images = data.images(torch.tensor([1, 1 + PEOPLE]))
+    assert not torch.equal(images[0], images[1])
+
+
+def test_finished_chunks_stay_and_new_ones_are_seen_after_a_refresh(project: Path) -> None:
+    data, folder = renders.Renders(project, R), renders.folder(project, R)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    renders.make(project, R, 3 * CHUNK)
+    assert len(data) == 2 * CHUNK
+    data.refresh()
+    assert len(data) == 3 * CHUNK
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    (folder / "00003.partial").write_bytes(b"half")
+    (folder / "00004.npy").write_bytes((folder / "00000.npy").read_bytes())  # beyond a gap
+    data.refresh()
+    assert len(data) == 3 * CHUNK
