@@ -16,11 +16,11 @@ unexport PYTHONDONTWRITEBYTECODE # or every process here compiles what it import
 
 LINTED := benchmarks deltaspace kernels pipeline pretrain stages tests
 
-.PHONY: install repro test lint format ui bench clean
+.PHONY: install repro test test-quick lint format ui bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is up to date)
 
@@ -38,8 +38,11 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 repro: install ## run every stage whose inputs changed: pictures, metrics and pages in reports/
 	@python -m stages._repro
 
-test: install ## the whole test suite
-	python -m pytest -q
+test: install ## the whole test suite, in two processes
+	python -m pytest -q -n 2 --dist loadfile
+
+test-quick: install ## the tests that run no workflow and no training
+	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not long'
 
 lint: install ## style, formatting, types
 	ruff check $(LINTED)
@@ -54,7 +57,7 @@ ui: install ## the runs side by side in MLflow, http://127.0.0.1:5000
 	mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
 
 bench: install ## what published code, plain PyTorch and this repository cost here, side by side: reports/bench.json
-	deltaspace bench
+	python -m benchmarks
 
 clean: ## remove what can be rebuilt: unfinished work, caches, the venv (data/, reports/ and mlflow.db stay)
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

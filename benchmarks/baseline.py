@@ -1,8 +1,8 @@
-"""What a user would run without this repository, written plainly and fairly: the other side of `make bench`.
+"""The published algorithms in plain PyTorch: the other side of `benchmarks.compare`.
 
-StyleGAN2 with one set of weights per sample and grouped convolutions, a whole picture per perturbed channel, nearest
+StyleGAN2 with one set of weights per sample and grouped convolutions, a whole synthesis per perturbed channel, nearest
 x7 and average pooling, every fake rendered twice; float32. With `shared`, the convolutions have one set of weights
-for all samples: batched PyTorch as good as it gets without an operation or algorithm of ours.
+for all samples: the fastest batched PyTorch without an operation or algorithm of this repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def blur(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
-    """Zeros between the samples, then a depthwise convolution; x [B,C,H,W]."""
+    """Insert zeros between the samples, then convolve depthwise; x [B,C,H,W]."""
     if up > 1:
         stuffed = x.new_zeros(*x.shape[:2], x.shape[2], up, x.shape[3], up)
         stuffed[:, :, :, 0, :, 0] = x
@@ -33,8 +33,8 @@ def blur(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
 
 
 def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
-    """The modulated convolution: x [B,I,H,W], s [B,I] -> [B,O,H,W], demodulated where the layer is."""
-    weight, demodulated = conv.weight[0] * conv.scale, conv.weight.shape[-1] > 1  # toRGB's 1 x 1 layers are not
+    """Modulated convolution: x [B,I,H,W], s [B,I] -> [B,O,H,W], demodulated except in toRGB layers."""
+    weight, demodulated = conv.weight[0] * conv.scale, conv.weight.shape[-1] > 1  # toRGB layers are 1 x 1
     if shared:
         x, groups = x * s.to(x.dtype)[..., None, None], 1
         norm = torch.rsqrt(s.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8)
@@ -62,11 +62,11 @@ def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
 def synthesis(
     generator: Generator, s: Tensor, w_plus: Tensor, shared: bool = False, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """s [B,S], w_plus [B,L,D] -> images [B,3,R,R]; the numbers of `Generator.synthesis`."""
+    """Images [B,3,R,R] from s [B,S] and w_plus [B,L,D], equal to those of `Generator.synthesis`."""
     codes, noises = s.split(generator.layout.dims, dim=1), list(generator.noises)
     x = generator.input.input.to(dtype).expand(len(s), -1, -1, -1)
     image: Tensor | None = None
-    for layer, block in enumerate(generator.styled):
+    for layer, block in enumerate(generator.convolutions):
         x = convolve(block.conv, x, codes[layer], shared) + (block.noise.weight * noises[layer]).to(dtype)
         x = F.leaky_relu(x + block.activate.bias.to(dtype)[:, None, None], 0.2) * 2**0.5
         if layer % 2 == 0:
@@ -79,13 +79,13 @@ def synthesis(
 
 
 def resampled(images: Tensor, size: int) -> Tensor:
-    """Nearest x7, then the average of blocks: [B,3,R,R] -> [B,3,size,size] for R * 7 a multiple of size."""
+    """Upsample by 7 (nearest), then average blocks: [B,3,R,R] -> [B,3,size,size]; R * 7 is a multiple of size."""
     large = F.interpolate(images, scale_factor=7, mode="nearest")
     return F.avg_pool2d(large, large.shape[-1] // size)
 
 
 def embed(clip: Clip, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """images [B,3,R,R] -> [B,E]; the published resampling where it applies, else the exact box filter."""
+    """CLIP embeddings [B,E] of images [B,3,R,R], by the published resampling where R allows it."""
     if images.shape[-1] * 7 % clip.image_size == 0:
         images = resampled(images, clip.image_size)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
@@ -94,7 +94,7 @@ def embed(clip: Clip, images: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 
 @torch.no_grad()
 def relevance_rows(probe: Probe, channels: Iterable[int], shared: bool = False) -> Tensor:
-    """Rows of the matrix [len(channels),E]: for every channel both values, the whole picture each time."""
+    """Rows of the relevance matrix [len(channels),E]: two whole syntheses per channel."""
     rows, dtype = [], probe.dtype if shared else torch.float32
     for channel in channels:
         low, high = probe.s.clone(), probe.s.clone()
@@ -109,7 +109,7 @@ def relevance_rows(probe: Probe, channels: Iterable[int], shared: bool = False) 
 
 @torch.no_grad()
 def fake_codes(generator: Generator, clip: Clip, w: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """w [N,D] -> s and embeddings: one pass renders for s, a second one renders again for CLIP."""
+    """s [N,S] and CLIP embeddings [N,E] of w [N,D]; each in its own rendering pass, as published."""
     codes, embeddings = [], []
     for part in w.split(batch):
         w_plus = generator.repeat(part)
@@ -123,7 +123,7 @@ def fake_codes(generator: Generator, clip: Clip, w: Tensor, batch: int) -> tuple
 
 
 class Codes:
-    """A data set of pairs: item n is the code n, raw, beside another one that chance chooses."""
+    """Dataset of pairs: item n is code n, raw, with another one drawn at random."""
 
     def __init__(self, s: Tensor, clip: Tensor) -> None:
         self.s, self.clip = s, clip
@@ -138,7 +138,7 @@ class Codes:
 
 
 def mapper_training(mapper: DeltaMapper, s: Tensor, clip: Tensor, steps: int, batch: int, lr: float) -> None:
-    """The released training: items one by one out of a DataLoader, Adam at a constant rate, float32."""
+    """The released training: single items from a DataLoader, Adam at a constant rate, float32."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(Codes(s, clip), batch, shuffle=True, drop_last=True)  # type: ignore[arg-type]
@@ -149,8 +149,8 @@ def mapper_training(mapper: DeltaMapper, s: Tensor, clip: Tensor, steps: int, ba
 
     adam = torch.optim.Adam(mapper.parameters(), lr=lr, foreach=False)
     for _, (s_first, first, s_second, second) in zip(range(steps), batches(), strict=False):
-        told = torch.cat([first, F.normalize(second - first, dim=1)], dim=1)
-        predicted, target = mapper(s_first, told), s_second - s_first
+        condition = torch.cat([first, F.normalize(second - first, dim=1)], dim=1)
+        predicted, target = mapper(s_first, condition), s_second - s_first
         loss = F.mse_loss(predicted, target) + 1 - F.cosine_similarity(predicted, target, dim=1).mean()
         adam.zero_grad()
         loss.backward()

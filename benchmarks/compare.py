@@ -1,11 +1,10 @@
-"""`make bench`: what this repository's way costs against what a user would otherwise run, on this machine.
+"""Speed of this repository against published code and plain PyTorch, side by side; reports/bench.json.
 
-Every row runs `published`, `plain` and `ours` in turn, in one process with one thread, and keeps medians and the
-ratio's 95 % interval (bootstrap over rounds). Seconds are the process's on a CPU, so that a neighbour on a busy machine
-distorts them less; the load is recorded all the same. Memory is the peak of live tensors, the networks' apart.
+Every row runs `published`, `plain` and `ours` in turn, in one process with one thread, and records medians and the
+ratio's 95 % interval (bootstrap over rounds). On a CPU, seconds are processor seconds, which other jobs on a busy
+machine distort less; the load is recorded as well. Memory is the peak of live tensors, without the networks.
 
-Where no GPU is at hand, its rows are unmeasured: what one would take is projected, from the bytes and operations that
-were counted here.
+On a machine without a GPU, the ratio on one is projected from the bytes and operations counted here.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import build
+from kernels import dispatch
 from pipeline.runtime import files, processes
 from pipeline.runtime.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
 
 REPEATS = 2000  # of the bootstrap
 Run = Callable[[], Tensor | None]
@@ -38,10 +37,11 @@ Run = Callable[[], Tensor | None]
 
 @dataclass(frozen=True)
 class Case:
-    """One row. Each function does the same work, or `parts` says how often published and plain must be repeated.
+    """One row: three functions that do the same work.
 
-    Returns what is compared between published and ours, or None where that makes no sense. whole: what takes minutes
-    is neither run once before nor watched for its memory.
+    Each returns the tensor by which published and ours are compared, or None.
+    parts: how often published and plain must be repeated to do the work of ours
+    whole: the work takes minutes, and is run neither once before nor for its memory
     """
 
     published: Run
@@ -54,12 +54,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU's data sheet promises: bytes and dense operations per second; and seconds to start an operation."""
+    """Data sheet of a GPU: bytes and dense operations per second, and seconds to launch an operation."""
 
     name: str
     bandwidth: float
     float32: float
-    tensor32: float  # of convolutions in float32, which PyTorch rounds to TF32
+    tensor32: float  # of float32 convolutions, which PyTorch rounds to TF32
     half: float
     launch: float
 
@@ -68,10 +68,10 @@ H200 = Gpu("NVIDIA H200", 4.8e12, 67e12, 494e12, 989e12, 4e-6)
 
 
 class Watch(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once, and the seconds that a GPU would need at the least.
+    """Peak bytes of the tensors allocated inside, and a lower bound of the seconds that a GPU would take.
 
-    Every operation is projected as the longer of moving its inputs and outputs once and of its multiplications and
-    additions, plus its start; views are free.
+    An operation takes the longer of moving its inputs and outputs once and of its multiplications and additions, plus
+    its launch; views are free.
     """
 
     def __init__(self, gpu: Gpu = H200) -> None:
@@ -87,10 +87,10 @@ class Watch(TorchDispatchMode):
         before = {x.untyped_storage()._cdata for x in inputs}
         out = func(*args, **(kwargs or {}))
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if not outputs:  # what is written over its inputs
-            written = [bool(told.alias_info and told.alias_info.is_write) for told in func._schema.arguments]
-            found = tree_leaves([x for x, over in zip(args, written, strict=False) if over])
-            outputs = [x for x in found if isinstance(x, Tensor)]
+        if not outputs:  # the operation writes into its arguments
+            writes = [bool(arg.alias_info and arg.alias_info.is_write) for arg in func._schema.arguments]
+            written = tree_leaves([x for x, over in zip(args, writes, strict=False) if over])
+            outputs = [x for x in written if isinstance(x, Tensor)]
         for tensor in outputs:
             if tensor.untyped_storage()._cdata not in before:
                 storage = tensor.untyped_storage()
@@ -98,85 +98,84 @@ class Watch(TorchDispatchMode):
         self.live = {key: (ref, size) for key, (ref, size) in self.live.items() if not ref.expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         if not func.is_view:
-            self.projected += self._seconds(func, inputs, outputs, args, kwargs or {}, out)
+            moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs)) / self.gpu.bandwidth
+            self.projected += max(moved, self._computing(func, inputs, args, kwargs or {}, out)) + self.gpu.launch
         return out
 
-    def _seconds(
-        self, func: Any, inputs: list[Tensor], outputs: list[Tensor], args: Any, kwargs: Any, out: Any
-    ) -> float:
+    def _computing(self, func: Any, inputs: Sequence[Tensor], args: Any, kwargs: Any, out: Any) -> float:
         from torch.utils.flop_counter import flop_registry
 
-        moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs)) / self.gpu.bandwidth
         count = flop_registry.get(func.overloadpacket)
         if count is None:
-            return moved + self.gpu.launch
+            return 0.0
         half = bool(inputs) and inputs[0].dtype in (torch.bfloat16, torch.float16)
         single = self.gpu.tensor32 if "convolution" in func.overloadpacket.__name__ else self.gpu.float32
-        work = count(*args, **kwargs, out_val=out) / (self.gpu.half if half else single)
-        return max(moved, work) + self.gpu.launch
+        return count(*args, **kwargs, out_val=out) / (self.gpu.half if half else single)
 
 
 def seconds(run: Run, device: str) -> tuple[float, Tensor | None]:
-    """Seconds of one call, of this process on a CPU, of the clock on a GPU, and what it returned."""
+    """Seconds of one call (processor seconds on a CPU), and its result."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
-    found = run()
+    result = run()
     if device != "cpu":
         torch.cuda.synchronize()
-    return clock() - start, found
+    return clock() - start, result
 
 
 def watched(run: Run) -> Watch:
-    """A round as a GPU would take it: what has no CUDA source runs as the plain PyTorch that it is there."""
-    with build.as_with("cuda"), Watch() as mode:
+    """Memory and projected GPU seconds of one call; operations without CUDA code run their PyTorch reference."""
+    without_cuda = set(dispatch.OPERATIONS) - set(dispatch.with_source("cuda"))
+    with dispatch.reference_only(without_cuda), Watch() as mode:
         run()
     return mode
 
 
 def measure(case: Case, device: str) -> dict[str, float | None]:
-    """A row of the file; one round is not counted, unless it is `whole`."""
+    """One row of the file; the first round is not counted, unless the case is `whole`."""
     times: dict[str, list[float]] = {"published": [], "plain": [], "ours": []}
-    found: dict[str, Tensor | None] = {}
+    results: dict[str, Tensor | None] = {}
     for number in range(case.whole, case.rounds + 1):
         for name in times:
             processes.keep_memory(name == "ours")
-            spent, found[name] = seconds(getattr(case, name), device)
+            spent, results[name] = seconds(getattr(case, name), device)
             if number:
                 times[name].append(spent * (1.0 if name == "ours" else case.parts))
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    median = {name: statistics.median(values) for name, values in times.items()}
     low, high = interval(times["published"], times["ours"])
-    theirs, mine = found["published"], found["ours"]
-    compared = theirs is not None and mine is not None
-    memory = projected = None
+    published, ours = results["published"], results["ours"]
+    difference = memory = projected = None
+    if published is not None and ours is not None:
+        difference = (published.float() - ours.float()).abs().max().item()
     if not case.whole:
         one, other = watched(case.published), watched(case.ours)
         memory, projected = one.peak / max(1, other.peak), case.parts * one.projected / other.projected
     return {
-        "published_s": middle["published"],
-        "plain_s": middle["plain"],
-        "ours_s": middle["ours"],
-        "ratio": middle["published"] / middle["ours"],
+        "published_s": median["published"],
+        "plain_s": median["plain"],
+        "ours_s": median["ours"],
+        "ratio": median["published"] / median["ours"],
         "ratio_low": low,
         "ratio_high": high,
-        "ratio_plain": middle["plain"] / middle["ours"],
-        "max_abs_diff": (theirs.float() - mine.float()).abs().max().item() if compared else None,  # type: ignore[union-attr]
+        "ratio_plain": median["plain"] / median["ours"],
+        "max_abs_diff": difference,
         "memory_ratio": memory,
         "projected_cuda_ratio": projected,
     }
 
 
-def interval(above: list[float], below: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % of the ratio of medians, rounds drawn with replacement (both sides of a round together)."""
-    rng, rounds, found = random.Random(seed), range(len(above)), []
+def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the ratio of medians; rounds are resampled, both sides together."""
+    rng, rounds, ratios = random.Random(seed), range(len(above)), []
     for _ in range(REPEATS):
         drawn = rng.choices(rounds, k=len(above))
-        found.append(statistics.median(above[i] for i in drawn) / statistics.median(below[i] for i in drawn))
-    found.sort()
-    return found[int(0.025 * REPEATS)], found[int(0.975 * REPEATS) - 1]
+        ratios.append(statistics.median(above[i] for i in drawn) / statistics.median(below[i] for i in drawn))
+    ratios.sort()
+    return ratios[int(0.025 * REPEATS)], ratios[int(0.975 * REPEATS) - 1]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a reader needs to judge the numbers; no names."""
+    """Device, cores, threads, load and torch version; no host name."""
     model = torch.cuda.get_device_name() if device != "cpu" else platform.machine()
     info = Path("/proc/cpuinfo")
     if device == "cpu" and info.exists():
@@ -186,7 +185,7 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": model, "cores": os.cpu_count(), "threads": 1, "load": load, "torch": str(torch.__version__)}
 
 
-def run(backbones: Backbones, path: Path, names: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, float | None]]]:
+def run(networks: Networks, path: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, float | None]]]:
     """Measure the rows `names` (all when empty) and write them to `path`, keeping its other rows of the same machine.
 
     Yields every row as it is done. Raises InputError for an unknown row.
@@ -197,18 +196,17 @@ def run(backbones: Backbones, path: Path, names: tuple[str, ...] = ()) -> Iterat
         if name not in CASES:
             raise InputError(f"unknown row '{name}'{nearest(name, CASES)}: there are {', '.join(CASES)}")
     processes.one_thread()
-    here, rows = machine(backbones.device), {}
-    before = _before(path)
+    here, rows, before = machine(networks.device), {}, _read(path)
     if before.get("machine", {}).get("device") == here["device"]:
         rows = before["rows"]
-    found = {"machine": here, "rows": rows} | ({"projected": H200.name} if backbones.device == "cpu" else {})
+    content = {"machine": here, "rows": rows} | ({"projected": H200.name} if networks.device == "cpu" else {})
     for name in names or CASES:
-        rows[name] = measure(CASES[name](backbones), backbones.device)
-        files.write_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
+        rows[name] = measure(CASES[name](networks), networks.device)
+        files.write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
         yield name, rows[name]
 
 
-def _before(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -216,7 +214,7 @@ def _before(path: Path) -> Mapping[str, Any]:
 
 
 def line(name: str, row: Mapping[str, float | None]) -> str:
-    """One row in words."""
+    """One row as a line of text."""
     return (
         f"{name:28} {row['published_s']:8.3f} s -> {row['ours_s']:.3f} s, ratio {row['ratio']:.2f} "
         f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f}), plain {row['ratio_plain']:.2f}"

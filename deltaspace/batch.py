@@ -1,4 +1,4 @@
-"""Many pictures through one studio: which to take, what to write for each, and a report of it all."""
+"""Several images through one studio: input files, output files, and a report of the run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipeline.storage.image_sources import ENDINGS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deltaspace.outputs import Gallery
-    from deltaspace.studio import Person, Prompt, Result, Studio, Tool
+    from deltaspace.outputs import OutputFolder
+    from deltaspace.studio import ConfiguredEditor, EditableImage, Prompt, Result, Studio
 
-GRID_ROWS = 24  # more pictures than that are no longer compared at a glance
+MAX_GRID_ROWS = 24
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What to work on: picture files, generated people by id, drawn people by id."""
+class Inputs:
+    """Images to work on: files, generated samples by id, drawn portraits by id."""
 
     paths: tuple[Path, ...] = ()
     samples: tuple[int, ...] = ()
@@ -35,15 +35,15 @@ class Pictures:
         return len(self.paths) + len(self.samples) + len(self.portraits)
 
     def stem(self) -> str | None:
-        """The name of the only picture, None for several."""
-        named = [outputs.stem_of(path) for path in self.paths]
-        named += [f"sample-{row_id}" for row_id in self.samples] + [f"portrait-{row_id}" for row_id in self.portraits]
-        return named[0] if len(named) == 1 else None
+        """The name of the only image, None for several."""
+        names = [outputs.stem_of(path) for path in self.paths]
+        names += [f"sample-{row_id}" for row_id in self.samples] + [f"portrait-{row_id}" for row_id in self.portraits]
+        return names[0] if len(names) == 1 else None
 
 
 @dataclass
 class Report:
-    """What a run did, ready for JSON. failed: pictures of a folder that could not be used, and why."""
+    """Facts about a run, ready for JSON. failed: images of a folder that could not be used, with reasons."""
 
     domain: str
     device: str
@@ -57,125 +57,114 @@ class Report:
 
 
 def find(names: Sequence[Path], out: Path) -> tuple[Path, ...]:
-    """The pictures that `names`, files and folders, stand for; a folder gives those directly in it, by name.
+    """Image files that `names` stand for; a folder gives the images directly in it, by name.
 
     Raises InputError for an empty folder, and for one that results would be written into.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in names:
         if not os.path.exists(name):  # unlike Path.exists, also for names no file can have
             raise InputError(f"{str(name)[:80]} does not exist: check the name")
         if not name.is_dir():
-            found.append(name)
+            paths.append(name)
             continue
         if out.resolve() == name.resolve():
-            raise InputError(f"{out} is the folder of the pictures: results need another one, give --out")
+            raise InputError(f"{out} is the folder of the images: results need another one, give --out")
         inside = sorted(file for file in name.iterdir() if file.suffix.lower() in ENDINGS and file.name[0] != ".")
         if not inside:
-            raise InputError(f"{name} holds no pictures: {', '.join(ENDINGS)} are looked for")
-        found += inside
-    return tuple(found)
+            raise InputError(f"{name} holds no images: {', '.join(ENDINGS)} are looked for")
+        paths += inside
+    return tuple(paths)
 
 
 def edit(
     studio: Studio,
-    pictures: Pictures,
+    inputs: Inputs,
     prompts: Sequence[Prompt],
     strengths: Sequence[float | None],
-    tool: Tool,
-    target: Gallery,
+    editor: ConfiguredEditor,
+    target: OutputFolder,
     report: Report,
     seed: int | None = None,
     face: int | None = None,
 ) -> Iterator[Result]:
-    """Edit every picture with every prompt and strength, and write each result as soon as it is there; then the grid.
+    """Edit every image with every prompt and strength; write each result at once, and a grid at the end.
 
-    face: which one of each picture, as in `Studio.photo`. Yields results as they come; `report` is complete when
-    nothing more comes.
+    face: which one of each photograph, as in `Studio.photo`. `report` is complete when the iterator ends.
     """
     rows: list[list[Tensor]] = []
-    for person in _people(studio, pictures, report, seed, face):
-        row = [person.picture, person.inversion]
+    for image in _opened(studio, inputs, report, seed, face):
+        row = [image.pixels, image.inversion]
         for prompt in prompts:
             for strength in strengths:
-                result = studio.apply(person, prompt, tool, strength)
+                result = studio.apply(image, prompt, editor, strength)
                 amount = [f"x{result.strength:g}"] if len(strengths) > 1 else []
-                stem = outputs.stem_of(Path(person.name))
-                path = target.result(stem, outputs.slug(prompt.pair.target), *amount)
+                path = target.result(outputs.stem_of(Path(image.name)), outputs.slug(prompt.pair.target), *amount)
                 result.save(path)
                 report.edits.append(_edit_facts(result, path))
-                row.append(result.picture)
+                row.append(result.pixels)
                 yield result
-        rows = [*rows, row][:GRID_ROWS]
-    _grid(rows, pictures, target, report)
+        rows = [*rows, row][:MAX_GRID_ROWS]
+    _write_grid(rows, inputs, target, report)
 
 
 def invert(
-    studio: Studio, pictures: Pictures, target: Gallery, report: Report, face: int | None = None
-) -> Iterator[Person]:
-    """Write what the generator makes of every picture, its codes w_plus [L,D] and s [S], and what they lack, detail
-    [C,r,r]; then the grid."""
+    studio: Studio, inputs: Inputs, target: OutputFolder, report: Report, face: int | None = None
+) -> Iterator[EditableImage]:
+    """Write the inversion of every image, its codes w_plus [L,D], s [S] and detail [C,r,r]; and a grid at the end."""
     rows: list[list[Tensor]] = []
-    for person in _people(studio, pictures, report, face=face):
-        stem = outputs.stem_of(Path(person.name))
-        picture, codes = target.named(f"{stem}-inversion", ".png"), target.named(f"{stem}-codes", ".safetensors")
-        images.save_png(picture, person.inversion)
-        meta = {"domain": studio.domain.name, "picture": person.name, "error": person.error}
-        source = person.source
-        tensors = {"w_plus": source.w_plus[0], "s": source.s[0]}
-        if source.detail is not None:
-            tensors["detail"] = source.detail.added[0]
+    for image in _opened(studio, inputs, report, face=face):
+        stem, inversion = outputs.stem_of(Path(image.name)), image.source.inversion
+        picture, codes = target.path(f"{stem}-inversion", ".png"), target.path(f"{stem}-codes", ".safetensors")
+        images.save_png(picture, image.inversion)
+        meta = {"domain": studio.domain.name, "picture": image.name, "error": image.error}
+        tensors = {"w_plus": inversion.w_plus[0], "s": image.source.s[0]}
+        if inversion.detail is not None:
+            tensors["detail"] = inversion.detail[0]
         weights.save(codes, tensors, meta, half=False)
         report.pictures[-1] |= {"inversion": str(picture), "codes": str(codes)}
-        rows = [*rows, [person.picture, person.inversion]][:GRID_ROWS]
-        yield person
-    _grid(rows, pictures, target, report)
+        rows = [*rows, [image.pixels, image.inversion]][:MAX_GRID_ROWS]
+        yield image
+    _write_grid(rows, inputs, target, report)
 
 
-def _people(
-    studio: Studio, pictures: Pictures, report: Report, seed: int | None = None, face: int | None = None
-) -> Iterator[Person]:
-    """Each picture's person. A bad file among several is noted in the report, a bad file alone is an error."""
-    makers: list[tuple[str, Callable[[], Person]]] = []
-    makers += [(str(path), lambda path=path: studio.photo(path, face=face)) for path in pictures.paths]
-    makers += [(f"sample {row}", lambda row=row: studio.sample(row, seed)) for row in pictures.samples]
-    makers += [(f"portrait {row}", lambda row=row: studio.portrait(row)) for row in pictures.portraits]
-    studio.ready(bool(pictures.paths or pictures.portraits))  # what is missing is not a picture's fault
-    for name, make in makers:
+def _opened(
+    studio: Studio, inputs: Inputs, report: Report, seed: int | None = None, face: int | None = None
+) -> Iterator[EditableImage]:
+    """Each input, inverted. A bad file among several is noted in the report, a bad file alone is an error."""
+    loaders: list[tuple[str, Callable[[], EditableImage]]] = []
+    loaders += [(str(path), lambda path=path: studio.photo(path, face=face)) for path in inputs.paths]
+    loaders += [(f"sample {row}", lambda row=row: studio.sample(row, seed)) for row in inputs.samples]
+    loaders += [(f"portrait {row}", lambda row=row: studio.portrait(row)) for row in inputs.portraits]
+    studio.ready(bool(inputs.paths or inputs.portraits))  # missing weights are no image's fault
+    for name, load in loaders:
         started = time.perf_counter()
         try:
-            person = make()
+            image = load()
         except InputError as error:
-            if len(makers) == 1:
+            if len(loaders) == 1:
                 raise
             report.failed.append({"picture": name, "reason": str(error)})
             continue
-        report.warnings += [warning for warning in person.warnings if warning not in report.warnings]
-        report.pictures.append(
-            {
-                "name": person.name,
-                "picture": name,
-                "error": person.error,
-                "psnr": person.psnr,
-                "notes": list(person.notes),
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        yield person
+        report.warnings += [warning for warning in image.warnings if warning not in report.warnings]
+        facts = {"name": image.name, "picture": name, "error": image.error, "psnr": image.psnr}
+        seconds = time.perf_counter() - started
+        report.pictures.append({**facts, "notes": list(image.notes), "seconds": seconds})
+        yield image
     if not report.pictures:
-        raise InputError(
-            f"none of the {len(makers)} pictures can be used, the first because {report.failed[0]['reason']}"
-        )
+        reason = report.failed[0]["reason"]
+        raise InputError(f"none of the {len(loaders)} images can be used, the first because {reason}")
 
 
 def _edit_facts(result: Result, path: Path) -> dict[str, Any]:
+    strengths = result.edited.strengths
     return {
-        "name": result.person.name,
+        "name": result.image.name,
         "prompt": result.prompt.pair.target,
         "source": result.prompt.pair.source,
         "editor": result.editor,
         "strength": result.strength,
-        "enough": None if result.edited.enough is None else float(result.edited.enough[0]),
+        "chosen_strength": None if strengths is None else float(strengths[0]),
         "path": str(path),
         "seconds": result.seconds,
         "evaluations": result.edited.evaluations,
@@ -185,9 +174,9 @@ def _edit_facts(result: Result, path: Path) -> dict[str, Any]:
     }
 
 
-def _grid(rows: list[list[Tensor]], pictures: Pictures, target: Gallery, report: Report) -> None:
-    path = target.grid(pictures.stem())
-    outputs.save_grid(path, rows)
+def _write_grid(rows: list[list[Tensor]], inputs: Inputs, target: OutputFolder, report: Report) -> None:
+    path = target.grid(inputs.stem())
+    images.save_grid(path, rows)
     report.grid = str(path)
     if len(report.pictures) > len(rows):
-        report.warnings.append(f"the grid shows the first {len(rows)} of {len(report.pictures)} pictures")
+        report.warnings.append(f"the grid shows the first {len(rows)} of {len(report.pictures)} images")

@@ -1,4 +1,4 @@
-"""What this machine and this checkout have: for `deltaspace doctor`, and for a report of a problem."""
+"""Facts about this machine and this project for `deltaspace doctor`: device, kernels, weights, versions, disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime import files
-from pipeline.storage import domains, params
+from pipeline.storage import domains
 from pipeline.storage.domains import Domain
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ BAD = ("changed", "broken")
 
 
 def examine(root: Path) -> dict[str, Any]:
-    """Everything as plain data; `problems` lists, in one line each, what has to be mended."""
-    found = {
+    """All facts as plain data; `problems` are one line each."""
+    facts = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "device": device(),
         "kernels": kernels(),
         "project": project(root),
         "domains": {name: weights(domains.load(name, root), root) for name in domains.names(root)},
     }
-    return {**found, "problems": problems(found)}
+    return {**facts, "problems": problems(facts)}
 
 
 def version(package: str) -> str | None:
@@ -45,7 +45,7 @@ def version(package: str) -> str | None:
 
 
 def device() -> dict[str, Any]:
-    """Where networks run by default, and what with."""
+    """The default device of networks, and its properties."""
     import psutil
     import torch
 
@@ -64,15 +64,15 @@ def device() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, dict[str, str]]:
-    """Operation -> the implementation it takes here, and why."""
-    from kernels import build
+    """Operation -> the implementation that runs here, and the reason."""
+    from kernels import dispatch
 
-    return {name: {"implementation": impl, "why": why} for name, (impl, why) in build.describe().items()}
+    return {name: {"implementation": impl, "why": why} for name, (impl, why) in dispatch.describe().items()}
 
 
 def project(root: Path) -> dict[str, Any]:
-    """The checkout, the disk below it, and the tools of the workflow."""
-    main = params.main_root(root)
+    """The project's folder, its disk, and the tools of the workflow."""
+    main = files.main_checkout(root)
     database = main / "mlflow.db"
     beside = Path(sys.executable).parent / "dvc"
     return {
@@ -84,12 +84,12 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def weights(domain: Domain, root: Path) -> dict[str, dict[str, Any]]:
-    """Network -> state of its file, with what to do about it, and of the published original it is made of.
+    """Network -> state of its file, with advice, and state of the published original it is made of.
 
-    "verified": as the domain's yaml says; "present": there, no digest known; "changed": another digest; "broken": not
+    "verified": its sha256 is the domain's; "present": no sha256 is known; "changed": another sha256; "broken": not
     readable; "missing"; of an original also "partial".
     """
-    memory = params.main_root(root) / ".cache" / "digests.json"
+    memory = files.main_checkout(root) / ".cache" / "digests.json"
 
     def digest(path: Path) -> str:
         return files.known_digest(path, memory)
@@ -109,10 +109,8 @@ def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], st
     if original is not None:
         facts["original"] = {"path": original.place, "state": original.state(digest), "url": entry.url}
     if not path.is_file():
-        made = (
-            f"made by `deltaspace pretrain {domain.name} {network}`" if original is None else _to_get(original, facts)
-        )
-        return facts | {"state": "missing", "advice": made}
+        trained = f"made by `deltaspace pretrain {domain.name} {network}`"
+        return facts | {"state": "missing", "advice": _advice(original, facts) if original else trained}
     facts |= {"sha256": digest(path), "megabytes": round(path.stat().st_size / 1e6, 1)}
     try:
         weights.read_meta(path)
@@ -125,15 +123,15 @@ def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], st
     return facts | {"state": "verified"}
 
 
-def _to_get(original: Original, facts: dict[str, Any]) -> str:
-    """What to do for a network that is to be made of an original."""
-    from pipeline.checkpoints.importers import IMPORTERS
+def _advice(original: Original, facts: dict[str, Any]) -> str:
+    """The next step to a network that is made of an original."""
+    from pipeline.checkpoints.install import IMPORTERS
 
     state, command = facts["original"]["state"], original.command
     if state == "changed":
         return f"{original.place} is not the published file: remove it, then {command}"
     if state == "partial":
-        return f"{original.fetched():,} MB are fetched: {command} goes on"
+        return f"{original.fetched_mb():,} MB are fetched: {command} resumes"
     if state == "missing":
         return command
     if original.network not in IMPORTERS:
@@ -141,24 +139,24 @@ def _to_get(original: Original, facts: dict[str, Any]) -> str:
     return f"its original is here, {state}: {command} converts it"
 
 
-def problems(found: dict[str, Any]) -> list[str]:
-    """What must be mended before the workflow can be trusted here."""
-    lines = [f"{name} is not installed: run `make install`" for name, v in found["versions"].items() if v is None]
-    for domain, networks in found["domains"].items():
+def problems(facts: dict[str, Any]) -> list[str]:
+    """Problems that keep the workflow from running, or its results from being trusted."""
+    lines = [f"{name} is not installed: run `make install`" for name, v in facts["versions"].items() if v is None]
+    for domain, networks in facts["domains"].items():
         lines += [
             f"{domain}: {network} is {entry['state']}: {entry['advice']}"
             for network, entry in networks.items()
             if entry["state"] in BAD
         ]
-    if found["project"]["free_gb"] < SPACE_NEEDED:
-        lines.append(f"only {found['project']['free_gb']} GB are free, a whole run writes up to {SPACE_NEEDED:g} GB")
-    if not found["project"]["dvc"]["command"]:
+    if facts["project"]["free_gb"] < SPACE_NEEDED:
+        lines.append(f"only {facts['project']['free_gb']} GB are free, a whole run writes up to {SPACE_NEEDED:g} GB")
+    if not facts["project"]["dvc"]["command"]:
         lines.append("the dvc command is not on PATH: use `make repro`, or put .venv/bin on PATH")
     return lines
 
 
-def _beside(entry: dict[str, Any]) -> str:
-    """The original of weights that are there; of those that are missing the advice tells."""
+def _original_state(entry: dict[str, Any]) -> str:
+    """State of the original of weights that are there; for missing weights the advice covers it."""
     state = entry.get("original", {}).get("state", "missing")
     return "" if entry["state"] == "missing" or state == "missing" else f"; original {state}"
 
@@ -167,9 +165,9 @@ def _if_there(path: Path) -> str | None:
     return str(path) if path.exists() else None
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """`examine`'s findings as text for a terminal."""
-    device, project = found["device"], found["project"]
+def lines(facts: dict[str, Any]) -> list[str]:
+    """Facts of `examine` as text for a terminal."""
+    device, project = facts["device"], facts["project"]
     gpus = ", ".join(device["cuda"]) or "no CUDA device"
     dvc, mlflow = project["dvc"], project["mlflow"]
     text = [
@@ -181,12 +179,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"mlflow    {'installed' if mlflow['installed'] else 'not installed'}, "
         f"{mlflow['database'] or 'no runs recorded yet'}",
     ]
-    for name, kernel in found["kernels"].items():
+    for name, kernel in facts["kernels"].items():
         text.append(f"kernel    {name}: {kernel['implementation']} ({kernel['why']})")
-    for domain, networks in found["domains"].items():
+    for domain, networks in facts["domains"].items():
         for name, entry in networks.items():
             advice = f" ({entry['advice']})" if "advice" in entry else ""
-            text.append(f"weights   {domain} {name}: {entry['state']}{advice}{_beside(entry)}")
-    text.append("versions  " + ", ".join(f"{name} {number or 'absent'}" for name, number in found["versions"].items()))
-    text += [f"PROBLEM   {problem}" for problem in found["problems"]] or ["all is well"]
+            text.append(f"weights   {domain} {name}: {entry['state']}{advice}{_original_state(entry)}")
+    text.append("versions  " + ", ".join(f"{name} {number or 'absent'}" for name, number in facts["versions"].items()))
+    text += [f"PROBLEM   {problem}" for problem in facts["problems"]] or ["all is well"]
     return text

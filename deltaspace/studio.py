@@ -1,16 +1,15 @@
-"""Editing pictures one at a time: what stands behind `deltaspace edit`, `deltaspace invert` and `pipeline.load`.
+"""Editing of single images: the library behind `deltaspace.load`, `deltaspace edit` and `deltaspace invert`.
 
-Every picture is a batch of its own, so its result does not depend on its neighbours in a folder.
+Every image is a batch of its own, so its result does not depend on the other images of a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,291 +17,213 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deltaspace.prompts import clean, in_range, untaught, words_that_fit
+from deltaspace.prompts import check_row_id, check_strength, clean, vocabulary_warnings, words_that_fit
+from deltaspace.values import ConfiguredEditor, EditableImage, Prompt, Result
 from pipeline import editors, sampling, sources
-from pipeline.editors import Editor
-from pipeline.inversion import InvertParams, errors, lacking, refine
+from pipeline.inversion import InvertParams, errors, missing_detail, refine
 from pipeline.runtime import processes
 from pipeline.runtime.errors import InputError, nearest
 from pipeline.storage import domains, params
-from pipeline.values import Direction, Edited, Source, TextPair
+from pipeline.values import Direction, Inversion, Prepared, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
     from pipeline.storage.domains import Domain
     from pipeline.storage.images import Photo
 
-FAR = 0.04  # inversion error (MSE on [0,1], 14 dB) that is far where the encoder's file does not tell its own
-
-
-@dataclass(frozen=True)
-class Person:
-    """A picture and its codes, a batch of one.
-
-    inversion [3,R,R]: what the generator makes of the codes and their detail. error: its MSE on [0,1]; None for a
-    generated picture. notes: what was done to the file. warnings: why results may disappoint.
-    """
-
-    name: str
-    source: Source
-    inversion: Tensor
-    error: float | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def picture(self) -> Tensor:
-        """[3,R,R]"""
-        return self.source.image[0].cpu()
-
-    @property
-    def psnr(self) -> float | None:
-        """Of the inversion, in dB."""
-        return None if self.error is None else -10 * math.log10(max(self.error, 1e-10))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A condition in words, cleaned, and what one should know about it."""
-
-    pair: TextPair
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tool:
-    """An editor, ready to use, the settings it was built with, and why its results may disappoint."""
-
-    name: str
-    settings: Any
-    editor: Editor
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def strength(self) -> float:
-        """The strength its settings ask for."""
-        return float(getattr(self.settings, "strength", 1.0))
-
-
-@dataclass(frozen=True)
-class Result:
-    """One edit. moved of channels: style channels that the editor changed; None where it does not work on them."""
-
-    person: Person
-    prompt: Prompt
-    editor: str
-    strength: float
-    edited: Edited
-    seconds: float
-    moved: int | None = None
-    channels: int | None = None
-    about_editor: tuple[str, ...] = ()
-
-    @property
-    def picture(self) -> Tensor:
-        """The edited picture [3,R,R] within [-1,1], on the CPU."""
-        return self.edited.images[0].float().clamp(-1, 1).cpu()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return (*self.person.warnings, *self.prompt.warnings, *self.about_editor)
-
-    def save(self, path: str | Path) -> None:
-        """Write the edited picture as PNG, whole or not at all."""
-        from pipeline.storage import images
-
-        images.save_png(Path(path), self.picture)
+FAR_ERROR = 0.04  # encoder error (MSE on [0,1], 14 dB) of an image far from the domain, where its file names none
 
 
 class Studio:
-    """A domain's networks, read when first used; its editors; and pictures to edit."""
+    """A domain's networks, loaded at first use, and its editors."""
 
-    def __init__(self, backbones: Backbones, domain: Domain, root: Path, device: str = "cpu") -> None:
-        self.backbones, self.domain, self.root, self.device = backbones, domain, Path(root), device
-        self._tools: dict[tuple, Tool] = {}
+    def __init__(self, networks: Networks, domain: Domain, root: Path, device: str = "cpu") -> None:
+        self.networks, self.domain, self.root, self.device = networks, domain, Path(root), device
+        self._editors: dict[tuple, ConfiguredEditor] = {}
         self._directions: dict[tuple, Direction] = {}
+        self._prepared: tuple[EditableImage, ConfiguredEditor, Prepared] | None = None  # of the last edit
 
     @classmethod
     def load(cls, domain: str, device: str = "auto", root: str | Path | None = None) -> Studio:
-        """Raises InputError for an unknown domain, with the nearest name, and for a device that is not there."""
-        from pipeline.networks import Backbones
+        """The studio of a domain. Raises InputError for an unknown domain, and for a device that is not there."""
+        from pipeline.networks import Networks
 
-        place = Path(root) if root else params.root()
-        found, chosen = domains.load(domain, place), device_named(device)
-        return cls(Backbones(found, place, chosen), found, place, chosen)
+        folder = Path(root) if root else params.root()
+        loaded, chosen = domains.load(domain, folder), device_named(device)
+        return cls(Networks(loaded, folder, chosen), loaded, folder, chosen)
 
     def ready(self, photographs: bool = True) -> None:
-        """Read the networks that every edit needs; InputError when one is missing, naming the command that makes it.
+        """Load the networks that every edit needs; InputError when one is missing, naming the command that makes it.
 
-        photographs: pictures that are not the generator's own, which need the encoder too.
+        photographs: images that the generator did not make, which need the encoder too
         """
         for network in ("generator", *(["encoder"] if photographs else []), "clip"):
-            getattr(self.backbones, network)
+            getattr(self.networks, network)
 
-    # ------------------------------------------------------------ pictures
+    # ------------------------------------------------------------ images
 
     @torch.no_grad()
-    def photo(self, picture: Any, name: str | None = None, face: int | None = None) -> Person:
-        """Invert a photograph: a path, a PIL image, an array uint8 [H,W,3], or a tensor [3,R,R] in [-1,1].
+    def photo(self, photo: Any, name: str | None = None, face: int | None = None) -> EditableImage:
+        """Invert a photograph; one that the domain cannot draw, or that could not be aligned, gets a warning.
 
-        face: which one, from left to right, from 1 up, where the domain's pictures are aligned by faces; None for the
-        largest. Raises InputError for what is not a readable picture, and for a face that is not there. A picture that
-        the domain cannot draw, or that is not aligned though it should be, gets a warning.
+        photo: a path, a PIL image, an array uint8 [H,W,3], or a tensor [3,R,R] in [-1,1]
+        face: number of the face, from left to right, from 1 up, in domains of aligned faces; None: the largest
+        Raises InputError for an unreadable image, and for a face that is not there.
         """
-        name = name or (Path(picture).name if isinstance(picture, str | Path) else "picture")
-        photo, warnings = self._opened(picture, name, face)
-        image, notes = photo.image.to(self.device), tuple(photo.notes)
-        generator = self.backbones.generator
-        guess = self.backbones.encoder(image)
-        w_plus = refine(self.backbones.encoder, generator, image, guess, self.inverting.refine)
-        added = None
-        if self.inverting.seeks_detail:
-            added = lacking(
-                self.backbones.encoder, generator, image, w_plus, self.inverting.detail, self.inverting.refine
-            )
-        source = sources.source(self.backbones, image, w_plus, added)
-        inversion = generator.synthesis(source.s, w_plus, detail=source.detail).clamp(-1, 1)
+        name = name or (Path(photo).name if isinstance(photo, str | Path) else "picture")
+        opened, warnings = self._opened(photo, name, face)
+        image, notes = opened.image.to(self.device), tuple(opened.notes)
+        generator, encoder, settings = self.networks.generator, self.networks.encoder, self.invert_params
+        guess = encoder(image)
+        w_plus = refine(encoder, generator, image, guess, settings.refine)
+        detail = None
+        if settings.seeks_detail:
+            detail = missing_detail(encoder, generator, image, w_plus, settings.detail, settings.refine)
+        source = sources.source(self.networks, image, Inversion(w_plus, detail, settings.refine))
+        inversion = source.decode(generator, source.s).clamp(-1, 1)
         error = float(((inversion - image) / 2).square().mean())
-        first = errors(generator, image, guess).item()
-        if first > self.far_error:
+        encoder_error = errors(generator, image, guess).item()
+        if encoder_error > self.far_error:
             warnings.append(
-                f"{name} is far from what {self.domain.name} can draw (the encoder's error is {first:.3f}, up to "
-                f"{self.far_error:.3f} is usual): expect flaws, or a different face"
+                f"{name} is far from what {self.domain.name} can draw (the encoder's error is {encoder_error:.3f}, up "
+                f"to {self.far_error:.3f} is usual): expect flaws, or a different face"
             )
-        return Person(name, source, inversion[0].cpu(), error, notes, tuple(warnings))
+        return EditableImage(name, source, inversion[0].cpu(), error, notes, tuple(warnings))
 
     @torch.no_grad()
-    def sample(self, row_id: int, seed: int | None = None) -> Person:
-        """The generated person `row_id`: with the project's seed (None) the fake of that id in the domain's codes."""
+    def sample(self, row_id: int, seed: int | None = None) -> EditableImage:
+        """The generated image `row_id`: with the project's seed (None) the fake of that id in the domain's codes."""
         settings = params.section(sampling.SampleParams, self.root, "sample", domain=self.domain)
-        generator = self.backbones.generator
+        generator = self.networks.generator
         seed = settings.seed if seed is None else seed
-        w = sampling.sample_w(generator, [row_id], seed, settings.truncation, batch=8, redrawn=settings.redrawn)
+        w = sampling.sample_w(
+            generator, [check_row_id(row_id)], seed, settings.truncation, batch=8, redrawn=settings.redrawn
+        )
         w_plus = generator.repeat(w.to(self.device))
-        source = sources.source(self.backbones, generator(w_plus).clamp(-1, 1), w_plus)
-        return Person(f"sample-{row_id}", source, source.image[0].cpu())
+        source = sources.source(self.networks, generator(w_plus).clamp(-1, 1), Inversion(w_plus))
+        return EditableImage(f"sample-{row_id}", source, source.image[0].cpu())
 
-    def portrait(self, row_id: int) -> Person:
-        """The drawn person `row_id` of a domain with a renderer, inverted like a photograph, parameters known."""
+    def portrait(self, row_id: int) -> EditableImage:
+        """The drawn portrait `row_id` of a domain with a renderer, inverted like a photograph; its traits are known."""
         if self.domain.renderer is None:
-            raise InputError(
-                f"{self.domain.name} has photographs, not drawn people: give a picture instead of a portrait"
-            )
+            raise InputError(f"{self.domain.name} has no renderer of portraits: give an image instead")
         from pipeline import portraits
         from pipeline.storage import images
 
-        drawn = portraits.sample(row_id)
-        picture = images.from_uint8(portraits.render(drawn, self.domain.resolution))
-        person = self.photo(picture, name=f"portrait-{row_id}")
-        return replace(person, source=replace(person.source, people=(drawn,)))
+        person = portraits.sample(check_row_id(row_id))
+        pixels = images.from_uint8(portraits.render(person, self.domain.resolution))
+        image = self.photo(pixels, name=f"portrait-{row_id}")
+        return replace(image, source=replace(image.source, people=(person,)))
 
-    def _opened(self, picture: Any, name: str, face: int | None) -> tuple[Photo, list[str]]:
-        """The picture as R x R, and warnings."""
+    def _opened(self, photo: Any, name: str, face: int | None) -> tuple[Photo, list[str]]:
+        """The image in the domain's resolution, aligned where the domain asks for it, and warnings."""
         from pipeline.storage import images
 
         size = self.domain.resolution
         if face is not None and self.domain.aligned is None:
-            raise InputError(f"pictures of {self.domain.name} are not aligned by faces: leave --face out")
-        if isinstance(picture, Tensor):
-            if picture.shape not in ((3, size, size), (1, 3, size, size)):
-                raise InputError(f"a tensor [3,{size},{size}] in [-1,1] is expected, not {list(picture.shape)}")
-            return images.Photo(picture.float().reshape(1, 3, size, size)), []
-        rgb, notes = images.read_rgb(Path(picture) if isinstance(picture, str | Path) else _as_file(picture))
+            raise InputError(f"images of {self.domain.name} are not aligned by faces: leave --face out")
+        if isinstance(photo, Tensor):
+            if photo.shape not in ((3, size, size), (1, 3, size, size)):
+                raise InputError(f"a tensor [3,{size},{size}] in [-1,1] is expected, not {list(photo.shape)}")
+            return images.Photo(photo.float().reshape(1, 3, size, size)), []
+        rgb, notes = images.read_rgb(Path(photo) if isinstance(photo, str | Path) else _as_file(photo))
         if self.domain.aligned is None:
             return images.photo_of(images.squared(rgb, size, notes), notes), []
-        from pipeline.storage import faces
+        from pipeline.storage import face_alignment
 
-        find = faces.finder()
-        if find is None:
+        detector = face_alignment.detector()
+        if detector is None:
             if face is not None:
-                raise InputError(f"--face needs a finder of faces: {faces.INSTALL}")
-            return images.photo_of(images.squared(rgb, size, notes), notes), [faces.not_aligned(self.domain.name)]
-        found = faces.look(rgb, find, face, name)
-        square = faces.cut_out(rgb, found.corners, size, notes)
-        chosen = face is not None or found.warning is None
-        return images.photo_of(square, notes), [] if chosen else [f"{name}: {found.warning}"]
+                raise InputError(f"--face needs a face detector: {face_alignment.INSTALL}")
+            warning = face_alignment.missing_detector(self.domain.name)
+            return images.photo_of(images.squared(rgb, size, notes), notes), [warning]
+        detection = face_alignment.detect(rgb, detector, face, name)
+        square = face_alignment.crop(rgb, detection.corners, size, notes)
+        chosen = face is not None or detection.warning is None
+        return images.photo_of(square, notes), [] if chosen else [f"{name}: {detection.warning}"]
 
     @cached_property
-    def inverting(self) -> InvertParams:
-        """How photographs are inverted, as in the workflow."""
+    def invert_params(self) -> InvertParams:
+        """Settings of the inversion, as in the workflow."""
         return params.section(InvertParams, self.root, "invert", domain=self.domain)
 
     @cached_property
     def far_error(self) -> float:
-        """The encoder's own error above which a picture is far from the domain; its file may tell that number."""
+        """The encoder's error above which an image is far from the domain; from the header of its weights."""
         from pipeline.storage import weights
 
-        own = weights.read_meta(self.backbones.path("encoder")).get("far_error")
-        return float(own) if isinstance(own, int | float) else FAR
+        own = weights.read_meta(self.networks.path("encoder")).get("far_error")
+        return float(own) if isinstance(own, int | float) else FAR_ERROR
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ edits
 
     def prompt(self, text: str, source: str | None = None) -> Prompt:
-        """`text` against the neutral word `source` (the domain's when None).
+        """The condition from the source text (None: the domain's neutral word) to `text`.
 
-        Raises InputError for a text with nothing to see in it. Words CLIP was never taught, and words beyond the
-        length it reads, become warnings.
+        Raises InputError for an empty text. Words unknown to CLIP, and text beyond its length, become warnings.
         """
-        clip, warnings = self.backbones.clip, []
-        target, neutral = (
-            clean(text, "prompt"),
-            clean(self.domain.neutral if source is None else source, "--source word"),
-        )
+        clip, warnings = self.networks.clip, []
+        target = clean(text, "prompt")
+        neutral = clean(self.domain.neutral if source is None else source, "--source word")
         fitting = words_that_fit(target, clip, self.domain.templates)
         if fitting != target:
-            read, all_words = len(fitting.split()), len(target.split())
-            warnings.append(f"the prompt is too long: CLIP reads the first {read} of its {all_words} words")
+            read, total = len(fitting.split()), len(target.split())
+            warnings.append(f"the prompt is too long: CLIP reads the first {read} of its {total} words")
         for words in (fitting, *([neutral] if source is not None else [])):
-            warnings += untaught(words, clip, self.domain.name)
+            warnings += vocabulary_warnings(words, clip, self.domain.name)
         known = next((prompt for prompt in self.domain.prompts if prompt.text.casefold() == target.casefold()), None)
         pair = TextPair(neutral, fitting or target)
         return Prompt(replace(pair, asks=known.asks) if known else pair, tuple(warnings))
 
-    # ------------------------------------------------------------ editing
+    def editor(self, name: str = editors.DEFAULT, threshold: float | None = None) -> ConfiguredEditor:
+        """The editor `name` with the effective settings of its section; a threshold replaces its top_share, too.
 
-    def tool(self, editor: str = editors.DEFAULT, threshold: float | None = None) -> Tool:
-        """The editor of that name with its section of params.yaml; a `threshold`, if given, wins, also over a share.
-
-        Raises InputError for an unknown editor, with the nearest name, and for a threshold where there is none.
+        Raises InputError for an unknown editor, with the nearest name, and for a threshold that it does not have.
         """
-        module = editors.module(editor)
+        module = editors.module(name)
         if threshold is not None and "threshold" not in {field.name for field in dataclasses.fields(module.Params)}:
-            raise InputError(f"{editor} has no threshold: leave it out, or use an editor such as {editors.DEFAULT}")
-        stage = f"edit_{module.KIND}"
-        own = (params.load_yaml(self.root).get(stage) or {}).get(editor) or {}
-        values = own if threshold is None else {**own, "threshold": float(threshold), "share": None}
-        settings = params.build(module.Params, values, f"{stage}.{editor}", complete=True)
-        key = (editor, threshold)
-        if key not in self._tools:
+            raise InputError(f"{name} has no threshold: leave it out, or use an editor such as {editors.DEFAULT}")
+        overrides = {} if threshold is None else {"threshold": threshold, "top_share": None}
+        section = f"edit_{module.KIND}.{name}"
+        settings = params.resolve(module.Params, self.root, section, overrides, domain=self.domain)
+        if (name, threshold) not in self._editors:
             warnings = ()
-            if "relevance" in module.NEEDS and self.backbones.absent("relevance"):
-                name = self.domain.name
+            if "relevance" in module.NEEDS and self.networks.absent("relevance"):
+                domain = self.domain.name
                 warnings = (
-                    f"{name} has no relevance matrix: what a text concerns is measured for it alone, in seconds, and "
-                    f"less well; `dvc repro relevance@{name}` makes the matrix",
+                    f"{domain} has no relevance matrix: relevance is measured for each text alone, in seconds, and "
+                    f"less well; `dvc repro relevance@{domain}` makes the matrix",
                 )
-            self._tools[key] = Tool(editor, settings, module.build(self.backbones, settings), warnings)
-        return self._tools[key]
+            built = module.build(self.networks, settings.values)
+            self._editors[name, threshold] = ConfiguredEditor(name, settings.values, built, warnings, settings.origins)
+        return self._editors[name, threshold]
 
     @torch.no_grad()
-    def apply(self, person: Person, prompt: Prompt, tool: Tool, strength: float | None = None) -> Result:
-        """One edit, at the editor's own strength when None. A direction is fitted once per prompt and editor; the time
-        of that counts for the first edit."""
-        strength = tool.strength if strength is None else strength
+    def apply(
+        self, image: EditableImage, prompt: Prompt, editor: ConfiguredEditor, strength: float | None = None
+    ) -> Result:
+        """One edit, at the editor's own strength when None.
+
+        A direction is fitted once per prompt and editor, and an image prepared once for edits in a row; `seconds` of
+        the first edit includes both.
+        """
+        strength = editor.strength if strength is None else strength
         started = time.perf_counter()
-        key = (tool.name, tool.settings, prompt.pair)
+        key = (editor.name, editor.settings, prompt.pair)
         if key not in self._directions:
-            self._directions[key] = tool.editor.fit(prompt.pair)
-        edited = tool.editor.edit(person.source, self._directions[key], strength)
+            self._directions[key] = editor.editor.fit(prompt.pair)
+        if self._prepared is None or self._prepared[0] is not image or self._prepared[1] is not editor:
+            self._prepared = image, editor, editor.editor.prepare(image.source)
+        edited = editor.editor.edit(self._prepared[2], self._directions[key], strength)
         seconds = time.perf_counter() - started
-        s = person.source.s
+        s = image.source.s
         moved = None if edited.s is None else int((edited.s != s).any(dim=0).sum())
         channels = None if moved is None else s.shape[1]
-        return Result(person, prompt, tool.name, strength, edited, seconds, moved, channels, tool.warnings)
+        return Result(image, prompt, editor.name, strength, edited, seconds, moved, channels, editor.warnings)
 
     def edit(
         self,
-        picture: Any,
+        image: Any,
         text: str,
         strength: float | None = None,
         *,
@@ -311,15 +232,18 @@ class Studio:
         threshold: float | None = None,
         face: int | None = None,
     ) -> Result:
-        """Edit a picture (what `photo` takes, or a Person) towards `text`.
+        """Edit an image towards `text`.
 
-        strength, threshold: the editor's own from params.yaml when None; face as in `photo`. Raises InputError for what
-        cannot be used.
+        image: what `photo` takes, or an EditableImage
+        strength, threshold: None for the editor's effective settings
+        source: text that describes the image now; None for the domain's neutral word
+        face: as in `photo`
+        Raises InputError, one line, for arguments that cannot be used.
         """
-        tool, amount = self.tool(editor, threshold), None if strength is None else in_range(strength)
-        prompt = self.prompt(text, source)
-        person = picture if isinstance(picture, Person) else self.photo(picture, face=face)
-        return self.apply(person, prompt, tool, amount)
+        amount = None if strength is None else check_strength(strength)
+        configured, prompt = self.editor(editor, threshold), self.prompt(text, source)
+        opened = image if isinstance(image, EditableImage) else self.photo(image, face=face)
+        return self.apply(opened, prompt, configured, amount)
 
 
 def device_named(name: str) -> str:
@@ -328,9 +252,9 @@ def device_named(name: str) -> str:
         return processes.device()
     if name == "cpu":
         return name
-    if not re.fullmatch(r"cuda(:\d+)?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"cuda(:\d+)?", name):
         choices = ("auto", "cpu", "cuda")
-        raise InputError(f"unknown device '{name}'{nearest(name, choices)}: give auto, cpu, cuda or cuda:N")
+        raise InputError(f"unknown device '{name}'{nearest(str(name), choices)}: give auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if int(name.partition(":")[2] or 0) >= count:
         have = f"only {count} CUDA devices" if count else "no CUDA device"
@@ -338,18 +262,18 @@ def device_named(name: str) -> str:
     return name
 
 
-def _as_file(picture: Any) -> io.BytesIO:
+def _as_file(image: Any) -> io.BytesIO:
     """A PIL image or an array uint8 [H,W] or [H,W,3] as an encoded file in memory."""
     import numpy as np
     from PIL import Image
 
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3) and image.size:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
         raise InputError(
-            f"a {type(picture).__name__} is not a picture: give a path, a PIL image, uint8 pixels or a tensor"
+            f"a {type(image).__name__} is not an image: give a path, a PIL image, uint8 pixels or a tensor"
         )
     content = io.BytesIO()
-    picture.save(content, "TIFF" if picture.mode in ("CMYK", "F") else "PNG", exif=picture.getexif())
+    image.save(content, "TIFF" if image.mode in ("CMYK", "F") else "PNG", exif=image.getexif())
     content.seek(0)
     return content

@@ -1,3 +1,6 @@
-"""Fused operations of the method. Importing builds nothing; each module holds one operation and its reference."""
+"""Fused operations for the CPU and the GPU: one operation, its reference and its gradient per module.
+
+Importing compiles nothing.
+"""
 
 __version__ = "0.0.0"  # transformers looks for a package called `kernels` and reads its version

@@ -1,4 +1,4 @@
-"""Bias, leaky ReLU and gain in one step: gain * lrelu(x + b), StyleGAN2's activation."""
+"""Bias, leaky ReLU and gain in one pass: StyleGAN2's activation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 
 GAIN = 2**0.5  # keeps the variance of a unit-normal input
 
 
 def bias_act(x: Tensor, bias: Tensor, slope: float = 0.2, gain: float = GAIN, impl: str = "auto") -> Tensor:
-    """x [B,C,...] or [...,C] when it has no spatial axes, bias [C] -> gain * leaky_relu(x + bias, slope), same shape.
+    """Compute gain * leaky_relu(x + bias, slope).
 
-    A 4-D input has its channels on axis 1; 2-D and 3-D inputs have them last (the mapper feeds [B,L,C]). The result
-    has the wider of both dtypes. Raises ValueError when the channels do not match.
+    x: images [B,C,H,W], or [B,C] and [B,L,C] (the mapper's) with channels last. bias [C]. slope: of negative values.
+    impl: one of `dispatch.IMPLEMENTATIONS`. Returns x's shape in the wider of both dtypes. Raises ValueError when the
+    channels do not match.
     """
     axis = 1 if x.ndim == 4 else -1
     if x.shape[axis] != bias.numel():
         raise ValueError(f"bias of {bias.numel()} channels for an input of {x.shape[axis]}")
-    chosen = build.choose("bias_act", impl, x, bias)
+    chosen = dispatch.choose("bias_act", impl, x, bias)
     return _reference(x, bias, slope, gain) if chosen == "ref" else _native(x, bias, slope, gain)
 
 
@@ -32,7 +33,7 @@ def _reference(x: Tensor, bias: Tensor, slope: float, gain: float) -> Tensor:
 
 def _native(x: Tensor, bias: Tensor, slope: float, gain: float) -> Tensor:
     dtype = torch.promote_types(x.dtype, bias.dtype)
-    return torch.ops.deltaspace.bias_act(build.dense(x.to(dtype)), bias.to(dtype).contiguous(), slope, gain)
+    return torch.ops.deltaspace.bias_act(dispatch.dense(x.to(dtype)), bias.to(dtype).contiguous(), slope, gain)
 
 
 def _fake(x: Tensor, bias: Tensor, slope: float, gain: float) -> Tensor:
@@ -51,4 +52,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return grad, grad.sum(axes) if axes else grad, None, None
 
 
-build.register("bias_act(Tensor x, Tensor bias, float slope, float gain) -> Tensor", _fake, _backward, _setup)
+dispatch.register("bias_act(Tensor x, Tensor bias, float slope, float gain) -> Tensor", _fake, _backward, _setup)

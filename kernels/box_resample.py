@@ -1,4 +1,4 @@
-"""Exact box resampling: the area filter with fractional overlap that CLIP inputs are made with."""
+"""Exact box resampling, an area filter with fractional overlap: the resizing of CLIP's inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 
 Numbers = tuple[float, ...]
 
@@ -16,17 +16,17 @@ Numbers = tuple[float, ...]
 def box_resample(
     x: Tensor, size: int, mean: Numbers | None = None, std: Numbers | None = None, impl: str = "auto"
 ) -> Tensor:
-    """x [B,C,H,W] -> [B,C,size,size]: every output pixel is the mean of the input area below it.
+    """Resize x [B,C,H,W] to [B,C,size,size]; every output pixel is the mean of the input area below it.
 
-    Equal to "nearest x7, then average" of the published code for 256, 512 and 1024 -> 224, without the 7168 x 7168
-    intermediate; not the same as adaptive pooling, which rounds the areas to whole pixels. mean, std: C numbers in
-    the units of x; the result is then (result - mean) / std. Raises ValueError for a wrong rank, size or count.
+    mean, std: C numbers each in the units of x, for (result - mean) / std; None: not normalised. Equal to "nearest x7,
+    then average" of DeltaEdit's code for 256, 512 and 1024 -> 224 pixels, without its 7168 x 7168 intermediate.
+    Adaptive pooling differs: it rounds the areas to whole pixels. Raises ValueError for a wrong rank, size or count.
     """
     if x.ndim != 4 or size < 1:
         raise ValueError(f"expected x [B,C,H,W] and a size >= 1, got {tuple(x.shape)} and {size}")
     if (mean is None) != (std is None) or (mean is not None and {len(mean), len(std or ())} != {x.shape[1]}):
         raise ValueError(f"expected a mean and a std for each of {x.shape[1]} channels, or neither")
-    chosen = build.choose("box_resample", impl, x)
+    chosen = dispatch.choose("box_resample", impl, x)
     return (_reference if chosen == "ref" else _fused)(x, size, mean, std)
 
 
@@ -40,7 +40,7 @@ def _reference(x: Tensor, size: int, mean: Numbers | None, std: Numbers | None) 
 
 @lru_cache(maxsize=32)
 def box_weights(source: int, target: int) -> Tensor:
-    """[target, source] float32 rows that sum to 1: the share of each source pixel in each output pixel."""
+    """Weights [target,source] of each source pixel in each output pixel, float32; rows sum to 1."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
     left = torch.arange(source, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
@@ -52,7 +52,7 @@ def _fused(x: Tensor, size: int, mean: Numbers | None, std: Numbers | None) -> T
         return _native(x, size, size, None, None)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     scale = torch.tensor([1 / deviation for deviation in std], dtype=wide, device=x.device)
-    shift = torch.tensor([-middle / deviation for middle, deviation in zip(mean, std)], dtype=wide, device=x.device)
+    shift = torch.tensor([-average / deviation for average, deviation in zip(mean, std)], dtype=wide, device=x.device)
     return _native(x, size, size, scale, shift)
 
 
@@ -61,7 +61,7 @@ def _native(x: Tensor, height: int, width: int, scale: Tensor | None, shift: Ten
 
 
 def _fake(x: Tensor, height: int, width: int, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    return build.resized(x, height, width)
+    return dispatch.empty_resized(x, height, width)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,7 +71,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-    """The transposed matrix: the box filter in the other direction, whose rows sum to target / source."""
+    """Multiply by the transposed matrix: the reverse box filter, with rows that sum to target / source."""
     (scale,) = ctx.saved_tensors
     if scale is not None:
         grad = grad * scale.to(grad.dtype)[:, None, None]
@@ -79,7 +79,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     return _native(grad, height, width, None, None) * (rows * columns / (height * width)), None, None, None, None
 
 
-build.register(
+dispatch.register(
     "box_resample(Tensor x, int height, int width, Tensor? scale, Tensor? shift) -> Tensor",
     _fake,
     _backward,

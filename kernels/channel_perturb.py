@@ -1,7 +1,7 @@
-"""Channel perturbation: how a modulated convolution changes with one style channel, from the convolution before it.
+"""Change of a modulated convolution with one style channel, from the unchanged convolution.
 
-Changing channel c of the style by d changes the convolution by d times the convolution of that channel alone, and the
-sum under the demodulation's root by the channel's share of it. So the changed layer costs one input channel, not all.
+Changing channel c of the style by d adds d times the convolution of that channel alone, and changes the sum under the
+demodulation's root by that channel's term. So the changed layer costs one input channel instead of all.
 """
 
 from __future__ import annotations
@@ -9,34 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 
 EPS = 1e-8  # of the demodulation (StyleGAN2, eq. 3)
 
 
 def channel_perturb(
-    raw: Tensor, parts: Tensor, s: Tensor, values: Tensor, norm: Tensor, share: Tensor, impl: str = "auto"
+    raw: Tensor, parts: Tensor, s: Tensor, values: Tensor, norm: Tensor, weight_norm: Tensor, impl: str = "auto"
 ) -> Tensor:
-    """Change of a layer's demodulated output for K channels of N pictures set to V values each -> [N,K,V,O,H,W].
+    """Change of a layer's demodulated output when K style channels of N images take V values each [N,K,V,O,H,W].
 
-    raw [N,O,H,W]: convolution of s * x, not demodulated. parts [N,K,O,H,W]: convolution of each channel of x alone, not
-    modulated. s [N,K]: what these channels are now; values [K,V]: what they become. norm [N,O]: sum over all channels
-    of s^2 |W|^2; share [K,O]: |W|^2 of these channels. s, values, norm and share are float32 (or float64).
-    out = (raw + (v - s) parts) / sqrt(norm + (v^2 - s^2) share + 1e-8) - raw / sqrt(norm + 1e-8),
-    in raw's dtype and made of factors of raw and of parts, so that it is not rounded as the outputs are.
-    Raises ValueError when the shapes do not fit, and where native code, which has no gradient, is asked for one.
+    raw: convolution of s * x, not demodulated [N,O,H,W].
+    parts: convolution of each of the K channels of x alone, not modulated [N,K,O,H,W].
+    s: present values of these channels [N,K]. values: their new values [K,V].
+    norm: sum over all channels of s^2 |W|^2 [N,O]. weight_norm: |W|^2 of these channels [K,O].
+    s, values, norm and weight_norm are float32 or float64. The result, in raw's dtype, is
+        (raw + (v - s) parts) / sqrt(norm + (v^2 - s^2) weight_norm + 1e-8) - raw / sqrt(norm + 1e-8),
+    computed as a weighted sum of raw and parts, since the difference of both terms would be lost to their rounding.
+    Raises ValueError when the shapes do not fit, and when a gradient of native code, which has none, is required.
     """
     (n, outputs), k = raw.shape[:2], len(values)
     expected = [(n, k, *raw.shape[1:]), (n, k), (n, outputs), (k, outputs)]
-    if [tuple(tensor.shape) for tensor in (parts, s, norm, share)] != expected:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (raw, parts, s, values, norm, share))
-        raise ValueError(f"raw, parts, s, values, norm and share do not fit: {shapes}")
-    sides = raw, parts, s, values, norm, share
-    graded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in sides)
+    if [tuple(tensor.shape) for tensor in (parts, s, norm, weight_norm)] != expected:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (raw, parts, s, values, norm, weight_norm))
+        raise ValueError(f"raw, parts, s, values, norm and weight_norm do not fit: {shapes}")
+    tensors = raw, parts, s, values, norm, weight_norm
+    graded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if graded and impl not in ("auto", "ref"):
         raise ValueError("native code of channel_perturb has no gradient: use impl='ref'")
-    chosen = build.choose("channel_perturb", "ref" if graded else impl, *sides)
-    squares = (values.square() - s[..., None].square())[..., None] * share[:, None]  # [N,K,V,O]
+    chosen = dispatch.choose("channel_perturb", "ref" if graded else impl, *tensors)
+    squares = (values.square() - s[..., None].square())[..., None] * weight_norm[:, None]  # [N,K,V,O]
     norm = norm[:, None, None]
     scale = torch.rsqrt((norm + squares).clamp(min=0) + EPS)
     of_raw, of_parts = scale - torch.rsqrt(norm + EPS), (values - s[..., None])[..., None] * scale
@@ -61,4 +63,4 @@ def _fake(raw: Tensor, parts: Tensor, of_raw: Tensor, of_parts: Tensor) -> Tenso
     return torch.empty(shape, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last)
 
 
-build.register("channel_perturb(Tensor raw, Tensor parts, Tensor of_raw, Tensor of_parts) -> Tensor", _fake)
+dispatch.register("channel_perturb(Tensor raw, Tensor parts, Tensor of_raw, Tensor of_parts) -> Tensor", _fake)

@@ -1,4 +1,4 @@
-"""The epilogue of a convolution for a difference: how far an activation moves when its input does, in one pass."""
+"""Change of a convolution's epilogue for a change of its input, in one pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 from kernels.bias_act import GAIN
 
 
@@ -21,20 +21,21 @@ def epilogue_difference(
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """x [B,C,H,W], base [N,C,H,W] -> style * gain * (leaky_relu(base + demod * x) - leaky_relu(base)), like x.
+    """Compute style * gain * (leaky_relu(base + demod * x) - leaky_relu(base)), in x's shape and dtype.
 
-    base: what the activation reads in each of N pictures; x: N groups of B / N changes of it, one group after another;
-    both in units of that input, x before its demodulation. demod, style [N,C]: factors per map as in
-    `modulated_epilogue`, 1 when None. What is computed stays in float32 until the difference is rounded to x's dtype.
-    overwrite: nobody needs x again, so that native code may write into it, which moves half as much memory. Raises
-    ValueError when shapes do not fit, and where native code, which has no gradient, is asked for one by name.
+    base: input of the activation for N images [N,C,H,W].
+    x: changes of that input, before demodulation [B,C,H,W]: B / N changes of the first image, then of the second, ...
+    demod, style: factors per map as in `modulated_epilogue` [N,C]; None: 1.
+    overwrite: let native code write the result into x, which halves the memory traffic.
+    Computed in float32 until the difference is rounded. Raises ValueError when shapes do not fit, and when a gradient
+    of native code, which has none, is required by name.
     """
     maps, sides = base.shape[:2], [side for side in (demod, style) if side is not None]
     fits = x.ndim == 4 and x.shape[1:] == base.shape[1:] and len(x) == len(base) * (len(x) // max(1, len(base)))
     if not fits or any(side.shape != maps for side in sides):
         shapes = [tuple(side.shape) for side in (base, *sides)]
         raise ValueError(f"base, demod and style of {shapes} do not fit changes {tuple(x.shape)}")
-    chosen = build.choose("epilogue_difference", impl, x, base, *sides)
+    chosen = dispatch.choose("epilogue_difference", impl, x, base, *sides)
     graded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, base, *sides))
     if graded and impl not in ("auto", "ref"):
         raise ValueError("native code of epilogue_difference has no gradient: use impl='ref'")
@@ -69,7 +70,7 @@ def _native(
     gain: float,
     overwrite: bool,
 ) -> Tensor:
-    x = build.dense(x)
+    x = dispatch.dense(x)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     sides = [None if side is None else side.to(_wide(x)).contiguous() for side in (demod, style)]
     inputs = (x, base.contiguous(memory_format=layout), *sides, slope, gain)
@@ -80,5 +81,5 @@ def _native(
 
 
 _SIDES = "Tensor base, Tensor? demod, Tensor? style, float slope, float gain"
-build.register(f"epilogue_difference(Tensor x, {_SIDES}) -> Tensor", lambda x, *sides: torch.empty_like(x))
-build.register(f"epilogue_difference_(Tensor(a!) x, {_SIDES}) -> ()", lambda x, *sides: None)
+dispatch.register(f"epilogue_difference(Tensor x, {_SIDES}) -> Tensor", lambda x, *sides: torch.empty_like(x))
+dispatch.register(f"epilogue_difference_(Tensor(a!) x, {_SIDES}) -> ()", lambda x, *sides: None)

@@ -1,4 +1,4 @@
-"""Up-sample, filter, down-sample: the resampling of StyleGAN2."""
+"""Upsampling, FIR filter and downsampling in one pass: the resampling of StyleGAN2."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 
 
 def binomial_kernel(factor: int = 1, taps: tuple[int, ...] = (1, 3, 3, 1)) -> Tensor:
-    """The separable filter as a [k,k] tensor that sums to factor**2."""
+    """Separable filter [k,k] with these taps along each axis, scaled to sum to factor**2."""
     line = torch.tensor(taps, dtype=torch.float32)
     kernel = torch.outer(line, line)
     return kernel / kernel.sum() * factor**2
@@ -21,12 +21,12 @@ def binomial_kernel(factor: int = 1, taps: tuple[int, ...] = (1, 3, 3, 1)) -> Te
 def upfirdn2d(
     x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0), impl: str = "auto"
 ) -> Tensor:
-    """x [B,C,H,W], kernel [k,k] -> [B,C,(H*up + sum(pad) - k)//down + 1, same for W].
+    """Resample x [B,C,H,W] to [B,C,(H*up + sum(pad) - k)//down + 1, the same for W] through a filter.
 
-    Zeros are put after every sample (up), `pad` zeros before and after each axis, then a convolution (the kernel is
-    flipped, as in signal processing), then every `down`-th sample is kept. Raises ValueError for a wrong rank or a
-    kernel that is larger than the padded input, and where native code is asked by name for what only the reference
-    has: the gradient of the kernel, and up and down at once.
+    kernel: filter taps [k,k]. up: insert up - 1 zeros after every sample. pad: zeros before and after each axis. Then a
+    convolution (with the flipped kernel, as in signal processing). down: keep every down-th sample. Raises ValueError
+    for a wrong rank or a kernel larger than the padded input, and when native code is required by name for what only
+    the reference has: the gradient of the kernel, and upsampling and downsampling at once.
     """
     if x.ndim != 4 or kernel.ndim != 2:
         raise ValueError(f"expected x [B,C,H,W] and kernel [k,k], got {tuple(x.shape)} and {tuple(kernel.shape)}")
@@ -34,8 +34,8 @@ def upfirdn2d(
         raise ValueError(f"a kernel {tuple(kernel.shape)} is larger than its padded input {tuple(x.shape)}")
     plain = kernel.requires_grad or (up > 1 and down > 1)
     if plain and impl not in ("auto", "ref"):
-        raise ValueError("native code has no gradient of the kernel, and does not go up and down: use impl='ref'")
-    chosen = build.choose("upfirdn2d", "ref" if plain else impl, x, kernel)
+        raise ValueError("only impl='ref' has a gradient of the kernel, and upsamples and downsamples at once")
+    chosen = dispatch.choose("upfirdn2d", "ref" if plain else impl, x, kernel)
     if chosen == "ref":
         return _reference(x, kernel, up, down, pad)
     return _native(x, kernel, up, down, *pad, *pad, True)
@@ -54,7 +54,7 @@ def _reference(x: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, in
 
 
 def _native(x: Tensor, kernel: Tensor, *numbers: int) -> Tensor:
-    """numbers: up, down, padding at the top, bottom, left and right, whether the kernel is flipped."""
+    """Numbers: up, down, padding at the top, bottom, left and right, whether the kernel is flipped."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.ops.deltaspace.upfirdn2d(x, kernel.to(wide).contiguous(), *numbers)
 
@@ -64,7 +64,7 @@ def _fake(
 ) -> Tensor:
     height = (x.shape[2] * up + top + bottom - kernel.shape[0]) // down + 1
     width = (x.shape[3] * up + left + right - kernel.shape[1]) // down + 1
-    return build.resized(x, height, width)
+    return dispatch.empty_resized(x, height, width)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -74,7 +74,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The transposed operation: up and down change places, and the kernel turns round."""
+    """Apply the transposed operation: up and down swapped, the kernel flipped the other way."""
     (kernel,) = ctx.saved_tensors
     up, down, top, _, left, _, flip = ctx.numbers
     pads = []
@@ -83,7 +83,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _native(grad, kernel, down, up, *pads, not flip), *[None] * 8
 
 
-build.register(
+dispatch.register(
     "upfirdn2d(Tensor x, Tensor kernel, int up, int down, int top, int bottom, int left, int right, bool flip)"
     " -> Tensor",
     _fake,

@@ -1,6 +1,7 @@
 """The Delta Mapper (DeltaEdit section 3.2): (s, i, delta_i) -> delta_s, trained on pairs of images only.
 
-Nine small stacks of equalised linear layers: per level one for s, one for the condition, one for both together.
+Nine small stacks of equalised linear layers make it up: per level of s one for s, one for the condition, and one for
+both together.
 """
 
 from __future__ import annotations
@@ -22,52 +23,61 @@ from pipeline.runtime.precision import lowered
 from pipeline.storage import artefacts
 from pipeline.training import Metrics, batch_rows, generator_for
 
-RISE = 50  # steps
+WARM_UP = 50  # steps
 
 
 @dataclass(frozen=True)
 class MapperParams:
-    """Section `mapper` of params.yaml. loss: "code" (mean squared error, the released training) or "paper" (the L2
-    norm per sample). source: the codes to learn from: "fake", "real" or "both". fade: the last part of the steps, in
-    which the rate falls to zero, after it rose in the first 50; 0: constant from the first, as published. precision: of
-    the products in a step; weights, moments and losses are float32. siblings: the part of the pairs that are fakes with
-    most of their noise in common, who differ in little, as an edit and its source do; 0: none, as published. Ours."""
+    """Section `mapper` of params.yaml.
+
+    steps, batch: optimiser steps, and pairs in each.
+    lr: Adam's learning rate.
+    lr_decay: last part of the steps, in which the rate falls to zero after a rise in the first 50; 0: constant from the
+        first, as published.
+    loss: "code" (mean squared error, as in the released training) or "paper" (L2 norm per sample).
+    source: codes to train on: "fake", "real" or "both".
+    rows: the first codes that are used; None for all.
+    seed: fixes the initial weights and the pairs.
+    precision: of the products in a step; weights, moments and losses are float32.
+    sibling_share: part of the pairs that are sibling fakes, which share most of their noise and so differ in little, as
+        an edit and its source do; 0: none, as published.
+    """
 
     steps: int
     batch: int
     lr: float
-    fade: float
+    lr_decay: float
     loss: str
     source: Literal["fake", "real", "both"]
     rows: int | None
     seed: int
     precision: Literal["float32", "bfloat16"] = "float32"
-    siblings: float = 0.0
+    sibling_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fade <= 1:
-            raise ValueError(f"fade is {self.fade:g}: a part of the steps, from 0 to 1, is expected")
-        if not 0 <= self.siblings <= 1:
-            raise ValueError(f"siblings is {self.siblings:g}: a part of the pairs, from 0 to 1, is expected")
-        if self.siblings and self.source == "real":
-            raise ValueError(f"siblings is {self.siblings:g}, but source is 'real': only fakes have siblings")
+        if not 0 <= self.lr_decay <= 1:
+            raise ValueError(f"lr_decay is {self.lr_decay:g}: a part of the steps, from 0 to 1, is expected")
+        if not 0 <= self.sibling_share <= 1:
+            raise ValueError(f"sibling_share is {self.sibling_share:g}: a part of the pairs, from 0 to 1, is expected")
+        if self.sibling_share and self.source == "real":
+            raise ValueError(f"sibling_share is {self.sibling_share:g}, but source is 'real': only fakes have siblings")
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Whose codes these are, by the names that codes have."""
+        """Values of the column `source` of the codes to train on."""
         return ("fake", "real") if self.source == "both" else (self.source,)
 
     def rate(self, number: int) -> float:
-        """The learning rate of step `number`."""
-        if not self.fade:
+        """Learning rate of step `number`."""
+        if not self.lr_decay:
             return self.lr
-        return self.lr * min(1.0, (number + 1) / RISE, (1 - number / self.steps) / self.fade)
+        return self.lr * min(1.0, (number + 1) / WARM_UP, (1 - number / self.steps) / self.lr_decay)
 
 
 class Stack(nn.Module):
-    """Four equalised linear layers, the last one activated as well, behind an optional PixelNorm over axis 1.
+    """Four equalised linear layers, all activated, after an optional PixelNorm over axis 1.
 
-    Parameters are `mapping.1` to `.4` with the norm, `mapping.0` to `.3` without, as in the released files.
+    Parameters are named `mapping.1` to `.4` with the norm and `mapping.0` to `.3` without, as in the released files.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: bool) -> None:
@@ -82,6 +92,8 @@ class Stack(nn.Module):
 
 class DeltaMapper(nn.Module):
     """The published architecture for any style layout.
+
+    layout: widths and levels of the style layers. clip_dim: E.
 
     A level whose layers are equally wide is treated layer by layer, [B,layers,width], with shared stacks; PixelNorm
     then runs over the layers, a quirk that released weights depend on. `fine`, and any level of unequal widths, is one
@@ -100,7 +112,7 @@ class DeltaMapper(nn.Module):
             setattr(self, f"fm_{level}", Stack(2 * width, width, norm=False))
 
     def forward(self, s: Tensor, condition: Tensor) -> Tensor:
-        """s [B,S] as it is, condition [B,2E] = (unit i, unit delta) -> delta_s [B,S]."""
+        """s [B,S], not standardised, and condition [B,2E] = (unit i, unit delta) -> delta_s [B,S]."""
         parts = []
         for level, channels in self.slices.items():
             style, text, fuse = (getattr(self, f"{kind}_{level}") for kind in ("sm", "cm", "fm"))
@@ -115,12 +127,16 @@ class DeltaMapper(nn.Module):
 
 
 def condition(clip_source: Tensor, delta_unit: Tensor) -> Tensor:
-    """clip_source [B,E] raw, delta_unit [E] or [B,E] -> [B,2E], what the mapper is told."""
+    """Condition [B,2E] of the mapper.
+
+    clip_source: CLIP embeddings of the source images [B,E], not normalised.
+    delta_unit: unit CLIP difference, [E] for all images or [B,E].
+    """
     return torch.cat([F.normalize(clip_source, dim=-1), delta_unit.expand(len(clip_source), -1)], dim=1)
 
 
 def losses(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Both readings of the reconstruction loss, and the cosine loss (eq. 6): predicted, target [B,S] -> scalars."""
+    """Both readings of the reconstruction loss, and the cosine loss (eq. 6): predicted and target [B,S] -> scalars."""
     error = predicted - target
     return {
         "code": error.square().mean(),
@@ -132,35 +148,45 @@ def losses(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
 def pairs(
     s: Tensor, clip: Tensor, first: Tensor, second: Tensor, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows `first` and `second` of the codes -> s of the first, the condition, and delta_s to reach the second."""
-    s_first, s_second, one, other = (codes[rows].to(device) for codes in (s, clip) for rows in (first, second))
+    """Training samples: s [B,S] of the first of each pair, condition [B,2E], and delta_s [B,S] to the second.
+
+    s, clip: all codes [N,S] and [N,E].
+    first, second: row numbers [B].
+    """
+    s_first, s_second, clip_first, clip_second = (
+        codes[rows].to(device) for codes in (s, clip) for rows in (first, second)
+    )
     s_first, s_second = s_first.float(), s_second.float()
-    return s_first, condition(one, delta(one, other)), s_second - s_first
+    return s_first, condition(clip_first, delta(clip_first, clip_second)), s_second - s_first
 
 
 def siblings(codes: Path, params: MapperParams, redrawn: float) -> Tensor | None:
-    """The training rows of any two siblings among those that `params` name, in either order: [M,2]; None if not asked.
+    """Rows of all sibling pairs among the training codes that `params` selects, in either order: [M,2].
 
-    codes: the table, whose fakes come by rising ids; redrawn: of section `sample`. InputError where nobody is related.
+    codes: the artefact, whose fakes come in the order of their ids.
+    redrawn: setting of section `sample`.
+    None if `params.sibling_share` is 0. Raises InputError if there are no siblings.
     """
-    if not params.siblings:
+    if not params.sibling_share:
         return None
     if redrawn == 1:
         raise InputError(
-            f"mapper.siblings is {params.siblings:g}, but sample.redrawn is 1, so that no fakes are siblings"
+            f"mapper.sibling_share is {params.sibling_share:g}, but sample.redrawn is 1, so that no fakes are siblings"
         )
     table = artefacts.read(codes, "codes", ["id", "source"], {"source": params.sources, "split": "train"})
     ids = table["id"][: params.rows]
     fakes = torch.tensor([name == "fake" for name in table["source"][: params.rows]]).nonzero()[:, 0]
     first = (ids[fakes][1:] == artefacts.sibling(ids[fakes][:-1])).nonzero()[:, 0]
     if not len(first):
-        raise InputError(f"mapper.siblings is {params.siblings:g}, but no two of {len(ids)} codes are of siblings")
-    both = torch.stack([fakes[first], fakes[first + 1]], dim=1)
-    return torch.cat([both, both.flip(1)])
+        raise InputError(
+            f"mapper.sibling_share is {params.sibling_share:g}, but no two of {len(ids)} codes are of siblings"
+        )
+    rows = torch.stack([fakes[first], fakes[first + 1]], dim=1)
+    return torch.cat([rows, rows.flip(1)])
 
 
 class Trainer:
-    """One step of the training: Adam, random pairs; see `pipeline.training.fit`."""
+    """Training of a mapper with Adam on random pairs; `pipeline.training.fit` calls `step` and saves `parts`."""
 
     def __init__(
         self,
@@ -171,8 +197,11 @@ class Trainer:
         device: str = "cpu",
         siblings: Tensor | None = None,
     ) -> None:
-        """s [N,S] float16 and clip [N,E] of the training rows, which stay where they lie; the first `params.rows` are
-        learnt from. siblings [M,2]: see `siblings`. The mapper is on `device`."""
+        """Initialise the mapper on `device`.
+
+        s, clip: float16 style codes [N,S] and CLIP embeddings [N,E] of the training rows; they stay on their device.
+        siblings: see the function of that name [M,2].
+        """
         if params.loss not in ("code", "paper"):
             raise ValueError(f"mapper.loss is '{params.loss}': 'code' or 'paper' is expected")
         torch.manual_seed(params.seed)
@@ -183,20 +212,19 @@ class Trainer:
         self.adam = torch.optim.Adam(self.mapper.parameters(), lr=params.lr, fused=True)
         self.parts = {"mapper": self.mapper, "adam": self.adam}
 
-    def drawn(self, number: int) -> tuple[Tensor, Tensor]:
-        """The rows of the first and of the second of every pair of step `number`, [B] each."""
+    def draw(self, number: int) -> tuple[Tensor, Tensor]:
+        """Rows of the first and of the second of every pair of step `number`, [B] each."""
         generator = generator_for(self.params.seed, number)
         first, second = (batch_rows(len(self.s), self.params.batch, generator) for _ in range(2))
-        if count := math.ceil(self.params.siblings * self.params.batch):
-            known = self.siblings[batch_rows(len(self.siblings), count, generator)]
-            first[:count], second[:count] = known.T
+        if count := math.ceil(self.params.sibling_share * self.params.batch):
+            first[:count], second[:count] = self.siblings[batch_rows(len(self.siblings), count, generator)].T
         return first, second
 
     def step(self, number: int) -> Metrics:
-        first, second = self.drawn(number)
-        s, told, target = pairs(self.s, self.clip, first, second, self.device)
+        """One optimiser step; returns all `losses`."""
+        s, condition, target = pairs(self.s, self.clip, *self.draw(number), self.device)
         with lowered(self.device, self.params.precision == "bfloat16"):
-            predicted = self.mapper(s, told)
+            predicted = self.mapper(s, condition)
         values = losses(predicted.float(), target)
         (values[self.params.loss] + values["cosine"]).backward()
         self.adam.param_groups[0]["lr"] = self.params.rate(number)
@@ -207,11 +235,14 @@ class Trainer:
 
 @torch.no_grad()
 def validate(mapper: DeltaMapper, s: Tensor, clip: Tensor, count: int = 2048, seed: int = 0) -> Metrics:
-    """On `count` fixed pairs of unseen codes: cosine, mean squared error, share of delta_s's variance explained."""
+    """Validation on `count` fixed pairs of codes s [N,S], clip [N,E] that were not trained on.
+
+    Returns the cosine similarity, the mean squared error, and the explained part of the variance of delta_s.
+    """
     generator = generator_for(seed, -1)
     first, second = (batch_rows(len(s), count, generator) for _ in range(2))
-    style, told, target = pairs(s, clip, first, second, next(mapper.parameters()).device)
-    predicted = torch.cat([mapper(a, b) for a, b in zip(style.split(256), told.split(256), strict=True)])
+    style, conditions, target = pairs(s, clip, first, second, next(mapper.parameters()).device)
+    predicted = torch.cat([mapper(a, b) for a, b in zip(style.split(256), conditions.split(256), strict=True)])
     mse = (predicted - target).square().mean()
     return {
         "val_cos": F.cosine_similarity(predicted, target, dim=1).mean().item(),
@@ -221,10 +252,10 @@ def validate(mapper: DeltaMapper, s: Tensor, clip: Tensor, count: int = 2048, se
 
 
 def numbers(layout: StyleLayout, clip_dim: int) -> dict[str, Any]:
-    """What `build` needs, for the metadata of a weights file."""
+    """Arguments of `build`, for the metadata of a weights file."""
     return {"dims": list(layout.dims), "split": list(layout.split), "clip_dim": clip_dim}
 
 
 def build(meta: dict[str, Any]) -> DeltaMapper:
-    """A mapper from the numbers in its file."""
+    """Mapper from the metadata of its file."""
     return DeltaMapper(StyleLayout(tuple(meta["dims"]), tuple(meta["split"])), meta["clip_dim"])

@@ -1,33 +1,34 @@
-"""Photographs -> w+: e4e's answer in one pass, then, for pictures that will be edited, some steps of descent from it,
-and as many more for the detail that no codes hold.
+"""Inversion of images into W+: the encoder's codes (e4e), refined by gradient descent for images that are edited.
 
-The encoder's answer is close in kind but loses small things. Gradient steps bring them back, on the picture's error in
-pixels and, as pixels alone end in a blur, in the encoder's own features (LPIPS needs a network of photographs). They
-start where editing works well and are held near it, as in hybrid inversions (II2S; PTI's first phase).
+The encoder's codes edit well but lose details. Descent on the pixel error and, since pixels alone end in a blur, on the
+error in the encoder's own features (LPIPS needs a network of photographs) brings them back; a penalty keeps the result
+near the encoder's codes, as in hybrid inversions (II2S; PTI's first phase). What no code can represent is fitted in the
+same way as a residual of the generator's features.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam  # the class imports torch's compiler: 1.5 s of `deltaspace edit`
 
 from pipeline.models.stylegan2 import Generator
 from pipeline.runtime.precision import lowered
 from pipeline.sampling import BatchParams, fixed_batches
 
 BETAS = 0.9, 0.99
-RATE, HOLD = 0.15, 0.005  # Adam's rate, and the price of leaving the encoder's answer, both in units of that answer
-LOOK = 0.2  # weight of the features
-FINE = 1 / 3  # of the usual size of features: what detail moves in; three times as much leaves noise on plain grounds
+LEARNING_RATE = 0.15  # in units of the distance between codes
+PROXIMITY = 0.005  # weight of the distance from the encoder's codes, in the same units
+FEATURES = 0.2  # weight of the features
+DETAIL = 1 / 3  # unit of a residual, in root mean squares of the features; at 1 it leaves noise on plain backgrounds
 
 
-class Encodes(Protocol):
-    """`pipeline.models.e4e.Encoder`, or what can stand in for it."""
+class FeatureEncoder(Protocol):
+    """Encoder such as `pipeline.models.e4e.Encoder`: codes [B,L,D], and features whose channels have unit length."""
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
     def features(self, images: Tensor) -> list[Tensor]: ...
@@ -35,8 +36,11 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True)
 class InvertParams(BatchParams):
-    """refine: steps of descent for people who are edited, 0 for none. detail: pixels of the generator's layer that is
-    given the detail of theirs, 0 for none of it."""
+    """Section `invert` of params.yaml.
+
+    refine: steps of descent for images that are edited, 0 for none.
+    detail: pixels of the generator's layer that gets a residual, 0 for none.
+    """
 
     refine: int
     detail: int
@@ -46,115 +50,143 @@ class InvertParams(BatchParams):
         if self.refine < 0:
             raise ValueError(f"{self.refine} steps of refinement: give 0 or more")
         if self.detail and (self.detail < 4 or self.detail & (self.detail - 1)):
-            raise ValueError(f"detail of {self.detail} pixels: give 0, or a power of two from 4 to the picture's size")
+            raise ValueError(f"detail of {self.detail} pixels: give 0, or a power of two from 4 to the image's size")
 
     @property
     def seeks_detail(self) -> bool:
+        """Whether a residual is fitted."""
         return self.detail > 0 and self.refine > 0
 
 
 def errors(generator: Generator, images: Tensor, w_plus: Tensor) -> Tensor:
-    """Mean squared error [B] of pixels in [0,1] between images [B,3,R,R] and what w_plus [B,L,D] renders to."""
+    """Mean squared error [B] of pixels in [0,1] between images [B,3,R,R] and the images of w_plus [B,L,D]."""
     return ((generator(w_plus).clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
 
 
-def refine(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
-    """w_plus [B,L,D] moved by `steps` of Adam towards rendering images [B,3,R,R], where that helped.
+def refine(encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
+    """Refine w_plus [B,L,D] by `steps` of descent towards images [B,3,R,R]; rows where that does not help are kept.
 
-    Rows do not touch one another.
+    Rows are independent of one another.
     """
     if not steps:
         return w_plus
     unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
-    found = _descended(encoder, generator, images, w_plus, unit, steps)
-    better = errors(generator, images, found) < errors(generator, images, w_plus)
-    return torch.where(better[:, None, None], found, w_plus)
+    refined = _descend(encoder, generator, images, w_plus, unit, steps)
+    better = errors(generator, images, refined) < errors(generator, images, w_plus)
+    return torch.where(better[:, None, None], refined, w_plus)
 
 
 def refine_s(
-    encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, unit: Tensor, steps: int
+    encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, unit: Tensor, steps: int
 ) -> Tensor:
-    """As `refine`, in the style space itself: the s [B,S] found, from that of w_plus [B,L,D].
+    """Refine the style codes s [B,S] of w_plus [B,L,D] in the same way; toRGB layers keep the styles of w_plus.
 
-    unit [S]: how far style channels differ from person to person. What turns features into colours keeps w_plus.
+    unit: standard deviation of the style channels [S].
     """
 
     def draw(s: Tensor) -> Tensor:
         return generator.synthesis(s, w_plus)
 
-    def error(s: Tensor) -> Tensor:
-        return (draw(s).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
-
-    s = generator.styles(w_plus)
-    found = _descended(encoder, draw, images, s, unit, steps)
-    return torch.where((error(found) < error(s))[:, None], found, s)
+    return _improve(encoder, draw, images, generator.styles(w_plus), unit, steps)
 
 
-def lacking(encoder: Encodes, generator: Generator, images: Tensor, w_plus: Tensor, size: int, steps: int) -> Tensor:
-    """What w_plus [B,L,D] lack of images [B,3,R,R]: `Detail.added` [B,C,size,size], by `steps` of descent from none.
+def missing_detail(
+    encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, size: int, steps: int
+) -> Tensor:
+    """Residual [B,C,size,size] of the generator's features that w_plus [B,L,D] lack of images [B,3,R,R].
 
-    Zeros where that did not help.
+    It is fitted by `steps` of descent from zero, and zero where that does not help.
     """
     s = generator.styles(w_plus)
     with torch.no_grad():
-        plain, below = generator.features(size, s, w_plus)
+        plain, below = generator.features_at(size, s, w_plus)
 
     def draw(added: Tensor) -> Tensor:
-        return generator.onwards(size, plain + added, below, s, w_plus)
+        return generator.synthesis_from(size, plain + added, below, s, w_plus)
 
-    def error(added: Tensor) -> Tensor:
-        return (draw(added).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
-
-    none, unit = torch.zeros_like(plain), FINE * plain.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    found = _descended(encoder, draw, images, none, unit, steps)
-    with torch.no_grad():
-        return torch.where((error(found) < error(none))[:, None, None, None], found, none)
+    unit = DETAIL * plain.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return _improve(encoder, draw, images, torch.zeros_like(plain), unit, steps)
 
 
-def _descended(
-    encoder: Encodes, draw: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, unit: Tensor, steps: int
+def _improve(
+    encoder: FeatureEncoder,
+    draw: Callable[[Tensor], Tensor],
+    images: Tensor,
+    start: Tensor,
+    unit: Tensor,
+    steps: int,
 ) -> Tensor:
-    """Codes [B,...] from `start` towards drawing images [B,3,R,R]; a step of `unit`, [...] or one each, is usual."""
+    """`_descend`, with the rows of `start` [B,...] where the pixel error does not fall."""
+    descended = _descend(encoder, draw, images, start, unit, steps)
+
+    @torch.no_grad()
+    def error(codes: Tensor) -> Tensor:
+        return (draw(codes).clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+
+    better = error(descended) < error(start)
+    return torch.where(better.view(-1, *[1] * (start.dim() - 1)), descended, start)
+
+
+def _descend(
+    encoder: FeatureEncoder,
+    draw: Callable[[Tensor], Tensor],
+    images: Tensor,
+    start: Tensor,
+    unit: Tensor,
+    steps: int,
+) -> Tensor:
+    """Codes [B,...] by Adam from `start`, towards drawing images [B,3,R,R].
+
+    unit: size of a usual step, of shape [...] for all rows or [B,1,...] each.
+    """
     with torch.no_grad(), lowered(images.device):
-        wanted = encoder.features(images)
+        target = encoder.features(images)
     with torch.enable_grad():
         moved = torch.zeros_like(start, requires_grad=True)
-        mean, square = torch.zeros_like(start), torch.zeros_like(start)
+        mean, square, count = torch.zeros_like(start), torch.zeros_like(start), torch.zeros(())
         for step in range(steps):
             with lowered(images.device):
-                picture = draw(start + unit * moved)
-                seen = encoder.features(picture)
-            wrong = (picture - images).square().mean(dim=(1, 2, 3)).sum()
-            for one, other in zip(seen, wanted, strict=True):
-                wrong = wrong + LOOK * (1 - (one * other).sum(dim=1).mean(dim=(1, 2))).sum()
-            (slope,) = torch.autograd.grad(
-                wrong + HOLD * moved.square().mean(dim=tuple(range(1, moved.dim()))).sum(), moved
-            )
-            with torch.no_grad():  # Adam by hand: torch.optim would import its compiler, seconds in `deltaspace edit`
-                rate = RATE * min(1.0, 2 * (1 - step / steps)) / (1 - BETAS[0] ** (step + 1))
-                mean.lerp_(slope, 1 - BETAS[0])
-                square.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
-                spread = (square.sqrt() / math.sqrt(1 - BETAS[1] ** (step + 1))).add_(1e-8)
-                moved.addcdiv_(mean, spread, value=-rate)
+                drawn = draw(start + unit * moved)
+                features = encoder.features(drawn)
+            loss = (drawn - images).square().mean(dim=(1, 2, 3)).sum()
+            for one, other in zip(features, target, strict=True):
+                loss = loss + FEATURES * (1 - (one * other).sum(dim=1).mean(dim=(1, 2))).sum()
+            loss = loss + PROXIMITY * moved.square().mean(dim=tuple(range(1, moved.dim()))).sum()
+            (gradient,) = torch.autograd.grad(loss, moved)
+            with torch.no_grad():
+                adam(
+                    *([moved], [gradient], [mean], [square], [], [count]),
+                    foreach=False,
+                    amsgrad=False,
+                    beta1=BETAS[0],
+                    beta2=BETAS[1],
+                    lr=LEARNING_RATE * min(1.0, 2 * (1 - step / steps)),
+                    weight_decay=0.0,
+                    eps=1e-8,
+                    maximize=False,
+                )
     return start + unit * moved.detach()
 
 
 @torch.no_grad()
-def details(encoder: Encodes, generator: Generator, photos: Tensor, w_plus: Tensor, params: InvertParams) -> Tensor:
-    """What w_plus [N,L,D] lack of photos [N,3,R,R]: `Detail.added` [N,C,r,r], on the CPU in float16, as artefacts hold
-    it."""
+def details(
+    encoder: FeatureEncoder, generator: Generator, photos: Tensor, w_plus: Tensor, params: InvertParams
+) -> Tensor:
+    """`missing_detail` of w_plus [N,L,D] and photos [N,3,R,R]: [N,C,r,r] on the CPU, float16 as in the artefact."""
     device = generator.w_mean.device
 
     def step(images: Tensor, codes: Tensor) -> tuple[Tensor]:
-        found = lacking(encoder, generator, images.to(device), codes.to(device), params.detail, params.refine)
-        return (found.half().cpu(),)
+        added = missing_detail(encoder, generator, images.to(device), codes.to(device), params.detail, params.refine)
+        return (added.half().cpu(),)
 
     return fixed_batches(step, params.batch, photos, w_plus)[0]
 
 
 @torch.no_grad()
-def invert(encoder: Encodes, generator: Generator, photos: Tensor, batch: int, steps: int = 0) -> tuple[Tensor, Tensor]:
-    """photos [N,3,R,R] -> w_plus [N,L,D] and the inversion error [N], both on the CPU."""
+def invert(
+    encoder: FeatureEncoder, generator: Generator, photos: Tensor, batch: int, steps: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Invert photos [N,3,R,R] into w_plus [N,L,D], refined by `steps`; also their `errors` [N]. Both on the CPU."""
     device = generator.w_mean.device
 
     def step(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
-"""From row ids and photographs to codes: w of fakes, then the pairs (s, CLIP) that all methods learn from.
+"""Codes of generated and real images: w of fakes by row id, then the pairs (s, CLIP) that all methods train on.
 
-Everything runs in fixed micro-batches whose tail is padded, so a row's bytes do not depend on its neighbours: worker
-processes and a resumed run give what one undisturbed process gives, and so do shards of any multiple of the batch.
+Everything runs in fixed micro-batches whose tail is padded, so that the bytes of a row do not depend on its neighbours:
+worker processes, shards of any multiple of the batch, and a resumed run give what one undisturbed process gives.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -21,16 +22,21 @@ if TYPE_CHECKING:
     from pipeline.models.clip import Clip
     from pipeline.models.stylegan2 import Generator
     from pipeline.models.stylespace import Space
+    from pipeline.networks import Networks
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
 class SampleParams:
-    """count: fakes to draw. seed: together with the row id it fixes each of them. truncation: psi, 1 for none.
+    """Section `sample` of params.yaml.
 
-    redrawn: the part of its noise that every second fake draws anew, the rest being its sibling's, the one before it;
-    1: all of it, as published. shard: rows per Parquet shard, here and in the codes made of them: the unit of resuming.
+    count: number of fakes.
+    seed: together with the row id it fixes each of them.
+    truncation: psi, 1 for none.
+    redrawn: part of its noise that every second fake draws anew; the rest is that of its sibling, the fake before it.
+        1: all of it, as published.
+    shard: rows per Parquet shard of the fakes and of their codes, the unit of resuming.
     """
 
     count: int
@@ -50,7 +56,7 @@ class SampleParams:
 
 @dataclass(frozen=True)
 class BatchParams:
-    """What `cache` asks for. batch: images per forward pass, a multiple of 8."""
+    """Settings of stages that run networks over images. batch: images per forward pass, a multiple of 8."""
 
     batch: int
 
@@ -60,21 +66,23 @@ class BatchParams:
 
 @dataclass(frozen=True)
 class CacheParams(BatchParams):
-    """precision: of the networks that render and embed fakes; s is float32's, rounded, in any case."""
+    """Section `cache` of params.yaml. precision: of rendering and embedding fakes; s is computed in float32."""
 
     precision: Literal["float32", "bfloat16"]
 
 
 def check_batch(batch: int) -> None:
-    """Raises ValueError unless `batch` is a multiple of 8: other sizes change the last bits from machine to machine."""
+    """Raise ValueError unless `batch` is a multiple of 8: other sizes change the last bits from machine to machine."""
     if batch < 8 or batch % 8:
         raise ValueError(f"a batch of {batch} is not reproducible: use a multiple of 8")
 
 
 def fixed_batches(function: Callable[..., Columns], batch: int, *rows: Tensor) -> Columns:
-    """`function` over `rows` (tensors of equal length N) in batches of exactly `batch`, results joined to N rows.
+    """Apply `function` to `rows` in batches of exactly `batch` and concatenate the results.
 
-    The last batch is filled up with its own first row, so that every call has one shape. Raises ValueError for a batch
+    function: takes a batch of every tensor and returns a tuple of tensors with as many rows.
+    rows: tensors of equal length N.
+    The last batch is padded with its own first row, so that every call has one shape. Raises ValueError for a batch
     that is no multiple of 8, and for no rows at all.
     """
     check_batch(batch)
@@ -89,34 +97,33 @@ def fixed_batches(function: Callable[..., Columns], batch: int, *rows: Tensor) -
     return cast(Columns, tuple(torch.cat(column) for column in zip(*results)))
 
 
-def decoded(pictures: Sequence[bytes]) -> Tensor:
-    """Encoded pictures -> [N,3,R,R] in [-1,1]."""
-    return torch.stack([images.decode_png(picture) for picture in pictures])
+def decode_images(encoded: Sequence[bytes]) -> Tensor:
+    """Decode image files to [N,3,R,R] in [-1,1]."""
+    return torch.stack([images.decode_png(image) for image in encoded])
 
 
-def pixels(pictures: Sequence[bytes]) -> Tensor:
-    """Encoded pictures -> uint8 [N,3,R,R], a quarter of the memory."""
-    return torch.stack([torch.from_numpy(images.to_uint8(images.decode_png(p))).permute(2, 0, 1) for p in pictures])
+def decode_uint8(encoded: Sequence[bytes]) -> Tensor:
+    """Decode image files to uint8 [N,3,R,R], a quarter of the memory."""
+    return torch.stack([torch.from_numpy(images.to_uint8(images.decode_png(e))).permute(2, 0, 1) for e in encoded])
 
 
 def noise(row_ids: Iterable[int], dim: int, seed: int, redrawn: float = 1.0) -> Tensor:
-    """z [N,dim], standard normal: row i depends on (seed, row id) alone.
+    """Standard normal noise z [N,dim], of which row i depends on (seed, row_ids[i]) alone.
 
-    redrawn: the chance of each number of an odd row to be its own, one at least is; the others are its sibling's. What
-    is redrawn of normal noise is normal noise, so that siblings are spread as all others are. Those for validation have
-    no siblings to learn from.
+    redrawn: probability that a number of an odd row is its own; at least one is. The others are its sibling's. Rows of
+    the split "val" have no siblings among those that are trained on. Mixed in this way normal noise stays normal.
     """
 
-    def drawn(row: int) -> np.ndarray:
+    def draw(row: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[seed, row]))
         own = rng.standard_normal(dim, dtype=np.float32)
         other = artefacts.sibling(row)
         if redrawn == 1 or row < other or "val" in (artefacts.fake_split(row), artefacts.fake_split(other)):
             return own
         chance = rng.random(dim)
-        return np.where(chance <= max(redrawn, chance.min()), own, drawn(other))
+        return np.where(chance <= max(redrawn, chance.min()), own, draw(other))
 
-    rows = [drawn(row) for row in row_ids]
+    rows = [draw(row) for row in row_ids]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, dim)
 
 
@@ -129,7 +136,7 @@ def sample_w(
     batch: int = 1024,
     redrawn: float = 1.0,
 ) -> Tensor:
-    """w [N,D] of the generated people `row_ids`, on the CPU; see `noise`."""
+    """w codes [N,D] of the fakes `row_ids`, on the CPU; seed and redrawn as for `noise`, truncation psi."""
     device = generator.w_mean.device
 
     def step(z: Tensor) -> tuple[Tensor]:
@@ -139,22 +146,10 @@ def sample_w(
 
 
 @torch.no_grad()
-def rendered(generator: Generator, s: Tensor, w_plus: Tensor, batch: int = 64) -> Tensor:
-    """s [N,S] and w_plus [N,L,D] -> the generator's pictures, uint8 [N,3,R,R]."""
-    device = generator.w_mean.device
-
-    def step(codes: Tensor, rows: Tensor) -> tuple[Tensor]:
-        made = generator.synthesis(codes.float().to(device), rows.to(device)).clamp(-1, 1)
-        return (((made + 1) * 127.5).round().byte().cpu(),)
-
-    return fixed_batches(step, batch, s, w_plus)[0]
-
-
-@torch.no_grad()
 def fake_codes(
     generator: Generator, clip: Clip, w: Tensor, batch: int, precision: str = "float32"
 ) -> tuple[Tensor, Tensor]:
-    """w [N,D] -> s [N,S] float16 and clip [N,E] float32 (not normalised) of the pictures, which are not kept."""
+    """Style codes s [N,S] float16 and CLIP embeddings [N,E] float32, not normalised, of the fakes w [N,D]."""
     device, half = generator.w_mean.device, precision == "bfloat16"
 
     def step(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,19 +163,29 @@ def fake_codes(
 
 @torch.no_grad()
 def real_codes(generator: Generator, clip: Clip, w_plus: Tensor, photos: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """w_plus [N,L,D] and photographs [N,3,R,R] -> s [N,S] float16 of the inversion, clip [N,E] of the photograph."""
+    """Style codes s [N,S] float16 of inversions w_plus [N,L,D], and CLIP embeddings [N,E] of the photos [N,3,R,R]."""
     device = generator.w_mean.device
 
-    def step(codes: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-        return generator.styles(codes.to(device)).half().cpu(), clip.embed_images(shown.to(device)).cpu()
+    def step(codes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        return generator.styles(codes.to(device)).half().cpu(), clip.embed_images(images.to(device)).cpu()
 
     return fixed_batches(step, batch, w_plus, photos)
 
 
+def style_stats(networks: Networks, space: Space = "s") -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a domain's codes: style channels [S] each, or flattened w_plus [L*D] each.
+
+    Those of s are the output of stage `cache`; without that file, and for w_plus, they are measured on samples.
+    """
+    if space == "s" and not networks.absent("s_stats"):
+        return networks.s_stats
+    return measured_stats(networks.generator, space)
+
+
+@functools.lru_cache(maxsize=4)
 @torch.no_grad()
-def spread(generator: Generator, space: Space = "s", count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of codes over `count` samples: of s, [S] each, nearly what `cache` measures on all
-    fakes, or of w_plus, [L*D] each."""
+def measured_stats(generator: Generator, space: Space = "s", count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the codes of `count` samples: of s [S] each, or of w_plus [L*D] each."""
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
     w_plus = generator.repeat(generator.mapping(z.to(generator.w_mean.device)))
     codes = generator.styles(w_plus) if space == "s" else w_plus.flatten(1)
@@ -188,20 +193,20 @@ def spread(generator: Generator, space: Space = "s", count: int = 4096, seed: in
 
 
 class Moments:
-    """Mean and standard deviation of style channels over any number of rows, in float64, row blocks in any size."""
+    """Mean and standard deviation of style channels, accumulated in float64 over blocks of rows of any size."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros(()).double()
 
     def add(self, s: Tensor) -> None:
-        """s [N,S]"""
+        """Take in style codes s [N,S]."""
         rows = s.double()
         self.count += len(rows)
         self.total = self.total + rows.sum(dim=0)
         self.squares = self.squares + rows.square().sum(dim=0)
 
     def result(self) -> dict[str, Tensor]:
-        """mean [S] and std [S], float32."""
+        """{"mean": [S], "std": [S]}, float32."""
         mean = self.total / self.count
         std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
         return {"mean": mean.float(), "std": std.float()}

@@ -1,6 +1,6 @@
-"""The one training loop: steps numbered from zero, state saved whole, resumed where it stopped.
+"""The training loop of all networks: numbered steps, state saved atomically, resumed after the last saved step.
 
-A step draws everything random from its own number (`generator_for`), so a run that was killed and resumed ends with
+A step draws all random numbers from its own number (`generator_for`), so a run that was killed and resumed ends with
 the bytes of an undisturbed one.
 """
 
@@ -23,18 +23,21 @@ Metrics = dict[str, float]
 
 
 class Stateful(Protocol):
+    """Part of a training whose state is saved."""
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Any) -> Any: ...
 
 
 class Ema:
-    """An exponential moving average of a module's parameters; buffers are copied. `module` is the average."""
+    """Exponential moving average of a module's parameters; buffers are copied. `module` is the average."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: nn.Module, decay: float) -> None:
+        """average = decay * average + (1 - decay) * module."""
         averages: list[Tensor] = list(self.module.parameters())
         values: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
@@ -49,16 +52,16 @@ class Ema:
 
 
 class Best:
-    """A copy of the module that `judge` gave the lowest loss so far, the first one's included."""
+    """Copy of the module with the lowest validation loss so far, beginning with the first one."""
 
-    def __init__(self, module: nn.Module, judge: Callable[[Any], float]) -> None:
-        self.judge, self.loss = judge, judge(module)
+    def __init__(self, module: nn.Module, validate: Callable[[Any], float]) -> None:
+        self.validate, self.loss = validate, validate(module)
         self.module = copy.deepcopy(module)
 
-    def look(self, module: nn.Module) -> None:
-        """Take the module's weights if they do better."""
-        loss = self.judge(module)
-        if not loss >= self.loss:  # also where that is no number
+    def update(self, module: nn.Module) -> None:
+        """Copy the module's weights if its loss is lower."""
+        loss = self.validate(module)
+        if not loss >= self.loss:  # also replaces a loss that is NaN
             self.loss = loss
             self.module.load_state_dict(module.state_dict())
 
@@ -71,15 +74,15 @@ class Best:
 
 
 class Curve:
-    """What a training measured: one row per `every` steps, the means over them. Saved with the state it belongs to."""
+    """Metrics of a training: one row per `every` steps, the means over them. Saved with the rest of the state."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.rows: list[Metrics] = []
-        self.open: list[Metrics] = []  # steps since the last row
+        self.open: list[Metrics] = []  # steps after the last row
 
     def add(self, done: int, metrics: Metrics) -> None:
-        """Take in what step number `done` measured."""
+        """Add the metrics of a step; `done` counts the finished steps."""
         self.open.append(metrics)
         if done % self.every == 0:
             means = {name: sum(m[name] for m in self.open) / len(self.open) for name in metrics}
@@ -94,7 +97,7 @@ class Curve:
 
 
 def generator_for(seed: int, step: int) -> torch.Generator:
-    """The randomness of one step, a function of (seed, step) alone."""
+    """Random generator of one step, a function of (seed, step) alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 2_654_435_761 % 2**63)
 
 
@@ -103,9 +106,9 @@ def batch_rows(count: int, batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (batch,), generator=generator)
 
 
-def share(batch: int) -> tuple[int, int]:
-    """This process's number and its part of a batch, under torchrun; 0 and the whole batch otherwise."""
-    if not _shared():
+def local_batch(batch: int) -> tuple[int, int]:
+    """Rank of this process and its part of a batch under torchrun; 0 and the whole batch otherwise."""
+    if not _distributed():
         return 0, batch
     count = torch.distributed.get_world_size()
     if batch % count:
@@ -114,8 +117,8 @@ def share(batch: int) -> tuple[int, int]:
 
 
 def average_gradients(*modules: nn.Module) -> None:
-    """Under torchrun, give every process the mean of all processes' gradients; nothing otherwise."""
-    if not _shared():
+    """Average the gradients over all processes under torchrun; do nothing otherwise."""
+    if not _distributed():
         return
     gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -126,38 +129,38 @@ def average_gradients(*modules: nn.Module) -> None:
 
 
 def join(device: str) -> str:
-    """Meet the other processes that torchrun started, if any; the device that this one trains on."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _shared():
+    """Join the process group if torchrun started this process; returns the device to train on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _distributed():
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if _shared() and device == "cuda" else device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if _distributed() and device == "cuda" else device
 
 
 def first_process() -> bool:
-    """Whether this is the one process that writes files."""
-    return not _shared() or torch.distributed.get_rank() == 0
+    """Whether this is the process that writes files."""
+    return not _distributed() or torch.distributed.get_rank() == 0
 
 
 def wait_for_first() -> None:
-    """Let the other processes wait until the first one is here as well."""
-    if _shared():
+    """Barrier: no process goes on before all have arrived, the first one included."""
+    if _distributed():
         torch.distributed.barrier()
 
 
-def _agreed(flag: bool) -> bool:
-    """Whether `flag` holds in any process, so that all stop at the same step."""
-    if not _shared():
+def _any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process, so that all stop at the same step."""
+    if not _distributed():
         return flag
     votes: list[bool | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(votes, flag)
     return any(votes)
 
 
-def _shared() -> bool:
+def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write the state of all parts and the number of finished steps, whole or not at all."""
+    """Write the state of all parts and the number of finished steps atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
@@ -167,7 +170,8 @@ def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
 def load_state(path: Path, parts: Mapping[str, Stateful]) -> int:
     """Restore the parts and return the number of finished steps; 0 when there is no file.
 
-    A state with "whole": False, made of weights alone, restores what it has. Raises InputError for a damaged file.
+    A state with "whole": False, which was made from weights alone, restores the parts that it has. Raises InputError
+    for a damaged file.
     """
     if not path.exists():
         return 0
@@ -191,9 +195,11 @@ def fit(
     seconds: float | None = None,
     curve: Curve | None = None,
 ) -> Iterator[tuple[int, Metrics]]:
-    """Yield (finished steps, what `step` measured) up to `until`, saving `parts` every `every` steps and at the end.
+    """Run `step` for every number below `until` and yield (finished steps, its metrics).
 
-    `seconds` ends the run early, saved, so that it can go on later. `curve` takes in every step and is saved as well.
+    parts: what is restored from `checkpoint` first, and saved there every `every` steps and at the end.
+    seconds: time after which the run stops early, saved, so that it can go on later.
+    curve: takes in every step, and is saved as well.
     A run that was finished before yields (`until`, {}) once.
     """
     parts = {**parts, "curve": curve} if curve else parts
@@ -203,7 +209,7 @@ def fit(
     stop = time.monotonic() + seconds if seconds is not None else float("inf")
     for number in range(start, until):
         metrics = step(number)
-        done, late = number + 1, seconds is not None and _agreed(time.monotonic() > stop)
+        done, late = number + 1, seconds is not None and _any_process(time.monotonic() > stop)
         if curve:
             curve.add(done, metrics)
         if checkpoint and first_process() and (done % every == 0 or done == until or late):

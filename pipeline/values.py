@@ -1,6 +1,6 @@
-"""The values that flow between the parts of the method, and nothing else.
+"""Values that flow between the parts of the method.
 
-Shape letters used everywhere: B batch, L rows of w+, D w-dim, S style channels, E CLIP dim, R resolution.
+Shape letters used everywhere: B batch, L rows of w+, D width of w, S style channels, E width of CLIP, R resolution.
 Images are [B,3,R,R] float32 RGB in [-1,1].
 """
 
@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.feature_residual import Detail
+    from pipeline.models.feature_residual import FeatureResidual
+    from pipeline.models.stylegan2 import Generator
     from pipeline.portraits import Portrait
 
 
 @dataclass(frozen=True)
 class TextPair:
-    """A condition in words. What it asks for, attribute -> value, is known only for the prompts of a domain."""
+    """Condition in words: edit from what `source` says towards what `target` says.
+
+    asks: attribute -> value of the target, which only the prompts of a domain have.
+    """
 
     source: str
     target: str
@@ -28,7 +32,7 @@ class TextPair:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A condition in pictures: source and target [1,3,R,R]."""
+    """Condition in images: edit along the difference from `source` to `target`, [1,3,R,R] each."""
 
     source: Tensor
     target: Tensor
@@ -36,7 +40,11 @@ class ImagePair:
 
 @dataclass(frozen=True)
 class Direction:
-    """What an editor learnt of one condition. `delta` [E] is the CLIP difference, not normalised."""
+    """Result of `Editor.fit`.
+
+    delta: CLIP difference [E] of the condition, not normalised
+    data: what the editor computed for this condition
+    """
 
     condition: TextPair | ImagePair
     delta: Tensor
@@ -44,50 +52,103 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The people to edit: image [B,3,R,R], w_plus [B,L,D], s [B,S], clip [B,E] as the network gives it; detail: what
-    the codes lack of photographs."""
+class Inversion:
+    """Images in terms of the generator.
 
-    image: Tensor
+    w_plus: codes [B,L,D]
+    detail: feature residuals that the codes lack [B,C,r,r]; None where none were computed
+    refined: steps of descent that both come from; 0 for codes as the encoder or the mapping network gives them
+    """
+
     w_plus: Tensor
-    s: Tensor
-    clip: Tensor
-    people: tuple[Portrait, ...] | None = None
-    detail: Detail | None = None
+    detail: Tensor | None = None
+    refined: int = 0
 
     def __len__(self) -> int:
-        return len(self.image)
+        return len(self.w_plus)
 
-    def select(self, index: list[int]) -> Source:
-        people = None if self.people is None else tuple(self.people[i] for i in index)
-        detail = None if self.detail is None else self.detail.select(index)
-        return Source(self.image[index], self.w_plus[index], self.s[index], self.clip[index], people, detail)
+    def select(self, index: list[int] | slice) -> Inversion:
+        """Rows of the batch."""
+        return replace(self, w_plus=self.w_plus[index], detail=None if self.detail is None else self.detail[index])
 
-    def to(self, device: Any) -> Source:
+    def to(self, device: Any) -> Inversion:
+        """The same tensors on a device."""
         return replace(
-            self,
-            image=self.image.to(device),
-            w_plus=self.w_plus.to(device),
-            s=self.s.to(device),
-            clip=self.clip.to(device),
-            detail=None if self.detail is None else self.detail.to(device),
+            self, w_plus=self.w_plus.to(device), detail=None if self.detail is None else self.detail.to(device)
         )
 
 
 @dataclass(frozen=True)
+class Source:
+    """Images to edit, one batch.
+
+    image: [B,3,R,R]
+    s: style codes [B,S] of the inversion
+    clip: CLIP embeddings [B,E] of the images, not normalised
+    people: the renderer's parameters, of drawn portraits
+    residual: the inversion's detail in the form that `Generator.synthesis` adds to its features
+    """
+
+    image: Tensor
+    inversion: Inversion
+    s: Tensor
+    clip: Tensor
+    people: tuple[Portrait, ...] | None = None
+    residual: FeatureResidual | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def decode(self, generator: Generator, s: Tensor, w_plus: Tensor | None = None) -> Tensor:
+        """Images [B,3,R,R] of style codes s [B,S], with the detail of the inversion.
+
+        w_plus: [B,L,D], of which the layers that turn features into colours get their styles; None: the inversion's.
+        """
+        return generator.synthesis(s, self.inversion.w_plus if w_plus is None else w_plus, detail=self.residual)
+
+    def select(self, index: list[int]) -> Source:
+        """Rows of the batch."""
+        return Source(
+            self.image[index],
+            self.inversion.select(index),
+            self.s[index],
+            self.clip[index],
+            None if self.people is None else tuple(self.people[i] for i in index),
+            None if self.residual is None else self.residual.select(index),
+        )
+
+    def to(self, device: Any) -> Source:
+        """The same tensors on a device."""
+        return replace(
+            self,
+            image=self.image.to(device),
+            inversion=self.inversion.to(device),
+            s=self.s.to(device),
+            clip=self.clip.to(device),
+            residual=None if self.residual is None else self.residual.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Result of `Editor.prepare`: source images; in subclasses also what an editor computes once for their edits."""
+
+    source: Source
+
+
+@dataclass(frozen=True)
 class Edited:
-    """What an editor returns: images [B,3,R,R]; s [B,S] and mask [B,1,R,R] where the method has them.
+    """Result of `Editor.edit`; None for what a method does not have.
 
-    The mask is in [0,1], 0 where the picture stays.
-
-    enough [B]: the strengths that the editor found for each person by itself; the one it was asked for is a factor on
-    them.
-
-    `evaluations` counts forward passes per image of the network that draws it, encoding included.
+    images: [B,3,R,R], not clamped
+    s: style codes [B,S] after the edit
+    mask: [B,1,R,R] in [0,1], 0 where the image stays
+    strengths: [B], chosen by the editor per image; the strength it was asked for is a factor on them
+    evaluations: forward passes per image of the network that draws it, encoding included
     """
 
     images: Tensor
     s: Tensor | None = None
     mask: Tensor | None = None
-    enough: Tensor | None = None
+    strengths: Tensor | None = None
     evaluations: int = 1

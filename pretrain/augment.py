@@ -1,14 +1,140 @@
-"""Small flaws of generated pictures, given to renders, so that networks trained on renders can read both."""
+"""Augmentations: adaptive ones for what a discriminator sees (Karras et al. 2020b), and flaws for classifiers.
+
+Adaptive augmentation changes real and generated images alike, each kind of change with probability p. While p is well
+below 1 the generator still learns the images as they are. p follows how confident the discriminator is on its training
+images: the more confident, the more of them it has memorised.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TARGET = 0.6  # mean sign of D(real) that p is adapted to (section 3)
+RANGE = 500_000  # images in which p can go from 0 to 1
+EVERY = 4  # batches between two steps of p
+MAX_P = 0.8  # beyond it, augmentations leak into generated images (section 2.2)
+SHIFT = 0.125  # of the side, at most
+SCALE, CONTRAST, SATURATION = 0.2, 0.5, 1.0  # deviations of log2
+BRIGHTNESS = 0.2  # deviation, in pixels of [-1,1]
+
+
+class AdaptiveAugment:
+    """Augmentation with probability `p`, which `watch` adapts to D(real)."""
+
+    def __init__(self) -> None:
+        self.p = 0.0
+        self.signs, self.seen, self.batches = 0.0, 0, 0  # since p changed
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Augmented images, float32 of the same shape; values may leave [-1,1].
+
+        images: [B,3,R,R] in [-1,1]; at p = 0 returned as they are, and no random number is drawn.
+
+        Differentiable once by the images: resampling has no second derivative.
+        """
+        if self.p == 0:
+            return images
+        with torch.autocast(images.device.type, enabled=False):  # half precision is too coarse for pixel coordinates
+            return change_colour(change_geometry(images.float(), self.p), self.p)
+
+    def watch(self, logits: Tensor, images: int) -> None:
+        """Adapt p to D(real).
+
+        logits: D(real) [B] of this process.
+        images: number of images that all processes trained on in this batch.
+        """
+        self.signs += logits.detach().sign().mean().item()
+        self.seen, self.batches = self.seen + images, self.batches + 1
+        if self.batches == EVERY:
+            confidence = _over_processes(self.signs / EVERY, logits.device)
+            self.p += math.copysign(self.seen / RANGE, confidence - TARGET)
+            self.p = min(max(self.p, 0.0), MAX_P)
+            self.signs, self.seen, self.batches = 0.0, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def change_geometry(images: Tensor, p: float) -> Tensor:
+    """Flipped, turned, shifted, scaled and rotated images, with reflection at the border.
+
+    One resampling does all: coordinates are in -1..1 over the image, and `inverse` maps output to input coordinates.
+    """
+    count, size, device = len(images), images.shape[-1], images.device
+    inverse = torch.eye(3, device=device).expand(count, 3, 3)
+
+    def drawn(chance: float, values: Tensor) -> Tensor:
+        """`values` [B] with probability `chance`, else 0."""
+        return torch.where(torch.rand(count, device=device) < chance, values, 0.0)
+
+    flip = 1 - 2 * drawn(p, torch.randint(2, (count,), device=device))
+    inverse = inverse @ _matrices(flip, 0, 0, 0, 1, 0)
+    inverse = inverse @ _rotations(drawn(p, torch.randint(4, (count,), device=device)) * (math.pi / 2))
+    most = SHIFT * size
+    shift = [drawn(p, torch.empty(count, device=device).uniform_(-most, most)).round() * (2 / size) for _ in range(2)]
+    inverse = inverse @ _matrices(1, 0, shift[0], 0, 1, shift[1])
+    scale = torch.exp2(-drawn(p, SCALE * torch.randn(count, device=device)))
+    each = 1 - math.sqrt(1 - p)  # of two rotations, so that a share p of the images is rotated
+    angles = [drawn(each, torch.empty(count, device=device).uniform_(-math.pi, math.pi)) for _ in range(2)]
+    inverse = inverse @ _rotations(angles[0]) @ _matrices(scale, 0, 0, 0, scale, 0) @ _rotations(angles[1])
+    grid = F.affine_grid(inverse[:, :2], list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def change_colour(images: Tensor, p: float) -> Tensor:
+    """Images with changed brightness, contrast, luma sign and saturation."""
+    count, device = len(images), images.device
+
+    def drawn(values: Tensor) -> Tensor:
+        return torch.where(torch.rand(count, device=device) < p, values, 0.0)[:, None, None, None]
+
+    images = images + drawn(BRIGHTNESS * torch.randn(count, device=device))
+    images = images * torch.exp2(drawn(CONTRAST * torch.randn(count, device=device)))
+    luma = images.mean(dim=1, keepdim=True)
+    images = images - 2 * luma * drawn(torch.randint(2, (count,), device=device))
+    luma = images.mean(dim=1, keepdim=True)
+    return luma + (images - luma) * torch.exp2(drawn(SATURATION * torch.randn(count, device=device)))
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Images [B,3,R,R], each mirrored with probability 1/2."""
+    chosen = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def _matrices(*entries: Tensor | float) -> Tensor:
+    """Matrices [B,3,3] from the entries of the first two rows, each a number or [B]."""
+    like = next(entry for entry in entries if isinstance(entry, Tensor))
+    rows = [entry if isinstance(entry, Tensor) else torch.full_like(like, entry) for entry in (*entries, 0, 0, 1)]
+    return torch.stack(rows, dim=1).unflatten(1, (3, 3))
+
+
+def _rotations(angles: Tensor) -> Tensor:
+    return _matrices(angles.cos(), -angles.sin(), 0, angles.sin(), angles.cos(), 0)
+
+
+def _over_processes(value: float, device: torch.device) -> float:
+    """Mean over the processes of torchrun, so that all keep the same p."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.item() / torch.distributed.get_world_size()
+
 
 def degrade(images: Tensor) -> Tensor:
-    """images [B,3,R,R] -> the same, each with its own blur, noise, shift of a pixel or two and change of contrast."""
+    """Images [B,3,R,R] with blur, noise, contrast and colour of their own, and one common shift of up to two pixels.
+
+    Networks trained on renders alone fail on generated images, whose small flaws these stand for.
+    """
     batch, device = len(images), images.device
     amount = torch.rand(batch, 1, 1, 1, device=device)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

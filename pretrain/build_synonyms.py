@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pipeline.models import synonyms
 from pipeline.models.clip import words as words_of
-from pipeline.models.synonyms import END, START, WORD, Wording
-from pipeline.networks import Backbones
+from pipeline.models.synonyms import END, START, WORD, SynonymTable
+from pipeline.networks import Networks
+from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
 from pipeline.storage.domains import Domain
 from pretrain.clip import captions
@@ -237,7 +238,7 @@ def make(domain: Domain, root: Path, net: Path, moby: Path) -> Path:
     """Write the table of a domain whose CLIP was trained here; returns its path, domains/<name>_words.json."""
     if domain.renderer is None:
         raise InputError(f"{domain.name} has no captions to learn from: only domains with a renderer have them")
-    vocabulary = Backbones(replace(domain, words=None), root).clip.vocabulary  # whatever becomes of an earlier table
+    vocabulary = Networks(replace(domain, words=None), root).clip.vocabulary  # whatever becomes of an earlier table
     if vocabulary is None:
         raise InputError(f"the CLIP of {domain.name} does not say which words it was taught: train it here")
     dictionary, entries = wordnet(net), thesaurus(moby)
@@ -246,5 +247,5 @@ def make(domain: Domain, root: Path, net: Path, moby: Path) -> Path:
     near = table(dictionary, entries, known | written(), vocabulary, meaningless)
     path = root / "domains" / f"{domain.name}_words.json"
     licence = f"Made from the Moby Thesaurus, which is in the public domain, and from WordNet: {dictionary.licence}"
-    synonyms.save(path, Wording(near, vocabulary, pairs(captions())), licence)
+    files.write_bytes(path, synonyms.serialise(SynonymTable(near, vocabulary, pairs(captions())), licence))
     return path

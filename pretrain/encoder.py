@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from pipeline import training
 from pipeline.models.e4e import Encoder
 from pipeline.models.stylegan2 import EqualLinear, Generator
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime.precision import lowered
 from pipeline.storage import weights
-from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import common, generator_supervised
+from pretrain import generator_supervised
+from pretrain.common import Training
+from pretrain.datasets import ImageChunks
 from pretrain.generator import Discriminator
-from pretrain.pictures import Pictures
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -54,7 +54,7 @@ def steps(
     generator: Generator,
     discriminator: Discriminator,
     identity: Embed | None,
-    data: Pictures,
+    data: ImageChunks,
     state: Path,
     images: int,
     batch: int = 32,
@@ -63,16 +63,23 @@ def steps(
     weights: dict[str, float] | None = None,
     seconds: float | None = None,
     device: str = "cpu",
-    copied: bool = False,
+    known_codes: bool = False,
     codes_first: int = 0,
 ) -> Iterator[tuple[int, Metrics, Encoder]]:
     """Yield (images seen, losses, averaged encoder).
 
-    Half of every batch are samples, half renders. progressive: images before the second row gets a difference of its
-    own, then images per further row. weights: pixel, feature, latent, identity, delta, adversarial. identity: None
-    where no network tells who is shown. copied: the generator was taught a code for every drawn person
-    (`pretrain.generator_supervised`), so renders teach codes as well; for the first `codes_first` images nothing else does, which is
-    far cheaper.
+    Half of every batch are samples of the generator, half training images.
+
+    generator, discriminator: frozen; features of the latter compare images.
+    identity: network of the identity loss; None for no such loss.
+    data: training images.
+    state: file that the training goes on from when it exists.
+    images: images to see in all.
+    progressive: images before the second row of w+ gets its own difference, then images per further row (e4e).
+    weights: of the losses pixel, feature, latent, identity, delta, adversarial.
+    seconds: time limit; None for no limit.
+    known_codes: renders have known codes (`pretrain.generator_supervised`), which are a target as well.
+    codes_first: images for which the known codes are the only target, which is far cheaper.
     """
     scale = {"pixel": 1.0, "feature": 1.0, "latent": 0.5, "identity": 0.1, "delta": 2e-4, "adversarial": 0.02}
     scale |= weights or {}
@@ -89,7 +96,7 @@ def steps(
     with torch.no_grad():
         spread = generator.mapping(torch.randn(4096, generator.style_dim, device=device)).var(dim=0).mean()
 
-    rank, share = training.share(batch)
+    rank, share = training.local_batch(batch)
 
     def codes_alone(rows: Tensor) -> Metrics:
         with lowered(device):
@@ -108,7 +115,7 @@ def steps(
         seen, half = number * batch, share // 2
         rate = lr * max(0.02, 1 - seen / images)
         adam.param_groups[0]["lr"] = rate
-        if copied and seen < codes_first:
+        if known_codes and seen < codes_first:
             found = codes_alone(torch.randint(len(data), (share,)))
             ema.update(encoder, min(0.5 ** (batch / 10_000), (1 + number) / (10 + number)))
             return found
@@ -119,7 +126,7 @@ def steps(
             w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
             made = generator(generator.repeat(w)).float().clamp(-1, 1)
             known = generator.repeat(w)
-            if copied:
+            if known_codes:
                 known = torch.cat([known, generator_supervised.codes(generator, list(data.people(rows)))])
         target = torch.cat([made, real])
         with lowered(device):
@@ -161,49 +168,41 @@ def steps(
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
-def train(
-    domain: Domain,
-    root: Path,
-    minutes: float | None = None,
-    images: int | None = None,
-    resume: bool = True,
-    device: str = "cpu",
-) -> None:
-    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = common.plan(domain, "encoder", images)
-    networks = Backbones(domain, root, device)
-    data = common.pictures(domain, root, plan.renders)
+def train(job: Training) -> None:
+    """Train until `images` were seen or the time is over, going on from an earlier state, and promote the result."""
+    plan = job.plan
+    networks = Networks(job.domain, job.root, job.device)
     loop = steps(
         plan.model,
         networks.generator,
-        judge(domain, root).to(device),
+        discriminator_of(job).to(job.device),
         networks.identity if networks.path("identity").exists() else None,
-        data,
-        common.state(domain, root, "encoder", resume, {"encoder": "encoder", "ema": "encoder"}),
+        job.training_images(plan.renders),
+        job.state({"encoder": "encoder", "ema": "encoder"}),
         plan.images,
-        seconds=common.seconds(minutes),
-        device=device,
-        copied=weights.read_meta(networks.path("generator")).get("copied", False),
+        seconds=job.seconds,
+        device=job.device,
+        known_codes=weights.read_meta(networks.path("generator")).get("copied", False),
         **plan.options,
     )
-    common.follow(loop, plan.images, "encoder")
+    job.follow(loop, plan.images)
     if training.first_process():
-        promote(domain, root)
+        promote(job)
 
 
-def judge(domain: Domain, root: Path) -> Discriminator:
-    """The discriminator that the generator was trained against; where it is missing, one of random weights.
+def discriminator_of(job: Training) -> Discriminator:
+    """Discriminator that the generator was trained against; where it is missing, one of random weights.
 
     Random features still measure edges and colours, less well.
     """
-    size, path = domain.resolution, common.promoted(domain, root, "discriminator")
+    size, path = job.domain.resolution, job.promoted("discriminator")
     if path.exists():
         tensors, meta = weights.load(path)
         discriminator = Discriminator(size, _by_resolution(meta["model"]["discriminator"]))
         discriminator.load_state_dict(tensors)
         return discriminator
-    print("the generator came without its discriminator: pictures are compared by random features, which serves")
-    plan = domain.defaults.get("pretrain", {}).get("generator") or {}
+    print("the generator has no discriminator: images are compared by features of random weights")
+    plan = job.domain.defaults.get("pretrain", {}).get("generator") or {}
     imported = {2**k: min(128, 2 ** (12 - k)) for k in range(2, size.bit_length())}  # generators come without
     torch.manual_seed(0)  # the same in every process, and after a restart
     return Discriminator(size, _by_resolution(plan.get("model", {}).get("discriminator", imported)))
@@ -221,11 +220,10 @@ def far_error(encoder: Encoder, generator: Generator, real: Tensor) -> float:
     return ((made - real) / 2).square().mean(dim=(1, 2, 3)).quantile(0.99).item()
 
 
-def promote(domain: Domain, root: Path) -> Path:
-    """Write the averaged network to the domain's weights, with the error beyond which a picture counts as far."""
-    tensors, done = common.averaged(domain, root, "encoder")
-    model = common.plan(domain, "encoder").model
-    encoder = Encoder(**model).eval()
+def promote(job: Training) -> Path:
+    """Write the averaged network to the domain's weights, with the error above which an image counts as far."""
+    tensors, _ = job.averaged()
+    encoder = Encoder(**job.plan.model).eval()
     encoder.load_state_dict(tensors)
-    far = round(far_error(encoder, Backbones(domain, root).generator, common.unseen(domain, root)), 5)
-    return common.publish(domain, root, "encoder", tensors, model, steps=done, far_error=far)
+    far = round(far_error(encoder, Networks(job.domain, job.root).generator, job.unseen_images()), 5)
+    return job.publish_average(far_error=far)

@@ -1,4 +1,4 @@
-"""Trains StyleGAN2: non-saturating loss, lazy R1, style mixing, moving average (Karras et al. 2020)."""
+"""Training of StyleGAN2: non-saturating loss, lazy R1, style mixing, moving average (Karras et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ from pipeline import training
 from pipeline.models.stylegan2 import EqualLinear, Generator, build
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.precision import lowered
-from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import common
-from pretrain import generator_supervised as copies
-from pretrain.ada import Augment, mirrored
-from pretrain.pictures import Pictures
+from pretrain import generator_supervised
+from pretrain.augment import AdaptiveAugment, mirrored
+from pretrain.common import Plan, Training
+from pretrain.datasets import ImageChunks
 
-R1_EVERY = 16
-FEW = 20_000  # photographs, below which they are augmented
+BATCH = 16
+R1_EVERY = 16  # steps
+FEW_IMAGES = 20_000  # photographs; fewer are augmented
 
 
 class EqualConv(nn.Module):
-    """Convolution with equalised learning rate, optional activation, optional blur and stride 2."""
+    """Convolution with equalised learning rate.
+
+    inputs, outputs: channels.
+    size: of the kernel.
+    down: blur, and halve the resolution.
+    activate: add bias, leaky ReLU and gain.
+    """
 
     kernel: Tensor
 
@@ -43,8 +49,8 @@ class EqualConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.weight * self.scale).to(x.dtype)
         if self.down:
-            grow = 2 + weight.shape[-1] - 1  # four filter taps; the output is half the size
-            x = upfirdn2d(x, self.kernel, pad=((grow + 1) // 2, grow // 2))
+            pad = 2 + weight.shape[-1] - 1  # in all, for four filter taps; the output is half the size
+            x = upfirdn2d(x, self.kernel, pad=((pad + 1) // 2, pad // 2))
             x = F.conv2d(x, weight, stride=2)
         else:
             x = F.conv2d(x, weight, padding=self.pad)
@@ -54,6 +60,8 @@ class EqualConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions and a skip connection; half the resolution. inputs, outputs: channels."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = EqualConv(inputs, inputs, 3)
@@ -65,7 +73,12 @@ class ResidualBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual discriminator with the spread of the batch as one more channel. widths: resolution -> channels."""
+    """Residual discriminator with minibatch standard deviation as one more channel (Karras et al. 2018).
+
+    size: pixels per side.
+    widths: resolution -> channels.
+    group: images that a standard deviation is taken over.
+    """
 
     def __init__(self, size: int, widths: dict[int, int], group: int = 4) -> None:
         super().__init__()
@@ -78,37 +91,40 @@ class Discriminator(nn.Module):
         self.group = group
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B,3,R,R] -> logits [B]."""
+        """Logits [B] of images [B,3,R,R]."""
         x = self.blocks(self.from_rgb(images.contiguous(memory_format=torch.channels_last))).float()
         group = math.gcd(len(x), self.group)
-        spread = x.view(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt().mean(dim=(1, 2, 3))
-        x = torch.cat([x, spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+        deviation = x.view(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt().mean(dim=(1, 2, 3))
+        x = torch.cat([x, deviation.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
         return self.out(self.linear(self.conv(x).float().flatten(1)))[:, 0]
 
 
 def grow(smaller: dict[str, Any], generator: Generator, discriminator: Discriminator) -> None:
-    """Take over what networks of half the size have learnt; only the new resolution starts from nothing.
+    """Copy the weights of networks of half the size; only layers of the new resolution keep random ones.
 
-    The new toRGB starts at zero, so that the first pictures are the smaller ones, enlarged.
+    The new toRGB starts at zero, so that the first images are the smaller ones, enlarged.
+
+    smaller: state of the smaller networks, "ema" and "d".
+    generator, discriminator: changed in place.
     """
-    own = generator.state_dict()
-    own.update({key: value for key, value in smaller["ema"].items() if key in own and value.shape == own[key].shape})
-    generator.load_state_dict(own)
+    initial = generator.state_dict()
+    same = (item for item in smaller["ema"].items() if item[0] in initial and item[1].shape == initial[item[0]].shape)
+    generator.load_state_dict({**initial, **dict(same)})
     nn.init.zeros_(generator.to_rgbs[-1].conv.weight)  # type: ignore[union-attr]
-    below = {key: value for key, value in smaller["d"].items() if not key.startswith(("from_rgb.", "blocks."))}
+    copied = {key: value for key, value in smaller["d"].items() if not key.startswith(("from_rgb.", "blocks."))}
     for key, value in smaller["d"].items():
         if key.startswith("blocks."):
             _, index, rest = key.split(".", 2)
-            below[f"blocks.{int(index) + 1}.{rest}"] = value
-    discriminator.load_state_dict({**discriminator.state_dict(), **below})
+            copied[f"blocks.{int(index) + 1}.{rest}"] = value
+    discriminator.load_state_dict({**discriminator.state_dict(), **copied})
 
 
 def steps(
     numbers: dict,
-    data: Pictures,
+    data: ImageChunks,
     state: Path,
     images: int,
-    batch: int = 16,
+    batch: int = BATCH,
     lr: float = 0.0025,
     r1: float = 0.1,
     mixing: float = 0.5,
@@ -117,19 +133,27 @@ def steps(
     device: str = "cpu",
     smaller: Path | None = None,
     settle: int = 6_000,
-    copied: bool = False,
-    copying: float = 20.0,
+    supervised: bool = False,
+    supervised_weight: float = 20.0,
     mirror: bool = False,
     augment: str | None = None,
 ) -> Iterator[tuple[int, Metrics, Generator]]:
-    """Yield (images seen, losses, averaged generator); goes on from `state` when it exists.
+    """Yield (images seen, losses, averaged generator).
 
-    numbers: size, style_dim, widths, n_mlp, discriminator (widths); pictures of `data` are averaged down to size.
-    r1: gamma of gamma/2 |grad D(real)|^2. ema_images: half life of the average, in images.
-    smaller: the state of the same networks at half the size, to grow from. settle: images that the discriminator
-    learns from alone where the generator knows more than it does. copied: the generator comes from a copier; half of
-    every batch are then copies of the real half, which also count by their `copying` times difference.
-    mirror: show half of the pictures from right to left. augment: "ada" for what few pictures need (`pretrain.ada`).
+    numbers: that build the networks: size, style_dim, widths, n_mlp, discriminator (widths).
+    data: training images, averaged down to `size`.
+    state: file that the training goes on from when it exists.
+    images: images to see in all.
+    r1: gamma of the penalty gamma/2 |grad D(real)|^2.
+    mixing: probability of style mixing.
+    ema_images: half life of the weight average, in images.
+    seconds: time limit; None for no limit.
+    smaller: state of the same networks at half the size, to grow from.
+    settle: images that train the discriminator alone, where the generator is ahead of it.
+    supervised: the generator was trained by `generator_supervised`; half of every batch then reproduces the real half,
+        with `supervised_weight` times the difference as a further loss.
+    mirror: mirror half of the images.
+    augment: "ada" for adaptive augmentation (`pretrain.augment`), None for none.
     """
     if augment not in (None, "ada"):
         raise InputError(f"augment is {augment!r}: null or ada is expected")
@@ -137,52 +161,53 @@ def steps(
     generator = build(numbers).to(device)
     widths = {int(k): int(v) for k, v in numbers["discriminator"].items()}
     discriminator = Discriminator(numbers["size"], widths).to(device)
-    if copied:
-        copies.colour_by_features(generator)
-    alone = settle // batch if smaller is not None or copied else 0
-    ada = Augment()  # which does nothing until it has watched
+    if supervised:
+        generator_supervised.freeze_to_rgb_styles(generator)
+    alone = settle // batch if smaller is not None or supervised else 0  # steps
+    ada = AdaptiveAugment()  # p is 0 until `watch` raises it
     if smaller is not None and not state.exists():
-        below = torch.load(smaller, weights_only=True, map_location="cpu")
-        grow(below, generator, discriminator)
-        ada.load_state_dict(below.get("ada", {}) if augment else {})
+        smaller_state = torch.load(smaller, weights_only=True, map_location="cpu")
+        grow(smaller_state, generator, discriminator)
+        ada.load_state_dict(smaller_state.get("ada", {}) if augment else {})
     ema = Ema(generator)
     lazy = R1_EVERY / (R1_EVERY + 1)  # fewer, larger regularisation steps: the optimiser's rates follow (section 3.1)
-    learnt = [p for p in generator.parameters() if p.requires_grad]
-    adam_g = torch.optim.Adam(learnt, lr=lr, betas=(0.0, 0.99), fused=True)
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    adam_g = torch.optim.Adam(trained, lr=lr, betas=(0.0, 0.99), fused=True)
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
-    rank, share = training.share(batch)
-    told = share // 2 if copied else 0
+    rank, local = training.local_batch(batch)
+    known = local // 2 if supervised else 0
 
-    def fake(count: int) -> Tensor:
+    def random_w_plus(count: int) -> Tensor:
+        """w_plus [count,L,D], some rows of two samples (style mixing)."""
         w = generator.mapping(torch.randn(2 * count, generator.style_dim, device=device)).view(2, count, -1)
-        cut = torch.randint(1, generator.num_ws, (count, 1, 1), device=device)
-        cut = torch.where(torch.rand(count, 1, 1, device=device) < mixing, cut, generator.num_ws)
-        first = torch.arange(generator.num_ws, device=device)[None, :, None] < cut
+        crossover = torch.randint(1, generator.num_ws, (count, 1, 1), device=device)
+        crossover = torch.where(torch.rand(count, 1, 1, device=device) < mixing, crossover, generator.num_ws)
+        first = torch.arange(generator.num_ws, device=device)[None, :, None] < crossover
         return torch.where(first, w[0][:, None], w[1][:, None])
 
     def step(number: int) -> Metrics:
         torch.manual_seed(number * batch + rank)
         if number % 500 == 0:
             data.refresh()
-        rows = torch.randint(len(data), (share,))
+        rows = torch.randint(len(data), (local,))
         real = F.adaptive_avg_pool2d(data.images(rows).to(device), numbers["size"])
         if mirror:
             real = mirrored(real)
-        seen = ada(real)
+        augmented = ada(real)
         discriminator.requires_grad_(True)
         with lowered(device):
-            w_plus = fake(share - told)
-            if copied:
-                w_plus = torch.cat([copies.codes(generator, list(data.people(rows[:told]))), w_plus])
-            fakes = generator(w_plus, generator.random_noises(share))  # one forward pass serves both steps
-            of_fakes, of_real = discriminator(ada(fakes.detach())), discriminator(seen)
-            loss_d = F.softplus(of_fakes).mean() + F.softplus(-of_real).mean()
+            w_plus = random_w_plus(local - known)
+            if supervised:
+                w_plus = torch.cat([generator_supervised.codes(generator, list(data.people(rows[:known]))), w_plus])
+            fakes = generator(w_plus, generator.random_noises(local))  # one forward pass serves both steps
+            fake_logits, real_logits = discriminator(ada(fakes.detach())), discriminator(augmented)
+            loss_d = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
         loss_d.backward()
         if number % R1_EVERY == 0:
-            watched = seen.clone().requires_grad_(True)  # as changed: a resampling has no second derivative
+            inputs = augmented.clone().requires_grad_(True)  # a resampling has no second derivative
             with lowered(device):
-                logits = discriminator(watched)
-            (gradient,) = torch.autograd.grad(logits.sum(), watched, create_graph=True)
+                logits = discriminator(inputs)
+            (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
             (gradient.square().sum(dim=(1, 2, 3)).mean() * (r1 / 2 * R1_EVERY)).backward()
         training.average_gradients(discriminator)
         adam_d.step()
@@ -193,17 +218,17 @@ def steps(
             with lowered(device):
                 loss_g = F.softplus(-discriminator(ada(fakes))).mean()
             metrics["loss_g"] = loss_g.item()
-            if copied:
-                wrong = copies.difference(fakes[:told].float(), real[:told])
-                metrics["difference"] = wrong.item()
-                loss_g = loss_g + copying * wrong
+            if supervised:
+                error = generator_supervised.difference(fakes[:known].float(), real[:known])
+                metrics["difference"] = error.item()
+                loss_g = loss_g + supervised_weight * error
             loss_g.backward()
             training.average_gradients(generator)
             adam_g.step()
             adam_g.zero_grad(set_to_none=True)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
         if augment:
-            ada.watch(of_real, batch)
+            ada.watch(real_logits, batch)
             metrics["augmented"] = ada.p
         return metrics
 
@@ -216,94 +241,103 @@ def steps(
 
 @torch.no_grad()
 def mean_w(generator: Generator, count: int = 4096, seed: int = 0) -> Tensor:
-    """The average of `count` mapped codes [D], the centre of truncation."""
+    """Mean [D] of w over `count` samples, the centre of truncation."""
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
     return generator.mapping(z.to(generator.w_mean.device)).mean(dim=0)
 
 
-def train(
-    domain: Domain,
-    root: Path,
-    minutes: float | None = None,
-    images: int | None = None,
-    resume: bool = True,
-    device: str = "cpu",
-) -> None:
-    """Train until `images` were seen or `minutes` are over; promote.
+def train(job: Training) -> None:
+    """Train until `images` were seen or the time is over, and promote the result.
 
-    Half the size comes first, `images_half_size` of the plan. Where pictures are drawn, both sizes first copy the
-    renderer (`images_copied` at full size). Photographs are mirrored and, where there are few, augmented, unless the
-    plan says otherwise. A grid of samples is drawn beside the state every 32,000 images.
+    Half the size comes first (`images_half_size` of the plan). With a renderer, both sizes first learn to reproduce it
+    (`images_supervised` at full size). Photographs are mirrored and, where there are few, augmented, unless the plan
+    says otherwise. A grid of samples is drawn beside the state every 32,000 images.
     """
-    plan = common.plan(domain, "generator", images)
-    data = common.pictures(domain, root, plan.renders)
-    if domain.renderer is None:
-        few = "ada" if len(data) < FEW else None
+    plan = job.plan
+    data = job.training_images(plan.renders)
+    if job.domain.renderer is None:
+        few = "ada" if len(data) < FEW_IMAGES else None
         plan.options.update({"mirror": True, "augment": few, **plan.options})
-    half, copied = plan.options.pop("images_half_size", 0), plan.options.pop("images_copied", 0)
-    amplified = plan.options.pop("amplified", {})
-    begun, batch = time.monotonic(), plan.options.get("batch", 16)
-    parts = {"g": "generator", "ema": "generator", "d": "discriminator"}
-    full = common.state(domain, root, "generator", resume, parts)
-    at_half = common.state(domain, root, "generator-half", resume)
+    half, supervised = plan.options.pop("images_half_size", 0), plan.options.pop("images_supervised", 0)
+    trait_gain, start = plan.options.pop("trait_gain", {}), time.monotonic()
+    full = job.state({"g": "generator", "ema": "generator", "d": "discriminator"})
+    half_job, supervised_job = job.named("generator-half"), job.named("generator-copy")
+    at_half = half_job.state()
 
-    def left() -> float | None:
-        return None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
+    def seconds_left() -> float | None:
+        return None if job.seconds is None else max(0.0, job.seconds - (time.monotonic() - start))
 
     if not full.exists() and half:
-        part, label = halved(plan.model), "generator at half size"
-        if copied:
-            loop = copies.steps(part, data, at_half, half, batch, fade=False, seconds=left(), device=device)
-        else:
-            loop = steps(part, data, at_half, half, seconds=left(), device=device, **plan.options)
-        common.follow(loop, half, label, at_half)
-        if common.progress_of(at_half) < half // batch:
+        if not _train_half_size(half_job, plan, data, half, bool(supervised), seconds_left()):
             return  # out of time; the next call goes on
-    if not full.exists() and copied:
-        state = common.state(domain, root, "generator-copy", resume)
-        smaller = at_half if half else None
-        loop = copies.steps(plan.model, data, state, copied, batch, seconds=left(), device=device, smaller=smaller)
-        common.follow(loop, copied, "generator copying", state)
-        if common.progress_of(state) < copied // batch:
+    if not full.exists() and supervised:
+        if not _train_supervised(supervised_job, plan, data, supervised, at_half if half else None, seconds_left()):
             return
         if training.first_process():
-            copies.hand_over(plan.model, state, full, amplified)
+            generator_supervised.write_adversarial_state(plan.model, supervised_job.state_path, full, trait_gain)
         training.wait_for_first()
     loop = steps(
         plan.model,
         data,
         full,
         plan.images,
-        seconds=left(),
-        device=device,
-        smaller=at_half if half and not copied else None,
-        copied=bool(copied),
+        seconds=seconds_left(),
+        device=job.device,
+        smaller=at_half if half and not supervised else None,
+        supervised=bool(supervised),
         **plan.options,
     )
-    common.follow(loop, plan.images, "generator", full)
+    job.follow(loop, plan.images, grids=full)
     if training.first_process():
-        promote(domain, root)
+        promote(job)
+
+
+def _train_half_size(
+    job: Training, plan: Plan, data: ImageChunks, images: int, supervised: bool, seconds: float | None
+) -> bool:
+    """Train at half the size; return whether `images` were seen. The state file is ready (`job.state`)."""
+    model, state, batch = halved(plan.model), job.state_path, plan.options.get("batch", BATCH)
+    if supervised:
+        loop = generator_supervised.steps(
+            model, data, state, images, batch, decay=False, seconds=seconds, device=job.device
+        )
+    else:
+        loop = steps(model, data, state, images, seconds=seconds, device=job.device, **plan.options)
+    job.follow(loop, images, "generator at half size", state)
+    return job.finished_steps() >= images // batch
+
+
+def _train_supervised(
+    job: Training, plan: Plan, data: ImageChunks, images: int, smaller: Path | None, seconds: float | None
+) -> bool:
+    """Train on renders with known parameters at full size; return whether `images` were seen."""
+    state, batch = job.state(), plan.options.get("batch", BATCH)
+    loop = generator_supervised.steps(
+        plan.model, data, state, images, batch, seconds=seconds, device=job.device, smaller=smaller
+    )
+    job.follow(loop, images, "generator, supervised", state)
+    return job.finished_steps() >= images // batch
 
 
 def halved(model: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of the same networks for pictures of half the size."""
+    """Numbers that build the same networks for images of half the size."""
     size = model["size"] // 2
-    below = {
+    widths = {
         key: {int(resolution): width for resolution, width in model[key].items() if int(resolution) <= size}
         for key in ("widths", "discriminator")
     }
-    return {**model, **below, "size": size}
+    return {**model, **widths, "size": size}
 
 
-def promote(domain: Domain, root: Path) -> Path:
+def promote(job: Training) -> Path:
     """Write the averaged generator, with its mean w, to the domain's weights, and its discriminator beside it."""
-    tensors, done = common.averaged(domain, root, "generator")
-    plan = common.plan(domain, "generator")
+    tensors, done = job.averaged()
+    plan = job.plan
     generator = build(plan.model)
     generator.load_state_dict(tensors)
     tensors["w_mean"] = mean_w(generator)
     model = {key: value for key, value in plan.model.items() if key != "discriminator"}
-    judge = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
-    common.publish(domain, root, "discriminator", common.part(domain, root, "generator", "d"), judge, steps=done)
-    copied = bool(plan.options.get("images_copied"))  # then people have known codes, which an encoder can learn
-    return common.publish(domain, root, "generator", tensors, model, steps=done, copied=copied)
+    sizes = {"size": plan.model["size"], "discriminator": plan.model["discriminator"]}
+    job.publish(job.part("d"), sizes, "discriminator", steps=done)
+    known_codes = bool(plan.options.get("images_supervised"))  # renders have codes, which an encoder can learn
+    return job.publish(tensors, model, steps=done, copied=known_codes)

@@ -1,5 +1,4 @@
-"""Trains the identity network: two pictures of a person, under other hair, clothes, mood, light and pose, belong
-together, and are told from those of all others in the batch."""
+"""Training of the identity network: contrastive pairs of one person under other hair, clothes, mood, light and pose."""
 
 from __future__ import annotations
 
@@ -15,23 +14,23 @@ from torch import Tensor, nn
 from pipeline.models.classifiers import IdentityNet
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.precision import lowered
-from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import common
 from pretrain.augment import degrade
-from pretrain.pictures import Held
-from pretrain.renders import Renders
+from pretrain.common import Training, learning_rate
+from pretrain.datasets import DeviceImages, Renders
 
-SHARPEST = 64.0  # largest factor of the cosines, as in CLIP no learnt one may run away
+MAX_SCALE = 64.0  # of the cosines; the scale is learnt and would grow without bound, as in CLIP
 
 
 def pairs(count: int, people: int, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """(person [B/2], rows [B]): people drawn by chance, then one picture of each, then another of each.
+    """Random persons [B/2], and rows [B] of one image of each followed by another image of each.
 
-    Of `count` pictures row r shows person r % people. Raises InputError where nobody is shown twice.
+    count: number of images; row r shows person r % people.
+    people: number of persons.
+    Raises InputError where no person is shown twice.
     """
     if count <= people:
-        raise InputError(f"{count:,} pictures of {people:,} people: some must be shown twice, so draw more renders")
+        raise InputError(f"{count:,} images of {people:,} people: some must be shown twice, so draw more renders")
     person = torch.randint(min(people, count - people), (batch // 2,), device=device)  # the first are shown most often
     shown = (count - 1 - person) // people + 1
     first = (torch.rand(batch // 2, device=device) * shown).long().clamp(max=shown - 1)
@@ -40,10 +39,11 @@ def pairs(count: int, people: int, batch: int, device: str = "cpu") -> tuple[Ten
 
 
 def contrast(embeddings: Tensor, person: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """unit embeddings [B,K] of `pairs`, person [B/2] -> (loss, share of pictures nearest to their own second one).
+    """InfoNCE loss both ways (van den Oord et al. 2018), and the share of images nearest to their own pair.
 
-    InfoNCE (van den Oord et al. 2018) both ways; a person who was drawn twice into the batch is no stranger to
-    themselves.
+    embeddings: unit vectors [B,K] of the rows of `pairs`.
+    person: [B/2]; a person drawn twice into the batch is no negative of themselves.
+    scale: factor of the cosines.
     """
     one, other = embeddings.chunk(2)
     cosine = one @ other.T
@@ -63,81 +63,77 @@ def steps(
     batch: int = 128,
     lr: float = 2e-3,
     scale: float = 16.0,
-    drawn_weight: float = 1.0,
+    geometry_weight: float = 1.0,
     ema_images: float = 20_000,
     warmup: int = 0,
     seconds: float | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[int, Metrics, IdentityNet]]:
-    """Yield (images seen, losses and batch accuracy, averaged network). Row r of `data` shows person r % people.
+    """Yield (images seen, losses and batch accuracy, averaged network).
 
-    Faces differ in little, and strangers alone teach that slowly: the features must also tell the numbers that the face
-    was drawn from; drawn_weight: of that loss, in variances. scale: of the cosines at first, learnt on. warmup: steps
-    until the learning rate is `lr`, which then falls as a cosine over `images`.
+    numbers: of `IdentityNet`.
+    data: renders; row r shows person r % people.
+    state: file that the training goes on from when it exists.
+    scale: initial factor of the cosines, learnt.
+    geometry_weight: of the regression of the face's geometry, in variances: faces differ in small shapes, which
+        contrast alone learns slowly.
+    ema_images: half life of the weight average, in images.
+    warmup: steps until the learning rate is `lr`, which then falls as a cosine over `images`.
     """
     torch.manual_seed(0)
     kind = torch.device(device).type
     net = IdentityNet(**{**numbers, "widths": tuple(numbers["widths"])})
     net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    told = Held(data, device)
-    facts = data.facts().to(device)
-    sharp = nn.ParameterList([nn.Parameter(torch.tensor(math.log(scale), device=device))])
-    reader = nn.Sequential(
-        nn.Linear(net.width, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, facts.numbers.shape[1])
+    pictures = DeviceImages(data, device)
+    labels = data.labels().to(device)
+    log_scale = nn.ParameterList([nn.Parameter(torch.tensor(math.log(scale), device=device))])
+    regressor = nn.Sequential(
+        nn.Linear(net.width, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, labels.geometry.shape[1])
     ).to(device)
     ema = Ema(net)
-    learnt = [*net.parameters(), *reader.parameters(), *sharp.parameters()]
+    learnt = [*net.parameters(), *regressor.parameters(), *log_scale.parameters()]
     adam = torch.optim.AdamW(learnt, lr=lr, weight_decay=0.02, fused=True)
 
     def step(number: int) -> Metrics:
-        nonlocal facts
+        nonlocal labels
         torch.manual_seed(number)
         if number % 100 == 0:
-            told.refresh()
-            facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
+            pictures.refresh()
+            labels = data.labels().to(device) if len(data) > len(labels.geometry) else labels
         for group in adam.param_groups:
-            group["lr"] = common.rate(lr, images, batch, number, warmup)
-        person, rows = pairs(len(facts.numbers), people, batch, device)
+            group["lr"] = learning_rate(lr, images, batch, number, warmup)
+        person, rows = pairs(len(labels.geometry), people, batch, device)
         with lowered(kind):
-            features = net.trunk(degrade(told.images(rows)))
+            features = net.trunk(degrade(pictures.images(rows)))
         embeddings = F.normalize(net.head(features), dim=1)
-        loss, right = contrast(embeddings, person, sharp[0].clamp(max=math.log(SHARPEST)).exp())
-        drawn = F.mse_loss(reader(features), facts.numbers[rows])
-        (loss + 12 * drawn_weight * drawn).backward()  # a number's variance is 1/12
+        loss, correct = contrast(embeddings, person, log_scale[0].clamp(max=math.log(MAX_SCALE)).exp())
+        geometry = F.mse_loss(regressor(features), labels.geometry[rows])
+        (loss + 12 * geometry_weight * geometry).backward()  # variance of a parameter in 0..1: 1/12
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.update(net, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
         return {
             "loss": loss.item(),
-            "geometry": 12 * drawn.item(),
-            "top1": right.item(),
-            "scale": sharp[0].exp().item(),
+            "geometry": 12 * geometry.item(),
+            "top1": correct.item(),
+            "scale": log_scale[0].exp().item(),
         }
 
-    parts = {"net": net, "reader": reader, "sharp": sharp, "ema": ema, "adam": adam}
+    parts = {"net": net, "regressor": regressor, "log_scale": log_scale, "ema": ema, "adam": adam}
     for done, metrics in fit(step, parts, images // batch, state, every=100, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
-def train(
-    domain: Domain,
-    root: Path,
-    minutes: float | None = None,
-    images: int | None = None,
-    resume: bool = True,
-    device: str = "cpu",
-) -> None:
-    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result."""
-    plan = common.plan(domain, "identity", images)
-    data = common.drawn(domain, root, plan.renders, people=plan.options["people"])
-    state = common.state(domain, root, "identity", resume, {"net": "identity", "ema": "identity"})
-    limit = common.seconds(minutes)
-    loop = steps(plan.model, data, state, plan.images, seconds=limit, device=device, **plan.options)
-    common.follow(loop, plan.images, "identity")
-    promote(domain, root)
+def train(job: Training) -> None:
+    """Train until `images` were seen or the time is over, going on from an earlier state, and promote the result."""
+    plan = job.plan
+    data = job.renders(plan.renders, people=plan.options["people"])
+    state = job.state({"net": "identity", "ema": "identity"})
+    loop = steps(plan.model, data, state, plan.images, seconds=job.seconds, device=job.device, **plan.options)
+    job.follow(loop, plan.images)
+    promote(job)
 
 
-def promote(domain: Domain, root: Path) -> Path:
+def promote(job: Training) -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = common.averaged(domain, root, "identity")
-    return common.publish(domain, root, "identity", tensors, common.plan(domain, "identity").model, steps=done)
+    return job.publish_average()

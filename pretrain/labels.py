@@ -1,4 +1,4 @@
-"""What a renderer tells of the pictures it draws: numbers and labels, worked out once and kept beside the pictures."""
+"""Labels of rendered portraits: geometry and attribute values, computed once and kept beside the images."""
 
 from __future__ import annotations
 
@@ -13,50 +13,54 @@ from torch import Tensor
 
 from pipeline import portraits
 
-HIDDEN = -100  # cross entropy's own sign for "no label"
+HIDDEN = -100  # `ignore_index` of torch's cross entropy
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Of N pictures: numbers [N,G] in 0..1, what the face was drawn from; values [N,A], per attribute the index of its
-    value, HIDDEN where the picture cannot show it."""
+class Labels:
+    """Labels of N images.
 
-    numbers: Tensor
-    values: Tensor
+    geometry: identity parameters [N,G] in 0..1 that the face was drawn from.
+    attributes: index of each attribute's value [N,A]; HIDDEN where the image cannot show it.
+    """
 
-    def to(self, device: str) -> Facts:
-        return Facts(self.numbers.to(device), self.values.to(device))
+    geometry: Tensor
+    attributes: Tensor
 
-    def labels(self, rows: Tensor) -> dict[str, Tensor]:
-        """attribute -> index of the value [B] of these pictures."""
-        return dict(zip(portraits.ATTRIBUTES, self.values[rows].long().unbind(1), strict=True))
+    def to(self, device: str) -> Labels:
+        return Labels(self.geometry.to(device), self.attributes.to(device))
+
+    def of_rows(self, rows: Tensor) -> dict[str, Tensor]:
+        """attribute -> index of its value [B] for rows [B]."""
+        return dict(zip(portraits.ATTRIBUTES, self.attributes[rows].long().unbind(1), strict=True))
 
 
-def of(people: Sequence[portraits.Portrait]) -> Facts:
-    """The facts of pictures of these people."""
-    truths = [portraits.attributes(person) for person in people]
-    seen = [portraits.visible(person) for person in people]
-    values = [
-        [known.index(t[name]) if v[name] else HIDDEN for name, known in portraits.ATTRIBUTES.items()]
-        for t, v in zip(truths, seen, strict=True)
+def of(people: Sequence[portraits.Portrait]) -> Labels:
+    """Labels of portraits."""
+    values = [portraits.attributes(person) for person in people]
+    visible = [portraits.visible(person) for person in people]
+    indices = [
+        [known.index(value[name]) if seen[name] else HIDDEN for name, known in portraits.ATTRIBUTES.items()]
+        for value, seen in zip(values, visible, strict=True)
     ]
-    return Facts(torch.tensor([astuple(person.identity) for person in people]), torch.tensor(values, dtype=torch.int8))
+    geometry = torch.tensor([astuple(person.identity) for person in people])
+    return Labels(geometry, torch.tensor(indices, dtype=torch.int8))
 
 
-def save(path: Path, facts: Facts) -> None:
-    """Write a chunk's facts, whole or not at all."""
+def save(path: Path, labels: Labels) -> None:
+    """Write a chunk's labels, whole or not at all."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with open(partial, "wb") as file:
-        np.savez(file, numbers=facts.numbers.numpy(), values=facts.values.numpy())
+        np.savez(file, geometry=labels.geometry.numpy(), attributes=labels.attributes.numpy())
     os.replace(partial, path)
 
 
-def load(path: Path) -> Facts:
-    """What `save` wrote."""
+def load(path: Path) -> Labels:
+    """Read what `save` wrote."""
     with np.load(path) as content:
-        return Facts(torch.from_numpy(content["numbers"]), torch.from_numpy(content["values"]))
+        return Labels(torch.from_numpy(content["geometry"]), torch.from_numpy(content["attributes"]))
 
 
-def joined(parts: Sequence[Facts]) -> Facts:
-    """The facts of all pictures of some chunks, in order."""
-    return Facts(torch.cat([part.numbers for part in parts]), torch.cat([part.values for part in parts]))
+def concatenate(parts: Sequence[Labels]) -> Labels:
+    """Labels of several chunks, in order."""
+    return Labels(torch.cat([part.geometry for part in parts]), torch.cat([part.attributes for part in parts]))

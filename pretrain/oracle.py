@@ -1,4 +1,7 @@
-"""Trains the attribute oracle: one classifier per attribute on shared features; what is hidden teaches nothing."""
+"""Training of the attribute oracles: one classifier per attribute on shared features; hidden attributes give no loss.
+
+The second oracle is of another architecture and checks the first; nothing is trained or chosen by it.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,13 @@ import torch.nn.functional as F
 
 from pipeline import portraits
 from pipeline.models import classifiers
-from pipeline.models.classifiers import Reader
+from pipeline.models.classifiers import AttributeClassifier
 from pipeline.runtime.precision import lowered
-from pipeline.storage.domains import Domain
 from pipeline.training import Ema, Metrics, fit
-from pretrain import common
 from pretrain.augment import degrade
+from pretrain.common import Training, learning_rate
+from pretrain.datasets import DeviceImages, Renders
 from pretrain.labels import HIDDEN
-from pretrain.pictures import Held
-from pretrain.renders import Renders
 
 
 def steps(
@@ -34,70 +35,68 @@ def steps(
     decay: float = 0.02,
     seconds: float | None = None,
     device: str = "cpu",
-) -> Iterator[tuple[int, Metrics, Reader]]:
+) -> Iterator[tuple[int, Metrics, AttributeClassifier]]:
     """Yield (images seen, loss and batch accuracy, averaged network).
 
-    warmup: steps until the learning rate is `lr`, which then falls as a cosine over `images`. decay: of weights.
+    numbers: of the network, for `classifiers`.
+    data: renders with their labels.
+    state: file that the training goes on from when it exists.
+    images: images to see in all.
+    ema_images: half life of the weight average, in images.
+    warmup: steps until the learning rate is `lr`, which then falls as a cosine over `images`.
+    decay: weight decay.
+    seconds: time limit; None for no limit.
     """
     torch.manual_seed(0)
     kind = torch.device(device).type
-    oracle = classifiers.reader({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
-    told = Held(data, device)
-    facts = data.facts().to(device)
+    oracle = classifiers.build_classifier({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
+    pictures = DeviceImages(data, device)
+    labels = data.labels().to(device)
     ema = Ema(oracle)
     adam = torch.optim.AdamW(oracle.parameters(), lr=lr, weight_decay=decay, fused=True)
 
     def step(number: int) -> Metrics:
-        nonlocal facts
+        nonlocal labels
         torch.manual_seed(number)
         if number % 100 == 0:
-            told.refresh()
-            facts = data.facts().to(device) if len(data) > len(facts.numbers) else facts
+            pictures.refresh()
+            labels = data.labels().to(device) if len(data) > len(labels.geometry) else labels
         for group in adam.param_groups:
-            group["lr"] = common.rate(lr, images, batch, number, warmup)
-        rows = torch.randint(len(facts.values), (batch,), device=device)
-        truth, pictures = facts.labels(rows), degrade(told.images(rows))
+            group["lr"] = learning_rate(lr, images, batch, number, warmup)
+        rows = torch.randint(len(labels.attributes), (batch,), device=device)
+        target, degraded = labels.of_rows(rows), degrade(pictures.images(rows))
         with lowered(kind):
-            logits = oracle(pictures)
-        losses = [F.cross_entropy(logits[name].float(), truth[name], ignore_index=HIDDEN) for name in truth]
+            logits = oracle(degraded)
+        losses = [F.cross_entropy(logits[name].float(), target[name], ignore_index=HIDDEN) for name in target]
         loss = torch.stack(losses).mean()
         loss.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
         ema.update(oracle, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        shown = {name: truth[name] != HIDDEN for name in truth}
-        right = [(logits[n].argmax(1) == truth[n])[shown[n]].float().mean() for n in truth]
-        return {"loss": loss.item(), "accuracy": torch.stack(right).mean().item()}
+        visible = {name: target[name] != HIDDEN for name in target}
+        correct = [(logits[n].argmax(1) == target[n])[visible[n]].float().mean() for n in target]
+        return {"loss": loss.item(), "accuracy": torch.stack(correct).mean().item()}
 
     parts = {"oracle": oracle, "ema": ema, "adam": adam}
     for done, metrics in fit(step, parts, images // batch, state, every=100, seconds=seconds):
         yield done * batch, metrics, ema.module  # type: ignore[misc]
 
 
-def train(
-    domain: Domain,
-    root: Path,
-    minutes: float | None = None,
-    images: int | None = None,
-    resume: bool = True,
-    device: str = "cpu",
-    name: str = "oracle",
-) -> None:
-    """Train until `images` were seen or `minutes` are over, going on from an earlier state, then promote the result.
+def train(job: Training) -> None:
+    """Train the oracle `job.name` ("oracle" or "oracle2"), going on from an earlier state, and promote it.
 
-    name: which of a domain's oracles. `people` among its options: learn from the same pictures as the identity network.
+    Option `people` of the plan: number of different persons in the renders.
     """
-    plan = common.plan(domain, name, images)
+    plan = job.plan
     options = dict(plan.options)
-    data = common.drawn(domain, root, plan.renders, options.pop("people", None))
-    state = common.state(domain, root, name, resume, {"oracle": name, "ema": name})
-    loop = steps(plan.model, data, state, plan.images, seconds=common.seconds(minutes), device=device, **options)
-    common.follow(loop, plan.images, name)
-    promote(domain, root, name)
+    data = job.renders(plan.renders, options.pop("people", None))
+    state = job.state({"oracle": job.name, "ema": job.name})
+    job.follow(
+        steps(plan.model, data, state, plan.images, seconds=job.seconds, device=job.device, **options), plan.images
+    )
+    promote(job)
 
 
-def promote(domain: Domain, root: Path, name: str = "oracle") -> Path:
+def promote(job: Training) -> Path:
     """Write the averaged network to the domain's weights."""
-    tensors, done = common.averaged(domain, root, name)
-    model = {**common.plan(domain, name).model, "attributes": portraits.ATTRIBUTES}
-    return common.publish(domain, root, name, tensors, model, steps=done)
+    return job.publish_average({**job.plan.model, "attributes": portraits.ATTRIBUTES})

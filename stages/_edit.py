@@ -1,4 +1,4 @@
-"""What the three edit stages share: test people in blocks, one shard of edits per block."""
+"""The three edit stages: test images in blocks, one shard of edits per block."""
 
 from __future__ import annotations
 
@@ -10,123 +10,111 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import editors, sampling, sources
+from pipeline import editors, sources
 from pipeline.runtime import processes
 from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts, params
 from pipeline.values import Direction
-from stages._stage import Networks, Stage
+from stages._stage import NetworkSpec, Stage
 
-BLOCK = 12  # people per shard, the unit of resuming; 24, who are edited by diffusion, keep two workers busy
-BLOCK_ON_GPU = 128 * 64**2  # pixels: on a GPU, starting an operation costs more than twelve small pictures in it
-MOST_ON_CPU = 12 * 256**2  # pixels: every worker holds its own
-FITTED = "fitted.pt"  # piece of the unfinished work
+BLOCK = 12  # images per shard, the unit of resuming; the 24 that diffusion edits keep two workers busy
+BLOCK_ON_GPU = 128 * 64**2  # pixels: on a GPU, starting an operation costs more than twelve small images in it
+MOST_ON_CPU = 12 * 256**2  # pixels: every worker has its own in memory
+DIRECTIONS = "directions.pt"  # piece of the unfinished work
 
 
-class Tool(NamedTuple):
+class EditorSpec(NamedTuple):
     """An editor by name and parameters, so that a worker process can build its own."""
 
-    networks: Networks
+    networks: NetworkSpec
     name: str
     params: Any
 
     def load(self) -> editors.Editor:
-        """The same one for the same names in one process."""
+        """The editor; the same one for the same names in one process."""
         return _editor(self)
 
 
 @functools.cache
-def _editor(tool: Tool) -> editors.Editor:
-    return editors.load(tool.name, tool.networks.load(), tool.params)
+def _editor(spec: EditorSpec) -> editors.Editor:
+    return editors.load(spec.name, spec.networks.load(), spec.params)
 
 
-def fit(tool: Tool, path: Path) -> None:
-    """Fit every prompt of the domain, minutes of work for some editors, and write what was found for all workers."""
-    editor, conditions = tool.load(), sources.conditions(tool.networks.load().domain)
+def fit(spec: EditorSpec, path: Path) -> None:
+    """Fit every prompt of the domain, minutes of work for some editors, and write the directions for all workers."""
+    editor, conditions = spec.load(), sources.conditions(spec.networks.load().domain)
     torch.save([editor.fit(condition) for condition in conditions], path)
 
 
 @functools.cache
 def fitted(path: Path, device: str) -> list[Direction]:
-    """What `fit` wrote, there or on another device."""
+    """Directions that `fit` wrote, on this device or another."""
     directions: list[Direction] = torch.load(path, map_location=device, weights_only=False)
     return directions
 
 
 class Job(NamedTuple):
-    """Some people, of one shard of pictures and its shard of inversions; where `fit` wrote what they are edited by."""
+    """One block of test images to edit along all directions."""
 
-    tool: Tool
-    fitted: Path
-    pictures: Path
-    codes: Path
-    ids: tuple[int, ...]
+    editor: EditorSpec
+    directions: Path
+    block: sources.Block
     meta: dict[str, Any]
 
 
 def write(job: Job, path: Path) -> None:
-    nets, editor, directions = job.tool.networks.load(), job.tool.load(), fitted(job.fitted, job.tool.networks.device)
-    chosen = {"id": job.ids}
-    pictures = artefacts.read(job.pictures, "images", ["id", "image", "params"], chosen)
-    w_plus = artefacts.read(job.codes, "reals", ["w_plus"], chosen)["w_plus"].unflatten(1, (nets.generator.num_ws, -1))
-    detail, known = sources.details(nets, job.ids), sources.people_of(pictures["params"])
-    people = sources.source(nets, sampling.decoded(pictures["image"]), w_plus, detail, known)
-    columns = sources.rows(editor, pictures["id"].tolist(), people, directions, job.tool.params.strength)
+    """Edit a block and write its shard."""
+    spec = job.editor
+    source = sources.read(spec.networks.load(), job.block)
+    directions = fitted(job.directions, spec.networks.device)
+    columns = sources.edit(spec.load(), job.block.ids, source, directions, spec.params.strength)
     artefacts.write_shard(path, "edits", columns, job.meta)
 
 
-def leave_out(meta: dict[str, Any], path: Path) -> None:
-    artefacts.write_shard(path, "edits", sources.NOBODY, meta)
+def write_none(meta: dict[str, Any], path: Path) -> None:
+    """Write a shard without edits."""
+    artefacts.write_shard(path, "edits", sources.NO_EDITS, meta)
 
 
-def people(module: Any, scale: sources.Scale) -> int:
-    """How many test people an editor's module edits: as many as its kind does, unless it says otherwise."""
-    return getattr(module, "PEOPLE", {}).get(scale, sources.PEOPLE[scale][module.KIND])
+def test_images(module: Any, scale: sources.Scale) -> int:
+    """Number of test images that an editor's module edits: its own TEST_IMAGES, else that of its kind."""
+    return getattr(module, "TEST_IMAGES", {}).get(scale, sources.TEST_IMAGES[scale][module.KIND])
 
 
-def block_of(networks: Networks, resolution: int) -> int:
-    """People per shard."""
-    if networks.device == "cpu":
+def block_size(device: str, resolution: int) -> int:
+    """Images per block."""
+    if device == "cpu":
         return max(1, min(BLOCK, MOST_ON_CPU // resolution**2))
     return max(BLOCK, BLOCK_ON_GPU // resolution**2)
 
 
-def shared_out(stage: Stage, tool: Tool, found: Path, meta: dict[str, Any], left: int, block: int) -> list[Job]:
-    """The first `left` test people in blocks."""
-    jobs, files = [], stage.files
-    for pictures, codes in zip(artefacts.shards(files.images), artefacts.shards(files.reals), strict=True):
-        ids = artefacts.read(pictures, "images", ["id"], {"split": "test"})["id"].tolist()[:left]
-        left -= len(ids)
-        blocks = [tuple(ids[start : start + block]) for start in range(0, len(ids), block)]
-        jobs += [Job(tool, found, pictures, codes, block, meta) for block in blocks]
-    return jobs
-
-
 def edit(stage: Stage) -> None:
-    """Edit the first test people with the stage's editor; `evaluate.scale` says how many.
+    """Edit the first test images with the stage's editor; `evaluate.scale` says how many.
 
-    An editor of drawn people alone edits nobody where there are none, so that the workflow can go on.
+    An editor of drawn portraits writes an empty table in a domain of photographs, so that the workflow can go on.
+    Raises InputError for a domain without prompts.
     """
     assert stage.editor
     if not stage.domain.prompts:
         raise InputError(f"domains/{stage.domain.name}.yaml has no prompts: say what to edit towards")
-    files, module = stage.files, editors.module(stage.editor)
+    module = editors.module(stage.editor)
     section = params.section(module.Params, stage.root, f"{stage.name}.{stage.editor}", domain=stage.domain)
     scale = params.section(sources.EvaluateParams, stage.root, "evaluate", domain=stage.domain).scale
     drawn = getattr(module, "DRAWN", False)
-    networks = stage.networks._replace(device="cpu") if drawn else stage.networks  # drawing is a processor's work
-    tool, block = Tool(networks, stage.editor, section), block_of(networks, stage.domain.resolution)
+    networks = stage.networks._replace(device="cpu") if drawn else stage.networks  # rendering needs no GPU
+    spec, size = EditorSpec(networks, stage.editor, section), block_size(networks.device, stage.domain.resolution)
     meta = stage.meta(section, "generator", "clip", *module.NEEDS)
-    with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale, "block": block}) as unit:
+    with stage.tracked(section) as tracked, stage.work({**asdict(section), "scale": scale, "block": size}) as work:
         if stage.domain.renderer is None and drawn:
-            print(f"{stage.editor}: left out, it edits people whose parameters are known", file=sys.stderr, flush=True)
-            processes.fill(unit, "edits", leave_out, [meta], 1)
+            print(f"{stage.editor}: no edits, the renderer's parameters are not known", file=sys.stderr, flush=True)
+            processes.fill(work, "edits", write_none, [meta], 1)
         else:
             with tracked.part("fit"):
-                if not unit.done(FITTED):
-                    fit(tool, unit.path(FITTED))
-                    unit.mark(FITTED)
+                if not work.done(DIRECTIONS):
+                    fit(spec, work.path(DIRECTIONS))
+                    work.mark(DIRECTIONS)
             with tracked.part("edit"):
-                jobs = shared_out(stage, tool, unit.path(FITTED), meta, people(module, scale), block)
-                processes.fill(unit, "edits", write, jobs, processes.count() if drawn else stage.processes)
-        unit.publish({"edits": files.edits(stage.editor)})
+                chosen = sources.blocks(stage.paths, test_images(module, scale), size)
+                jobs = [Job(spec, work.path(DIRECTIONS), block, meta) for block in chosen]
+                processes.fill(work, "edits", write, jobs, processes.count() if drawn else stage.processes)
+        work.publish({"edits": stage.paths.edits(stage.editor)})

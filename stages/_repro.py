@@ -1,22 +1,25 @@
-"""`make repro`: DVC runs the stages, then MLflow is told. Its slow import happens while DVC looks at the files."""
+"""`make repro`: run `dvc repro`, then log its numbers to MLflow, whose slow import overlaps with DVC's checks."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 from pipeline.runtime import tracking
+from pipeline.storage import params
 
 
 def main(arguments: list[str]) -> int:
-    """`dvc repro` with `arguments`; its exit code."""
-    running = subprocess.Popen(["dvc", "repro", *arguments])
+    """Run `dvc repro` with `arguments`; return its exit code."""
+    root, run_id = params.root(), tracking.new_run_id()
+    running = subprocess.Popen(["dvc", "repro", *arguments], env={**os.environ, tracking.RUN_ID: run_id})
     try:
-        tracking.warm()
+        tracking.warm_up(root)
     finally:
         code = running.wait()
     if code == 0:
-        print(tracking.finish_repro())
+        print(tracking.finish_repro(root, run_id))
     return code
 
 

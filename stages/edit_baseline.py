@@ -1,4 +1,4 @@
-"""Test people -> data/<domain>/edits/<editor>/: the frames of every table, and methods that need no mapper."""
+"""Test images -> data/<domain>/edits/<editor>/: the first and last row of every table, and methods without a mapper."""
 
 from __future__ import annotations
 

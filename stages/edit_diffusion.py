@@ -1,4 +1,4 @@
-"""Test people, denoiser, mapper, relevance -> data/<domain>/edits/<editor>/: editors that decode with diffusion."""
+"""Test images, denoiser, mapper, relevance -> data/<domain>/edits/<editor>/: editors that decode with diffusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test people, mapper, relevance -> data/<domain>/edits/<editor>/: editors that move style codes as was learnt."""
+"""Test images, mapper, relevance -> data/<domain>/edits/<editor>/: editors that move style codes as a mapper says."""
 
 from __future__ import annotations
 

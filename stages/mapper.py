@@ -1,4 +1,4 @@
-"""Codes -> data/<domain>/mapper.safetensors: the Delta Mapper, trained on pairs of pictures only."""
+"""Codes -> data/<domain>/mapper.safetensors: the Delta Mapper, trained on pairs of images only."""
 
 from __future__ import annotations
 
@@ -20,36 +20,41 @@ def train(
     stage: Stage,
     layout: StyleLayout,
     codes: Callable[[str, tuple[str, ...]], tuple[Tensor, Tensor]],
-    made: Path,
+    out: Path,
 ) -> None:
-    """Train a mapper on codes(split, sources) -> codes [N,S] of `layout` and clip [N,E]; write it to `made`."""
-    section = params.section(delta_mapper.MapperParams, stage.root, "mapper", domain=stage.domain)
-    with stage.tracked(section) as tracked, stage.work(section) as unit:
-        (s, clip), unseen = (codes(split, section.sources) for split in ("train", "val"))
-        curve = training.Curve(ROW_EVERY)
-        siblings = delta_mapper.siblings(stage.files.codes, section, params.load_yaml(stage.root)["sample"]["redrawn"])
+    """Train a mapper with section `mapper` and write it to `out`.
+
+    layout: of the codes. codes: (split, sources) -> codes [N,S] and CLIP embeddings [N,E].
+    """
+    section = stage.params(delta_mapper.MapperParams, "mapper")
+    with stage.tracked(section) as tracked, stage.work(section) as work:
+        (s, clip), validation = (codes(split, section.sources) for split in ("train", "val"))
+        curve, redrawn = training.Curve(ROW_EVERY), params.load_yaml(stage.root)["sample"]["redrawn"]
+        siblings = delta_mapper.siblings(stage.paths.codes, section, redrawn)
         trainer = delta_mapper.Trainer(s, clip, layout, section, stage.networks.device, siblings)
-        checkpoint = unit.path("checkpoint.pt")
+        checkpoint = work.path("checkpoint.pt")
         fit = training.fit(trainer.step, trainer.parts, section.steps, checkpoint, CHECKPOINT_EVERY, curve=curve)
         for _ in progress.track(fit, section.steps, stage.name, unit="steps"):
             pass
-        found = delta_mapper.validate(trainer.mapper.eval(), *unseen)
-        stage.save_curve(unit, curve)
-        numbers = delta_mapper.numbers(layout, clip.shape[1])
-        meta = {**stage.meta(section, "generator", "clip"), "model": numbers, "validation": found}
-        weights.save(unit.path("mapper"), trainer.mapper.state_dict(), meta)
-        unit.mark("mapper")
+        metrics = delta_mapper.validate(trainer.mapper.eval(), *validation)
+        stage.save_curve(work, curve)
+        model = delta_mapper.numbers(layout, clip.shape[1])
+        meta = {**stage.meta(section, "generator", "clip"), "model": model, "validation": metrics}
+        weights.save(work.path("mapper"), trainer.mapper.state_dict(), meta)
+        work.mark("mapper")
         stage.log_curve(tracked, curve)
-        stage.log(tracked, found)
-        unit.publish({"mapper": made, "curve": stage.files.curve(stage.name)})
+        stage.log(tracked, metrics)
+        work.publish({"mapper": out, "curve": stage.paths.curve(stage.name)})
 
 
 def main(stage: Stage) -> None:
-    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        found = artefacts.read(stage.files.codes, "codes", ["s", "clip"], {"source": sources, "split": split})
-        return found["s"], found["clip"]
+    """Train the mapper of s."""
 
-    train(stage, stage.networks.load().generator.layout, codes, stage.files.mapper)
+    def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        table = artefacts.read(stage.paths.codes, "codes", ["s", "clip"], {"source": sources, "split": split})
+        return table["s"], table["clip"]
+
+    train(stage, stage.networks.load().generator.layout, codes, stage.paths.mapper)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Codes in W+ -> data/<domain>/mapper_wplus.safetensors: the mapper of the same recipe in the other space."""
+"""Codes in W+ -> data/<domain>/mapper_wplus.safetensors: a mapper of W+, trained with the same settings."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from stages.mapper import train
 
 
 def main(stage: Stage) -> None:
-    files, generator = stage.files, stage.networks.load().generator
-    layout = w_plus_layout(generator.num_ws, generator.style_dim)
+    """Train the mapper of w_plus on the rows whose s the mapper of s is trained on."""
+    paths, generator = stage.paths, stage.networks.load().generator
 
     def codes(split: str, sources: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        known = [artefacts.read(files.codes, "codes", ["id", "clip"], {"source": s, "split": split}) for s in sources]
-        clip = torch.cat([part["clip"] for part in known])
+        columns = ["id", "clip"]
+        tables = [artefacts.read(paths.codes, "codes", columns, {"source": s, "split": split}) for s in sources]
+        clip = torch.cat([table["clip"] for table in tables])
         w_plus = torch.empty(len(clip), generator.num_ws, generator.style_dim, dtype=torch.float16)
-        for source, part, rows in zip(sources, known, w_plus.split([len(part["id"]) for part in known]), strict=True):
-            (fakes if source == "fake" else reals)(part["id"], rows)
+        parts = w_plus.split([len(table["id"]) for table in tables])
+        for source, table, rows in zip(sources, tables, parts, strict=True):
+            (fakes if source == "fake" else reals)(table["id"], rows)
         return w_plus.flatten(1), clip
 
     def fakes(ids: Tensor, rows: Tensor) -> None:
-        """Fill rows [N,L,D] with the w of fakes: every row of theirs is the same."""
-        found = artefacts.read(files.fakes, "fakes", ["id", "w"])
-        assert torch.equal(found["id"][ids], ids)  # their ids count from 0
-        rows[:] = found["w"][ids, None]
+        """Fill rows [N,L,D] with the w of fakes, repeated."""
+        table = artefacts.read(paths.fakes, "fakes", ["id", "w"])
+        assert torch.equal(table["id"][ids], ids)  # ids count from 0
+        rows[:] = table["w"][ids, None]
 
     def reals(ids: Tensor, rows: Tensor) -> None:
-        found = artefacts.read(files.reals, "reals", ["id", "w_plus"], {"id": tuple(ids.tolist())})
-        assert torch.equal(found["id"], ids)  # both artefacts keep the order of the pictures
-        rows.flatten(1)[:] = found["w_plus"]
+        """Fill rows [N,L,D] with the w_plus of inversions."""
+        table = artefacts.read(paths.reals, "reals", ["id", "w_plus"], {"id": tuple(ids.tolist())})
+        assert torch.equal(table["id"], ids)  # both artefacts are in the order of the images
+        rows.flatten(1)[:] = table["w_plus"]
 
-    train(stage, layout, codes, files.mapper_wplus)
+    train(stage, w_plus_layout(generator.num_ws, generator.style_dim), codes, paths.mapper_wplus)
 
 
 if __name__ == "__main__":

@@ -9,77 +9,82 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.runtime import files, processes, resumable
-from pipeline.storage import artefacts, dataset, faces
+from pipeline.storage import artefacts, dataset, domains, face_alignment
 from pipeline.storage.dataset import Photographs, PrepareParams, Rendered
 from stages._stage import Stage, run
 
-LATER = ("generator", "encoder", "clip", "denoiser")
+NEEDED_LATER = ("generator", "encoder", "clip", "denoiser")
 
 
 class Job(NamedTuple):
-    """One shard of pictures."""
+    """One shard of images."""
 
-    read: Rendered | Photographs
+    images: Rendered | Photographs
     meta: dict[str, Any]
 
 
 def write(job: Job, path: Path) -> None:
-    rows = [job.read(position)._asdict() for position in range(len(job.read.rows))]
+    """Render or read one shard."""
+    rows = [job.images(position)._asdict() for position in range(len(job.images.rows))]
     columns = {name: [row[name] for row in rows] for name in dataset.Row._fields}
     artefacts.write_shard(path, "images", columns, job.meta)
 
 
-def tell_missing(stage: Stage) -> None:
-    """What later stages need and do not find, before anything long begins; DVC itself only names the file."""
-    networks = stage.networks.load()
-    for name in LATER:
-        if networks.absent(name):
-            needed = f"{stage.domain.name} has no {name}, which later stages need: {networks.hint(name)}"
-            print(f"prepare: {needed}", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a line on stderr, which DVC shows at once."""
+    print(f"prepare: {text}", file=sys.stderr, flush=True)
 
 
 def main(stage: Stage) -> None:
-    params, domain = stage.params(PrepareParams), stage.domain
-    tell_missing(stage)
+    """Prepare the images, from the renderer or from photographs.
+
+    Networks that later stages lack are named before anything long begins, with the command that makes each; DVC itself
+    would only name the file.
+    """
+    params, domain, networks = stage.params(PrepareParams), stage.domain, stage.networks.load()
+    for name in NEEDED_LATER:
+        if networks.absent(name):
+            say(f"{domain.name} has no {name}, which later stages need: {domains.how_to_get(domain, name)}")
     if params.source is None and domain.renderer is not None:
-        rows = dataset.row_ids(params)
-        with stage.tracked(params), stage.work(params) as unit:
-            publish(stage, unit, params, Rendered(domain.resolution, tuple(rows)), {"pictures": len(rows)}, {})
-        return
-    listing = dataset.photographs(params.source, stage.root, len(dataset.row_ids(params)))
-    aligned = domain.aligned is not None and faces.finder() is not None
-    made_from = {**asdict(params), "aligned": aligned, "source": listing.fingerprint}
-    with stage.tracked(params) as tracked, stage.work(made_from) as unit:
-        seen = dataset.looked_at(unit, listing, len(dataset.row_ids(params)), aligned)
-        read = dataset.chosen(listing, seen, params, domain.resolution)
-        found = dataset.account(listing, seen, read)
-        print(
-            f"prepare: {dataset.told(found, str(stage.files.prepared.relative_to(stage.root)))}",
-            file=sys.stderr,
-            flush=True,
-        )
+        rendered = Rendered(domain.resolution, tuple(dataset.row_ids(params)))
+        with stage.tracked(params), stage.work(params) as work:
+            publish(stage, work, params, rendered, {"pictures": len(rendered.rows)}, {})
+    else:
+        from_photographs(stage, params)
+
+
+def from_photographs(stage: Stage, params: PrepareParams) -> None:
+    """Prepare the images from `params.source`."""
+    domain, count = stage.domain, len(dataset.row_ids(params))
+    listing = dataset.source_listing(params.source, stage.root, count)
+    aligned = domain.aligned is not None and face_alignment.detector() is not None
+    fingerprint = {**asdict(params), "aligned": aligned, "source": listing.fingerprint}
+    with stage.tracked(params) as tracked, stage.work(fingerprint) as work:
+        seen = dataset.inspect_photographs(work, listing, count, aligned)
+        photographs = dataset.select_usable(listing, seen, params, domain.resolution)
+        account = dataset.summary(listing, seen, photographs)
+        say(dataset.summary_line(account, str(stage.paths.prepared.relative_to(stage.root))))
         if domain.aligned and not aligned:
-            print(f"prepare: {faces.not_aligned(domain.name)}", file=sys.stderr, flush=True)
-        stage.log(tracked, {name: count for name, count in found.items() if isinstance(count, int)})
+            say(face_alignment.missing_detector(domain.name))
+        stage.log(tracked, {name: count for name, count in account.items() if isinstance(count, int)})
         extra = {"aligned": domain.aligned if aligned else None} if domain.aligned else {}
-        publish(stage, unit, params, read, found, extra)
+        publish(stage, work, params, photographs, account, extra)
 
 
 def publish(
     stage: Stage,
-    unit: resumable.Unit,
+    work: resumable.Work,
     params: PrepareParams,
-    read: Rendered | Photographs,
-    found: dict[str, Any],
+    images: Rendered | Photographs,
+    account: dict[str, Any],
     extra: dict[str, Any],
 ) -> None:
-    meta = {**stage.meta(params), **extra}
-    starts = range(0, len(read.rows), params.shard)
-    jobs = [Job(read.part(slice(start, start + params.shard)), meta) for start in starts]
-    processes.fill(unit, "images", write, jobs, processes.count())
-    content = json.dumps(found, ensure_ascii=False, indent=1)
-    files.write_bytes(unit.path("prepared"), content.encode())
-    unit.publish({"images": stage.files.images, "prepared": stage.files.prepared})
+    """Write all shards and prepared.json, `account`; `extra` goes into the header of the shards."""
+    meta, starts = {**stage.meta(params), **extra}, range(0, len(images.rows), params.shard)
+    jobs = [Job(images.part(slice(start, start + params.shard)), meta) for start in starts]
+    processes.fill(work, "images", write, jobs, processes.count())
+    files.write_bytes(work.path("prepared"), json.dumps(account, ensure_ascii=False, indent=1).encode())
+    work.publish({"images": stage.paths.images, "prepared": stage.paths.prepared})
 
 
 if __name__ == "__main__":

@@ -1,68 +1,49 @@
-"""Generator, CLIP, spread of s -> data/<domain>/relevance.safetensors: what a style channel does, in CLIP's words."""
+"""Generator, CLIP, s_stats -> data/<domain>/relevance.safetensors: effect of every style channel in CLIP's space."""
 
 from __future__ import annotations
 
 import functools
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import relevance
-from pipeline.runtime import processes, progress
+from pipeline.runtime import processes
 from pipeline.storage import weights
-from stages._stage import Networks, Stage, run
+from stages._stage import NetworkSpec, Stage, run
 
 
 class Job(NamedTuple):
-    """A shard, the unit of resuming."""
+    """One shard, the unit of resuming."""
 
-    networks: Networks
+    networks: NetworkSpec
     params: relevance.RelevanceParams
     part: relevance.Part
 
 
 @functools.cache
-def probe(networks: Networks, params: relevance.RelevanceParams) -> relevance.Probe:
-    nets = networks.load()
-    return relevance.probe(nets.generator, nets.clip, nets.s_mean, nets.s_std, params)
+def probe(spec: NetworkSpec, params: relevance.RelevanceParams) -> relevance.Probe:
+    """Images on which channels are changed, the same in all processes."""
+    networks = spec.load()
+    return relevance.probe(networks.generator, networks.clip, *networks.s_stats, params)
 
 
 def write(job: Job, path: Path) -> None:
-    part = relevance.compute(probe(job.networks, job.params), job.part)
-    weights.save(path, {"relevance": part}, {}, half=False)
+    """Compute one shard."""
+    rows = relevance.compute(probe(job.networks, job.params), job.part)
+    weights.save(path, {"relevance": rows}, {}, half=False)
 
 
 def main(stage: Stage) -> None:
+    """Compute the shards, then join them."""
     params = stage.params(relevance.RelevanceParams)
-    first = probe(stage.networks, params)
-    jobs = [Job(stage.networks, params, part) for part in relevance.parts(first)]
-    with stage.tracked(params), stage.work(params) as unit:
-        tell_cost(first, jobs, stage.processes)
-        names = processes.fill(unit, "rows", write, jobs, stage.processes, ".safetensors")
-        found = [weights.load(unit.path(name))[0]["relevance"] for name in names]
-        matrix = relevance.joined(first, found)  # [S,E]
-        weights.save(unit.path("relevance"), {"relevance": matrix}, stage.meta(params, "generator", "clip", "s_stats"))
-        unit.mark("relevance")
-        unit.publish({"relevance": stage.files.relevance})
-
-
-def tell_cost(first: relevance.Probe, jobs: Sequence[Job], processes: int) -> None:
-    """What the whole matrix costs, from one channel of some pictures, or from one picture."""
-    part = jobs[len(jobs) // 2].part
-    if first.params.method == "reverse":
-        one, units = replace(part, pictures=part.pictures[:1]), [len(job.part.pictures) for job in jobs]
-        what = "pictures"
-    else:
-        one, units = replace(part, channels=part.channels[:1]), [len(job.part.channels) for job in jobs]
-        what = f"channels x {len(part.pictures)} pictures"
-        relevance.compute(first, one)  # what these pictures cost once
-    start, processes = time.perf_counter(), min(processes, len(jobs))
-    relevance.compute(first, one)
-    left = progress.duration((time.perf_counter() - start) * sum(units) / processes)
-    print(f"relevance: {sum(units)} {what}, about {left} with {processes} processes", file=sys.stderr, flush=True)
+    own = probe(stage.networks, params)
+    jobs = [Job(stage.networks, params, part) for part in relevance.parts(own)]
+    with stage.tracked(params), stage.work(params) as work:
+        names = processes.fill(work, "rows", write, jobs, stage.processes, ".safetensors")
+        matrix = relevance.joined(own, [weights.load(work.path(name))[0]["relevance"] for name in names])
+        weights.save(work.path("relevance"), {"relevance": matrix}, stage.meta(params, "generator", "clip", "s_stats"))
+        work.mark("relevance")
+        work.publish({"relevance": stage.paths.relevance})
 
 
 if __name__ == "__main__":

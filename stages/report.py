@@ -1,4 +1,4 @@
-"""Everything the other stages left -> reports/<domain>/index.html: one self-contained page."""
+"""Everything the other stages wrote -> reports/<domain>/index.html: one self-contained page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from stages._stage import Stage, run
 
 
 def main(stage: Stage) -> None:
+    """Write the page, and log it."""
     with stage.tracked({}) as tracked:
         tracked.figure("report", page.write(stage.domain, stage.root))
 

@@ -29,7 +29,7 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
     "relevance": {"images": 3},
     "mapper": {"steps": 600, "batch": 16, "lr": 0.5},
     "diffusion": {"steps": 120, "batch": 4},
-    "edit_diffusion": {"deltaedit_d": {"steps": 4, "solver": "ddim", "refine": 1}},
+    "edit_diffusion": {"deltaedit_d": {"steps": 4, "solver": "ddim"}},
     "edit_baseline": {
         "stylemc": {"images": 16},
         "styleclip_op": {"steps": 3},
@@ -74,9 +74,9 @@ def _networks(root: Path) -> None:
     import tiny_project
     import torch
 
-    from pipeline import portraits
+    from pipeline import denoiser_training, portraits
     from pipeline.models import classifiers, unet
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
     from pipeline.storage import weights
     from pipeline.storage.domains import load
 
@@ -98,11 +98,11 @@ def _networks(root: Path) -> None:
     for name in ("mapper", "relevance"):  # the DAG makes its own
         (folder / f"{name}.safetensors").unlink()
     torch.manual_seed(8)
-    layout = Backbones(load("tiny", root), root).generator.layout
+    layout = Networks(load("tiny", root), root).generator.layout
     attributes = {name: list(values) for name, values in portraits.ATTRIBUTES.items()}
     oracle, identity = {"widths": [8, 12], "attributes": attributes}, {"widths": [8, 12], "dim": 9}
     weights.save(folder / "oracle.safetensors", classifiers.Oracle(**oracle).state_dict(), {"model": oracle})  # type: ignore[arg-type]
     weights.save(folder / "identity.safetensors", classifiers.IdentityNet(**identity).state_dict(), {"model": identity})  # type: ignore[arg-type]
     small = {"channels": 8, "mult": (1, 2), "attention": (), "time_dim": 16, "style_dim": 12, "boundaries": (4, 8)}
     network = unet.Denoiser(tiny_project.R, layout.level_sizes, **small)  # type: ignore[arg-type]
-    unet.save(folder / "denoiser.safetensors", network)
+    denoiser_training.save(folder / "denoiser.safetensors", network)

@@ -27,7 +27,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         code = app(args=arguments or ["--help"], prog_name="deltaspace", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # who reads, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
@@ -43,7 +43,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 def one_thread() -> None:
-    """For work on single pictures, before torch is imported: two threads gain nothing there and stall each other."""
+    """Limit torch, not imported yet, to one thread: on single images two gain nothing and stall each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -59,7 +59,7 @@ def print_json(value: object) -> None:
 
 
 def failed(message: str, code: int, debug: bool = False) -> int:
-    """Say it in one line on stderr, below the traceback of the current exception with `debug`; returns `code`."""
+    """Print one line on stderr, below the traceback of the current exception with `debug`; returns `code`."""
     if debug:
         import traceback
 
@@ -69,7 +69,7 @@ def failed(message: str, code: int, debug: bool = False) -> int:
 
 
 def usage(error: typer.TyperException) -> str:
-    """What is wrong with a command line, in one line, and where to read on."""
+    """The mistake in a command line, in one line, with the help to read."""
     possible = getattr(error, "possibilities", None)
     message = (error.message if possible else error.format_message()).rstrip(".")
     hint = f" (did you mean '{possible[0]}'?)" if possible else ""

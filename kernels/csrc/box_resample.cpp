@@ -5,40 +5,40 @@ namespace deltaspace {
 
 constexpr int64_t kGrain = 1 << 13;  // results per task
 
-// Per output pixel: the first input pixel below it, and the shares of it and of those that follow.
+// Per output pixel: the first input pixel below it, and the weights of it and of those that follow.
 template <typename W>
 struct Bands {
   std::vector<int64_t> first;
-  std::vector<std::vector<W>> shares;
+  std::vector<std::vector<W>> weights;
 
   Bands(int64_t source, int64_t target) {
     for (int64_t t = 0; t < target; ++t) {
       const int64_t begin = t * source, end = begin + source;  // in units of 1 / target input pixels
       first.push_back(begin / target);
-      shares.emplace_back();
+      weights.emplace_back();
       for (int64_t i = begin / target; i * target < end; ++i) {
         const int64_t overlap = std::min(end, (i + 1) * target) - std::max(begin, i * target);
-        shares.back().push_back(W(overlap) / W(source));
+        weights.back().push_back(W(overlap) / W(source));
       }
     }
   }
 };
 
-// The shares of a whole line: result i sums over k shares[k][i] * line[first[i] + k * channels].
+// The weights of a whole line: result i sums over k weights[k][i] * line[first[i] + k * channels].
 template <typename W>
 struct Across {
   int64_t size, taps = 0;
   std::vector<int32_t> first;
-  std::vector<std::vector<W>> shares;
+  std::vector<std::vector<W>> weights;
 
   Across(int64_t source, int64_t target, int64_t channels) : size(target * channels) {
     const Bands<W> bands(source, target);
-    for (const auto& band : bands.shares) taps = std::max<int64_t>(taps, band.size());
-    shares.assign(taps, std::vector<W>(size));
+    for (const auto& band : bands.weights) taps = std::max<int64_t>(taps, band.size());
+    weights.assign(taps, std::vector<W>(size));
     for (int64_t i = 0; i < size; ++i) {
-      const auto& band = bands.shares[i / channels];
+      const auto& band = bands.weights[i / channels];
       first.push_back(static_cast<int32_t>(bands.first[i / channels] * channels + i % channels));
-      for (size_t k = 0; k < band.size(); ++k) shares[k][i] = band[k];
+      for (size_t k = 0; k < band.size(); ++k) weights[k][i] = band[k];
     }
   }
 };
@@ -91,13 +91,13 @@ Tensor box_resample(const Tensor& any, int64_t height, int64_t width, const std:
       for (int64_t task = begin; task < end; ++task) {
         const int64_t oy = task % height, image = task / height, at = s.last ? 0 : image % s.c * size;
         rows.clear();
-        for (size_t k = 0; k < down.shares[oy].size(); ++k) {
+        for (size_t k = 0; k < down.weights[oy].size(); ++k) {
           rows.push_back(in + (image * s.h + down.first[oy] + k) * s.w * c);
         }
-        weighted<T, W, W>(line.data(), rows, down.shares[oy], s.w * c, scratch.data());
+        weighted<T, W, W>(line.data(), rows, down.weights[oy], s.w * c, scratch.data());
         std::fill(sum.begin(), sum.end(), W(0));
         for (int64_t k = 0; k < across.taps; ++k) {
-          gather<W>(line.data() + k * c, across.first.data(), across.shares[k].data(), sum.data(), size);
+          gather<W>(line.data() + k * c, across.first.data(), across.weights[k].data(), sum.data(), size);
         }
         finish<T, W>(sum.data(), factor.data() + at, offset.data() + at, out + task * size, size);
       }

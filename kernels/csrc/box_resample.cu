@@ -1,4 +1,4 @@
-// The exact box filter: one thread per result sums the pixels below it, times their shares; then scale and shift.
+// The exact box filter: one thread per result sums the pixels below it, times their weights; then scale and shift.
 #include "gpu.h"
 
 namespace deltaspace {
@@ -8,7 +8,7 @@ struct Sizes {
   bool last;
 };
 
-// How much of input pixel i lies below output pixel t, as a share of t; `source` pixels become `target`.
+// Overlap of input pixel i with output pixel t, as a fraction of t; `source` pixels are resized to `target`.
 template <typename W>
 __device__ W share(int64_t i, int64_t t, int64_t source, int64_t target) {
   return static_cast<W>(min((t + 1) * source, (i + 1) * target) - max(t * source, i * target)) / static_cast<W>(source);

@@ -1,4 +1,4 @@
-// What the CPU kernels share: element types, memory layouts, a parallel loop.
+// Shared by the CPU kernels: element types, memory layouts, a parallel loop.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,10 +20,10 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// For inner loops: as functions of their own, with pointers that do not overlap, gcc makes vectors of them.
+// For inner loops: gcc vectorises them as separate functions with pointers that do not overlap.
 #define ALONE [[gnu::noinline]] static
 
-// The bits of a bfloat16: loops over them become vectors, those over torch's type do not.
+// The bits of a bfloat16: gcc vectorises loops over them, but not over torch's type.
 using BFloat16 = uint16_t;
 
 // Sums and products are made in float, or in double for double.
@@ -51,14 +51,14 @@ inline T narrow(typename Wide<T>::type value) {
   return static_cast<T>(value);
 }
 template <>
-inline BFloat16 narrow<BFloat16>(float value) {  // to nearest even, in a form that compilers turn into vectors
+inline BFloat16 narrow<BFloat16>(float value) {  // to nearest even, in a form that compilers vectorise
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<BFloat16>(value != value ? 0x7fc0u : rounded);
 }
 
-// Sixteen values at a time, where the processor knows bfloat16: gcc makes three times as many instructions of the above.
+// Sixteen values at a time on processors with bfloat16: gcc needs three times as many instructions for the above.
 #ifdef __AVX512BF16__
 constexpr int64_t kLanes = 16;
 inline __m512 widen16(const BFloat16* from) {
@@ -86,7 +86,7 @@ inline bool channels_last(const Tensor& x) {
   return true;
 }
 
-// Gradients come in any strides, one at a time of a batch of them too.
+// Gradients may have any strides, also a single one of a batch.
 inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() || (x.dim() == 4 && channels_last(x)) ? x : torch::stable::contiguous(x);
 }

@@ -1,4 +1,4 @@
-// y = style * gain * (leaky_relu(base + demod * x) - leaky_relu(base)), for many changes x of each picture's base.
+// y = style * gain * (leaky_relu(base + demod * x) - leaky_relu(base)), for many changes x of each image's base.
 // x [B,C,H,W] and base [N,C,H,W] lie alike, B a multiple of N; demod and style [N,C] are float, or double for double.
 #include "cpu.h"
 
@@ -50,7 +50,7 @@ ALONE void plane(const T* x, const T* __restrict base, W demod, W scale, W slope
 void write(const Tensor& x, const Tensor& base, const std::optional<Tensor>& demod, const std::optional<Tensor>& style,
            double slope, double gain, Tensor& y) {
   const Shape s = shape_of(x), b = shape_of(base);
-  const int64_t times = s.n / std::max<int64_t>(b.n, 1);  // changes per picture
+  const int64_t times = s.n / std::max<int64_t>(b.n, 1);  // changes per image
   STD_TORCH_CHECK(s.n == times * b.n && s.c == b.c && s.h == b.h && s.w == b.w &&
                       x.scalar_type() == base.scalar_type(), "expected changes of the base");
   const ScalarType wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -1,4 +1,4 @@
-// What the CUDA kernels share: element types, memory layouts, launches on torch's stream.
+// Shared by the CUDA kernels: element types, memory layouts, launches on torch's stream.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
-constexpr int64_t kBlocks = 65536;  // more work than that: every thread takes several elements
+constexpr int64_t kBlocks = 65536;  // beyond this every thread takes several elements
 
 // Sums and products are made in float, or in double for double.
 template <typename T>
@@ -52,7 +52,7 @@ inline bool channels_last(const Tensor& x) {
   return true;
 }
 
-// Gradients come in any strides, one at a time of a batch of them too.
+// Gradients may have any strides, also a single one of a batch.
 inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() || (x.dim() == 4 && channels_last(x)) ? x : torch::stable::contiguous(x);
 }

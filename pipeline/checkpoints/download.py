@@ -1,6 +1,6 @@
-"""One file over HTTP: resumed where it stopped, tried again when the connection drops, verified before it has its name.
+"""Download one file over HTTP: resumed where it stopped, retried after dropped connections, verified at the end.
 
-Nothing is sent but the request: no cookies, no credentials.
+The request carries no cookies and no credentials. Redirects are followed within the hosts of the source.
 """
 
 from __future__ import annotations
@@ -16,84 +16,111 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
-from pipeline.checkpoints import addresses
-from pipeline.checkpoints.addresses import shown
+from pipeline.checkpoints.catalogue import MB, PublishedFile, address, is_safe, one_line
 from pipeline.runtime import files, progress
 from pipeline.runtime.errors import InputError
 
-TRIES = 5  # in a row that brought nothing
-PAUSE = 1.0  # seconds before the second try, doubled before each further one
+ATTEMPTS = 5  # in a row that brought no new bytes
+PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 30.0  # seconds of silence after which a connection counts as dropped
 CHUNK = 1 << 16  # bytes
-MB = 1_000_000
-LARGEST = 20_000 * MB  # of a file whose size nobody says
-AGAIN = (408, 429, 500, 502, 503, 504)  # a server that answers so may answer otherwise in a moment
-CLOSED = (401, 403, 429)  # with a page, they ask a person for something
+MAX_SIZE = 20_000 * MB  # of a file whose size is not known
+RETRIED = (408, 429, 500, 502, 503, 504)
+SIGN_IN = (401, 403, 429)  # with a web page: a question to a person
+DELIVERY_HOSTS = {  # host of a source -> further hosts that deliver its files
+    "github.com": tuple(f"{name}.githubusercontent.com" for name in ("objects", "release-assets", "raw")),
+}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A published file. url: https://... or gdrive:ID; size in bytes and sha256 are None where nobody says."""
-
-    url: str
-    size: int | None = None
-    sha256: str | None = None
+class WebPageError(InputError):
+    """The answer is a web page instead of the file."""
 
 
-class Page(InputError):
-    """What came back is a page for people instead of the file."""
+def download(file: PublishedFile, path: Path, label: str) -> str:
+    """Download into `path`; returns the sha256. Unfinished bytes stay beside it as .part, for the next call.
 
-
-def download(wanted: Wanted, path: Path, label: str) -> str:
-    """Fetch into `path`; returns the sha256. What is unfinished lies beside it as .part, for the next time.
-
-    Raises Page for a web page, and InputError, one line, for whatever else prevents it: a status, a redirect to
-    elsewhere, other bytes or more of them than published, a full disk, no connection, another process at it.
+    Raises WebPageError for a web page, and InputError, one line, for every other failure: a status, a redirect to
+    another host, other bytes or more of them than published, a full disk, no connection, a concurrent download.
     """
-    source = addresses.address(wanted.url)
-    with _held(path, wanted) as part:
+    source = address(file.url)
+    with _locked_part(path, file) as part:
         for last in (False, True):
-            _fill(part, wanted, source, label)
-            found = files.digest(part.path)
-            if wanted.sha256 in (None, found):
-                part.finish(path)
-                return found
-            whole = not part.pieced
+            _complete(part, file, source, label)
+            digest = files.digest(part.path)
+            if file.sha256 in (None, digest):
+                with files.writing_to(path):
+                    os.fsync(part.handle.fileno())
+                    os.replace(part.path, path)
+                return digest
+            in_one_answer = not part.pieced
             part.restart()
-            if whole or last:  # else they may be pieces of different contents: once more, at one go
+            if in_one_answer or last:  # else the pieces may be of different states of the file: once more, in one go
                 raise InputError(
-                    f"{wanted.url} gives other bytes than published (sha256 {found}, expected is {wanted.sha256}): "
-                    "nothing of them was kept"
+                    f"{file.url} gives other bytes than published (sha256 {digest}, expected is {file.sha256}): "
+                    "they were removed"
                 )
     raise AssertionError("the second time is the last")
 
 
-# ---------------------------------------------------------------- what is here
+def check_redirect(source: str, old: str, new: str) -> None:
+    """InputError unless `new`, to which `old` redirects, is encrypted and of a host that belongs to the source."""
+    first = urlsplit(source).hostname or ""
+    if not is_safe(new) or (urlsplit(old).scheme == "https" and urlsplit(new).scheme != "https"):
+        raise InputError(f"{first} redirects to {one_line(new)}, which is not encrypted: nothing was fetched")
+    host = urlsplit(new).hostname or ""
+    if host != first and host not in DELIVERY_HOSTS.get(first, ()):
+        raise InputError(f"{first} redirects to {one_line(host)}, which is not among its hosts: nothing was fetched")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        if location := headers.get("Location"):
+            with suppress(ValueError):  # a malformed address is refused as it is
+                location = urljoin(req.full_url, location)
+            check_redirect(self.source, req.full_url, location)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _is_html(headers: Any) -> bool:
+    return headers.get_content_type() in ("text/html", "application/xhtml+xml")
+
+
+def _is_page(response: http.client.HTTPResponse) -> bool:
+    """Whether the answer is a web page, by its type or its first bytes; nothing is consumed."""
+    start = response.peek(64).lstrip()[:14].lower()
+    return _is_html(response.headers) or start.startswith((b"<!doctype html", b"<html"))
+
+
+# ---------------------------------------------------------------- the unfinished file
 
 
 class _Part:
-    """The bytes that are here so far; beside them, as JSON, the source they come from and the state it was in."""
+    """Bytes downloaded so far; their source and its state lie beside them as JSON."""
 
-    def __init__(self, path: Path, handle: IO[bytes], wanted: Wanted) -> None:
-        self.path, self.handle, self.url = path, handle, wanted.url
+    def __init__(self, path: Path, handle: IO[bytes], file: PublishedFile) -> None:
+        self.path, self.handle, self.url = path, handle, file.url
         self.about = path.with_name(f"{path.name}.json")
-        self.have = handle.seek(0, os.SEEK_END)
-        self.total = wanted.size
-        self.pieced = self.have > 0  # the bytes come from more than one answer
-        self.validator: str | None = None  # what the server calls this state of the file: its ETag, or its date
-        known = self._remembered()
-        unguarded = self.validator is None and wanted.sha256 is None  # nothing would tell that the file changed
-        if self.have and (not known or unguarded or self.have > (wanted.size or LARGEST)):
+        self.size = handle.seek(0, os.SEEK_END)
+        self.total = file.size
+        self.pieced = self.size > 0  # the bytes come from more than one answer
+        self.validator: str | None = None  # the server's name of this state of the file: its ETag, or its date
+        same_source = self._read_about()
+        unguarded = self.validator is None and file.sha256 is None  # a changed file would go unnoticed
+        if self.size and (not same_source or unguarded or self.size > (file.size or MAX_SIZE)):
             self.restart()
 
-    def _remembered(self) -> bool:
+    def _read_about(self) -> bool:
         """Whether the bytes are known to come from this source."""
         try:
             about = json.loads(self.about.read_bytes())
@@ -103,11 +130,11 @@ class _Part:
             return False
 
     def restart(self, validator: str | None = None) -> None:
-        """Begin with nothing. The old bytes go first, so that they never lie under a wrong state."""
+        """Begin with no bytes. The old ones go first, so that they never lie under another state's name."""
         with files.writing_to(self.path):
             self.handle.truncate(0)
             self.handle.seek(0)
-        self.have, self.pieced, self.validator = 0, False, validator
+        self.size, self.pieced, self.validator = 0, False, validator
         files.write_bytes(self.about, json.dumps({"url": self.url, "validator": validator}).encode())
 
     def add(self, data: bytes) -> None:
@@ -115,86 +142,76 @@ class _Part:
         with files.writing_to(self.path):
             while rest:
                 count = self.handle.write(rest)
-                self.have += count
+                self.size += count
                 rest = rest[count:]
-
-    def finish(self, path: Path) -> None:
-        """Give the whole file its name."""
-        with files.writing_to(path):
-            os.fsync(self.handle.fileno())
-            os.replace(self.path, path)
-
-    def tidy(self) -> None:
-        """Remove what is of no use for another try."""
-        if not self.have or not self.path.exists():
-            files.remove(self.path)
-            files.remove(self.about)
 
 
 @contextmanager
-def _held(path: Path, wanted: Wanted) -> Iterator[_Part]:
-    """The part of `path`, for this process alone."""
+def _locked_part(path: Path, file: PublishedFile) -> Iterator[_Part]:
+    """The unfinished file of `path`, for this process alone."""
     from filelock import FileLock, Timeout
 
-    place = path.with_name(f"{path.name}.part")
-    with files.writing_to(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    part_path = path.with_name(f"{path.name}.part")
+    with files.writing_to(part_path):
+        part_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout=0)
         except Timeout:
             raise InputError(f"another process is fetching {path}: wait for it") from None
     with lock:
-        with files.writing_to(place):
-            handle = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+        with files.writing_to(part_path):
+            handle = os.fdopen(os.open(part_path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         with handle:
-            part = _Part(place, handle, wanted)
+            part = _Part(part_path, handle, file)
             try:
                 yield part
             finally:
-                part.tidy()
+                if not part.size or not part_path.exists():  # of no use for another attempt
+                    files.remove(part_path)
+                    files.remove(part.about)
 
 
-# ---------------------------------------------------------------- what comes
+# ---------------------------------------------------------------- requests
 
 
-def _fill(part: _Part, wanted: Wanted, source: str, label: str) -> None:
-    """Receive until the file is whole, showing how far it is."""
-    with closing(_receive(part, wanted, source)) as stream:
-        next(stream, None)  # from the first answer on it is known how much there is
-        need = (part.total or 0) - part.have
+def _complete(part: _Part, file: PublishedFile, source: str, label: str) -> None:
+    """Receive until the file is whole, with a progress bar."""
+    with closing(_receive(part, file, source)) as stream:
+        next(stream, None)  # the first answer says how much there is
+        need = (part.total or 0) - part.size
         if need > (free := shutil.disk_usage(part.path.parent).free):
             raise InputError(f"{label} needs {need:,} bytes more, but only {free:,} are free: make room on the disk")
-        total = None if part.total is None else -(-part.total // MB)
-        for _ in progress.track(stream, total, label, done=part.have // MB, unit="MB"):
+        total = part.total and -(-part.total // MB)
+        for _ in progress.track(stream, total, label, done=part.size // MB, unit="MB"):
             pass
 
 
-def _receive(part: _Part, wanted: Wanted, source: str) -> Generator[None, None, None]:
-    """Yields with the first answer, and then for every megabyte that has come."""
-    failures, most, answered = 0, part.have, False
-    while part.total is None or part.have < part.total:
+def _receive(part: _Part, file: PublishedFile, source: str) -> Generator[None, None, None]:
+    """Yields at the first answer, and then for every megabyte."""
+    failures, most, answered = 0, part.size, False
+    while part.total is None or part.size < part.total:
         try:
-            with _answer(part, wanted, source) as response:
+            with _answer(part, file, source) as response:
                 if not answered:
                     answered = True
                     yield
                 yield from _copy(response, part)
             if part.total is None:
-                return  # only its end says that it is whole
+                return  # only the end of the answer says that it is whole
             reason = "the connection ended"
         except urllib.error.HTTPError as error:
             with error:
-                reason = _refusal(error, part, wanted)
+                reason = _refusal(error, part, file)
         except (OSError, http.client.HTTPException) as error:
-            reason = _reason(error, source)
-        if part.have == part.total:
+            reason = _connection_failure(error, source)
+        if part.size == part.total:
             return
-        failures = 1 if part.have > most else failures + 1
-        most = max(most, part.have)  # so that a server that makes us begin again and again comes to an end
-        amount = f"{part.have:,} bytes" if part.total is None else f"{part.have:,} of {part.total:,} bytes"
-        if failures == TRIES:
-            kept = f"{amount} are kept, run again to go on" if part.have else "try again later"
-            raise InputError(f"{wanted.url}: {reason}, {TRIES} times one after another; {kept}")
+        failures = 1 if part.size > most else failures + 1
+        most = max(most, part.size)  # a server that makes us restart every time comes to an end, too
+        amount = f"{part.size:,} bytes" if part.total is None else f"{part.size:,} of {part.total:,} bytes"
+        if failures == ATTEMPTS:
+            kept = f"{amount} are kept, run again to resume" if part.size else "try again later"
+            raise InputError(f"{file.url}: {reason}, {ATTEMPTS} times one after another; {kept}")
         pause = PAUSE * 2 ** (failures - 1)
         print(f"{reason} after {amount}: trying again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
@@ -202,90 +219,83 @@ def _receive(part: _Part, wanted: Wanted, source: str) -> Generator[None, None, 
 
 def _copy(response: http.client.HTTPResponse, part: _Part) -> Iterator[None]:
     """The rest of an answer into `part`."""
-    most = LARGEST if part.total is None else part.total
+    limit = MAX_SIZE if part.total is None else part.total
     while data := response.read1(CHUNK):
-        if part.have + len(data) > most:
+        if part.size + len(data) > limit:
             part.restart()
-            raise InputError(f"{part.url} sends more than the {most:,} bytes of the file: nothing of it was kept")
-        before = part.have
+            raise InputError(f"{part.url} sends more than the {limit:,} bytes of the file: they were removed")
+        before = part.size
         part.add(data)
-        for _ in range(part.have // MB - before // MB):
+        for _ in range(part.size // MB - before // MB):
             yield
 
 
 @contextmanager
-def _answer(part: _Part, wanted: Wanted, source: str) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request for what is missing, and `part` made to fit it."""
+def _answer(part: _Part, file: PublishedFile, source: str) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request for the missing bytes, with `part` made to fit it."""
     headers = {"User-Agent": "deltaspace"}
-    if part.have:
-        headers["Range"] = f"bytes={part.have}-"
+    if part.size:
+        headers["Range"] = f"bytes={part.size}-"
         if part.validator:
             headers["If-Range"] = part.validator
-    opener = addresses.opener(source)
+    opener = urllib.request.build_opener(_Redirects(source))
     with opener.open(urllib.request.Request(source, headers=headers), timeout=TIMEOUT) as response:
-        asked = wanted.url.startswith("gdrive:") and addresses.is_page(response)
-        further = addresses.confirmed(response) if asked else None
-        if further is None:
-            _fit(part, wanted, response)
-            yield response
-            return
-    addresses.check_redirect(source, response.url, further)
-    with opener.open(urllib.request.Request(further, headers=headers), timeout=TIMEOUT) as response:
-        _fit(part, wanted, response)
+        _match(part, file, response)
         yield response
 
 
-def _fit(part: _Part, wanted: Wanted, response: http.client.HTTPResponse) -> None:
-    """Make `part` ready for what follows: the rest of the file, or all of it; raises when it is neither."""
-    if addresses.is_page(response):
-        raise Page(f"{wanted.url} gives a web page instead of the file")
+def _match(part: _Part, file: PublishedFile, response: http.client.HTTPResponse) -> None:
+    """Make `part` ready for the answer, the rest of the file or all of it; raises when it is neither."""
+    if _is_page(response):
+        raise WebPageError(f"{file.url} gives a web page instead of the file")
     etag = response.headers.get("ETag", "")
     validator = (None if etag.startswith("W/") else etag) or response.headers.get("Last-Modified")
     if response.status == HTTPStatus.PARTIAL_CONTENT:
-        start, total = _range(response.headers.get("Content-Range", ""))
+        start, total = _content_range(response.headers)
         other = validator not in (None, part.validator) or (total is not None and part.total not in (None, total))
-        if not part.have or start != part.have or other:
+        if not part.size or start != part.size or other:
             part.restart()
             raise ConnectionError("the file changed meanwhile")
         part.pieced = True
     else:  # a server that does not resume, or another state of the file
         part.restart(validator)
         total = response.length
-    if wanted.size is not None and total not in (None, wanted.size):
-        raise InputError(f"{wanted.url} offers {total:,} bytes, {wanted.size:,} are published: it is another file")
-    part.total = wanted.size or total
+    if file.size is not None and total not in (None, file.size):
+        raise InputError(f"{file.url} offers {total:,} bytes, {file.size:,} are published: it is another file")
+    part.total = file.size or total
 
 
-def _range(text: str) -> tuple[int | None, int | None]:
+def _content_range(headers: Any) -> tuple[int | None, int | None]:
     """(first byte, bytes in all) of "bytes 5-9/10" or "bytes */10"; None for what it does not say."""
-    found = re.fullmatch(r"bytes (?:(\d{1,15})-\d{1,15}|\*)/(\d{1,15}|\*)", text)
-    start, total = found.groups() if found else (None, None)
+    pattern = r"bytes (?:(\d{1,15})-\d{1,15}|\*)/(\d{1,15}|\*)"
+    match = re.fullmatch(pattern, headers.get("Content-Range", ""))
+    start, total = match.groups() if match else (None, None)
     return (int(start) if start else None), (int(total) if total and total != "*" else None)
 
 
-def _refusal(error: urllib.error.HTTPError, part: _Part, wanted: Wanted) -> str:
-    """Why the server says no, when trying again may help; InputError when it will not."""
-    if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.have:
-        if _range(error.headers.get("Content-Range", ""))[1] == part.have and wanted.size is None:
-            part.total = part.have  # all of it was here, and nobody knew
+def _refusal(error: urllib.error.HTTPError, part: _Part, file: PublishedFile) -> str:
+    """Reason of a status after which a retry may help; InputError for any other."""
+    if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.size:
+        if _content_range(error.headers)[1] == part.size and file.size is None:
+            part.total = part.size  # it was whole already
         else:
             part.restart()
         return "the file changed meanwhile"
-    if error.code in CLOSED and addresses.is_html(error.headers):
-        raise Page(f"{wanted.url} gives a web page instead of the file") from error
-    phrase = next((status.phrase for status in HTTPStatus if status == error.code), "an unknown status")
-    if error.code in AGAIN:
-        return f"the server answers {error.code} ({phrase})"
+    if error.code in SIGN_IN and _is_html(error.headers):
+        raise WebPageError(f"{file.url} gives a web page instead of the file") from error
+    answer = f"{error.code} ({one_line(error.reason)})"
+    if error.code in RETRIED:
+        return f"the server answers {answer}"
     if 300 <= error.code < 400:
-        raise InputError(f"{wanted.url} redirects in a circle or to nowhere: nothing was fetched") from error
-    raise InputError(f"{wanted.url} answers {error.code} ({phrase}): nothing was fetched") from error
+        raise InputError(f"{file.url} redirects in a circle or to nowhere: nothing was fetched") from error
+    raise InputError(f"{file.url} answers {answer}: nothing was fetched") from error
 
 
-def _reason(error: Exception, source: str) -> str:
-    """What happened to a connection; InputError when it would happen again."""
+def _connection_failure(error: Exception, source: str) -> str:
+    """Reason of a dropped connection; InputError when a retry would not help."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise InputError(f"{urlsplit(source).hostname} shows a certificate that is not trusted: nothing was fetched")
     if isinstance(cause, TimeoutError):
         return f"nothing came for {TIMEOUT:g} s"
-    return shown(getattr(cause, "strerror", None) or cause or type(cause).__name__)
+    return one_line(getattr(cause, "strerror", None) or cause or type(cause).__name__)

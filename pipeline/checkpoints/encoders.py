@@ -1,7 +1,7 @@
-"""Networks on an IR-SE50 that others trained: the encoders of e4e and pSp files, and the face network of both.
+"""Published networks on an IR-SE50: the encoders of e4e and pSp, and the face network (ArcFace) of both.
 
-Widths, rows and sizes are read off the tensors. What we cannot run is refused by name: ReStyle and other encoders,
-inputs that are not square or not RGB, another number of rows than the domain's generator has.
+Widths, rows and sizes follow from the tensors. Refused by name are ReStyle and other encoders, inputs that are not
+square or not RGB, and another number of rows than the domain's generator has.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from torch import Tensor
 
 from pipeline.checkpoints import generators, install, reader
 from pipeline.checkpoints.safe_pickle import Thing, shown
-from pipeline.checkpoints.tensor_table import listed
+from pipeline.checkpoints.tensor_table import listed, shape_of
 from pipeline.models import arcface, classifiers, e4e
 from pipeline.runtime.errors import InputError
 from pipeline.storage import weights
 from pipeline.storage.domains import Domain
 
-TYPES = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "pSp"}  # opts.encoder_type -> whose
-COUNTER = "num_batches_tracked"  # of batch norms: not in the oldest files, and no part of the network's answer
-FAR = 0.25  # of its length: how far an encoder's mean code may be from the mean w of its generator
-MOST_OPTS, MOST_TEXT = 300, 300  # entries, characters: what is kept of a file's opts
+TYPES = {"Encoder4Editing": "e4e", "GradualStyleEncoder": "pSp"}  # opts.encoder_type -> method
+COUNTER = "num_batches_tracked"  # of batch norm: absent from the oldest files, and unused in evaluation
+FAR = 0.25  # distance of an encoder's mean code from the generator's mean w, relative to its length
+MAX_OPTS, MAX_TEXT = 300, 300  # entries and characters that are kept of a file's opts
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network in our form. model: the numbers that it is built from; opts: what the file says of its training.
+    """A network in our form.
 
-    kind: whose it is; decoder: whether the file holds a generator as well; notes: what a person must know.
+    kind: method or network that the file is of; model: sizes that it is built from; opts: of its training
+    notes: warnings; decoder: whether the file holds a generator as well
     """
 
     kind: str
@@ -45,64 +46,56 @@ class Imported:
     decoder: bool = False
 
 
-def place_encoder(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
-    """Import an encoder, and the generator beside it where the domain has none.
-
-    (what was written, what a person must know), here and below.
-    """
+def install_encoder(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import an encoder, and the generator of the same file where the domain has none."""
     imported = style_encoder(file, domain.resolution)
-    model, notes, made = imported.model, list(imported.notes), None
+    model, notes, generator = imported.model, list(imported.notes), None
     if (root / domain.generator.path).exists():
-        tensors, about = weights.load(root / domain.generator.path, hint="import the generator again")
-        notes += doubts(imported, file, about.get("model", {}).get("style_dim"), tensors.get("w_mean"))
+        tensors, header = weights.load(root / domain.generator.path, hint="import the generator again")
+        notes += mismatch_warnings(imported, file, header.get("model", {}).get("style_dim"), tensors.get("w_mean"))
     elif imported.decoder:
-        made = generators.load(file, domain.level_split)
-        install.fits(made, file, domain)
-        notes += made.notes + doubts(imported, file, made.model["style_dim"], made.generator.w_mean)
+        generator = generators.load(file, domain.level_split)
+        install.check_resolution(generator, file, domain)
+        notes += generator.notes
+        notes += mismatch_warnings(imported, file, generator.model["style_dim"], generator.generator.w_mean)
     else:
         notes.append(f"it holds no generator, and {domain.name} has none: import the one that it was trained for")
-    original = {**install.of(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}
+    original = {**install.provenance(file), "kind": imported.kind, "notes": imported.notes, "opts": imported.opts}
     meta = {"model": model, "domain": domain.name, "original": original, "licence": domain.encoder.licence}
     weights.save(root / domain.encoder.path, imported.tensors, meta, half=False)
     line = f"wrote {domain.encoder.path}: {imported.kind}, {model['rows']} rows of {model['style_dim']} numbers"
-    del imported  # a gigabyte, not needed for the generator's pictures
-    if made is not None:
+    del imported  # a gigabyte, not needed for the generator's example images
+    if generator is not None:
         licence = domain.generator.licence
-        where = install.place(made, file, domain.name, root, domain.neutral, licence, seed=0, force=True)
-        line += f"; {where.weights} ({made.kind}) and pictures of it, {where.grid.name}"
+        written = install.write_generator(generator, file, domain.name, root, domain.neutral, licence, seed=0)
+        line += f"; {written.weights} ({generator.kind}) and images of it, {written.grid.name}"
     return line, notes
 
 
-def place_identity(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
-    """Import the network by which faces are told apart."""
+def install_identity(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import the face network of the identity metric."""
     imported = face_network(file)
-    meta = {"model": imported.model, "domain": domain.name, "original": install.of(file)}
+    meta = {"model": imported.model, "domain": domain.name, "original": install.provenance(file)}
     weights.save(root / domain.identity.path, imported.tensors, meta, half=False)
     return f"wrote {domain.identity.path}: {imported.kind}, embeddings of {imported.model['dim']} numbers", []
 
 
 def style_encoder(path: Path, resolution: int) -> Imported:
-    """The encoder of an e4e or pSp file, for a generator of `resolution` pixels. InputError when it is none of it."""
+    """The encoder of an e4e or pSp file, for a generator of `resolution` pixels. InputError for any other file."""
     return _read(path, lambda content, tree: _style_encoder(content, tree, resolution))
 
 
 def face_network(path: Path) -> Imported:
-    """The IR-SE50 with its output layer (model_ir_se50.pth): a bare state dict. InputError when it is none."""
+    """The IR-SE50 with its output layer (model_ir_se50.pth), a bare state dict. InputError for any other file."""
     return _read(path, _face_network)
 
 
-def _read(path: Path, made: Callable[[reader.Content, dict[str, Any]], Imported]) -> Imported:
-    path = Path(path)
+def _read(path: Path, convert: Callable[[reader.Content, dict[str, Any]], Imported]) -> Imported:
     content = reader.read(path)
-    try:
+    with reader.importing(path):
         if not isinstance(content.tree, dict):
             raise InputError(f"it holds {type(content.tree).__name__}, not the weights of a network")
-        return made(content, content.tree)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
-    except reader.BROKEN as error:
-        raise reader.broken(path, error) from error
+        return convert(content, content.tree)
 
 
 def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: int) -> Imported:
@@ -119,26 +112,26 @@ def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: in
             "are read"
         )
     if "encoder_type" not in opts:
-        notes.append("its opts do not say which encoder it holds: it is taken for e4e's")
+        notes.append("its opts name no encoder_type: read as e4e's")
     if "cars" in str(opts.get("dataset_type")):
-        raise InputError("it was trained on cars of 192 x 256 pixels: only encoders of square pictures are read")
+        raise InputError("it was trained on cars of 192 x 256 pixels: only encoders of square images are read")
     rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.weight", key)) for key in named)
     if rows != (wanted := 2 * int(math.log2(resolution)) - 2):
         raise InputError(
-            f"its encoder has {rows} rows (styles.N.linear.weight), the domain's pictures of {resolution} pixels have "
+            f"its encoder has {rows} rows (styles.N.linear.weight), the domain's images of {resolution} pixels have "
             f"{wanted}"
         )
     mean = tree.get("latent_avg")
     tensors = content.take(named if mean is None else {**named, "latent_avg": mean})
     average = tensors.pop("latent_avg", None)
-    if (channels := _shape(tensors, "input_layer.0.weight", 4)[1]) != 3:
-        whose = "as ReStyle's encoders do" if channels == 6 else "such as sketches or label maps"
-        raise InputError(f"its encoder takes {channels} channels, {whose}: only encoders of RGB pictures are read")
+    if (channels := shape_of(tensors, "input_layer.0.weight", 4)[1]) != 3:
+        kind_of = "as ReStyle's encoders do" if channels == 6 else "such as sketches or label maps"
+        raise InputError(f"its encoder takes {channels} channels, {kind_of}: only encoders of RGB images are read")
     model = {
         "backbone": arcface.NAME,
         "widths": _widths(tensors),
         "rows": rows,
-        "style_dim": _shape(tensors, "styles.0.linear.weight", 2)[0],
+        "style_dim": shape_of(tensors, "styles.0.linear.weight", 2)[0],
         "size": 16 * 2 ** sum(bool(re.fullmatch(r"styles\.0\.convs\.\d+\.weight", key)) for key in named),
         "common": kind == "e4e",
     }
@@ -149,26 +142,22 @@ def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: in
     return Imported(kind, tensors, model, opts, notes, any(str(key).startswith("decoder.") for key in state))
 
 
-def _average(found: Tensor | None, opts: Mapping[str, Any], shape: torch.Size, notes: list[str]) -> Tensor:
-    """The code [L,D] that the encoder's answer is added to; zeros when it was not trained to start from one."""
-    if opts.get("start_from_latent_avg", found is not None) is False:
+def _average(latent_avg: Tensor | None, opts: Mapping[str, Any], shape: torch.Size, notes: list[str]) -> Tensor:
+    """The mean code [L,D] that the encoder's output is added to; zeros when it was trained without one."""
+    if opts.get("start_from_latent_avg", latent_avg is not None) is False:
         notes.append("it does not start from a mean code")
         return torch.zeros(shape)
-    if found is None:
+    if latent_avg is None:
         raise InputError("latent_avg is missing, which its opts say the encoder starts from")
-    if (
-        found.dim() not in (1, 2)
-        or not found.is_floating_point()
-        or found.shape not in (shape, shape[1:], (1, shape[1]))
-    ):
-        raise InputError(f"latent_avg has the shape {list(found.shape)}: {list(shape)} is expected")
-    return found.expand(shape).clone()
+    if not latent_avg.is_floating_point() or latent_avg.shape not in (shape, shape[1:], (1, shape[1])):
+        raise InputError(f"latent_avg has the shape {list(latent_avg.shape)}: {list(shape)} is expected")
+    return latent_avg.expand(shape).clone()
 
 
-def doubts(imported: Imported, source: Path, style_dim: int | None, w_mean: Tensor | None) -> list[str]:
-    """What speaks against an encoder for a generator with codes of `style_dim` numbers and the mean w_mean [D].
+def mismatch_warnings(imported: Imported, source: Path, style_dim: int | None, w_mean: Tensor | None) -> list[str]:
+    """A warning where an encoder's mean code is far from w_mean [D] of the generator, as of another generator.
 
-    InputError when it cannot drive it at all.
+    Raises InputError where the generator's codes do not have the encoder's style_dim.
     """
     if (own := imported.model["style_dim"]) != style_dim:
         raise InputError(f"{source} is another generator's: its codes have {own} numbers, the generator's {style_dim}")
@@ -181,33 +170,25 @@ def _face_network(content: reader.Content, tree: dict[str, Any]) -> Imported:
     named = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
     if "output_layer.3.weight" not in named or "input_layer.0.weight" not in named:
         raise InputError(
-            "it holds no IR-SE50 that knows faces: input_layer.0.weight or output_layer.3.weight is not among its keys "
+            "it holds no IR-SE50 of faces: input_layer.0.weight or output_layer.3.weight is not among its keys "
             f"({listed(named)})"
         )
     tensors = content.take(named)
-    dim = _shape(tensors, "output_layer.3.weight", 2)[0]
+    dim = shape_of(tensors, "output_layer.3.weight", 2)[0]
     model = {"backbone": arcface.NAME, "widths": _widths(tensors), "dim": dim}
     with weights.Unfilled():
-        expected = classifiers.build(model).state_dict()
-    return Imported("an IR-SE50 that knows faces", _fitted(tensors, expected, "an IR-SE50"), model, {}, [])
+        expected = classifiers.build_identity(model).state_dict()
+    return Imported("an IR-SE50 of faces", _fitted(tensors, expected, "an IR-SE50"), model, {}, [])
 
 
 def _widths(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Channels of the four groups of a body, off the first bottleneck of each."""
+    """Channels of the four groups of a body, from the first bottleneck of each."""
     firsts = [sum(arcface.DEPTHS[:group]) for group in range(len(arcface.DEPTHS))]
-    return [_shape(tensors, f"body.{index}.res_layer.1.weight", 4)[0] for index in firsts]
-
-
-def _shape(tensors: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
-    if key not in tensors:
-        raise InputError(f"{key} is missing")
-    if tensors[key].dim() != dims:
-        raise InputError(f"{key} has the shape {list(tensors[key].shape)}: {dims} dimensions are expected")
-    return tuple(tensors[key].shape)
+    return [shape_of(tensors, f"body.{index}.res_layer.1.weight", 4)[0] for index in firsts]
 
 
 def _fitted(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """`tensors`, once they are seen to be those of a network with the state `expected`."""
+    """Check `tensors` against the state `expected` of a network; counters that are absent are added."""
     if surplus := [key for key in tensors if key not in expected]:
         raise InputError(f"{listed(surplus)} have no place in {what}")
     counters = {key: torch.zeros((), dtype=torch.int64) for key in expected if key.endswith(COUNTER)}
@@ -222,29 +203,29 @@ def _fitted(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], what: st
     return tensors
 
 
-def _opts(found: Any) -> dict[str, Any]:
-    """What a file says of its training, as plain data: a mapping, or an argparse.Namespace's."""
-    if isinstance(found, Thing) and found.path == "argparse.Namespace":
-        found = found.state if found.state is not None else {}
-    if found is None:
+def _opts(opts: Any) -> dict[str, Any]:
+    """Options of a file's training as plain data: of a mapping, or of an argparse.Namespace."""
+    if isinstance(opts, Thing) and opts.path == "argparse.Namespace":
+        opts = opts.state
+    if opts is None:
         return {}
-    if not isinstance(found, dict):
-        raise InputError(f"its opts are no mapping but {type(found).__name__}")
-    return _plain(found)
+    if not isinstance(opts, dict):
+        raise InputError(f"its opts are no mapping but {type(opts).__name__}")
+    return _plain(opts)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """`value` as JSON can hold it; of what is no plain value, its type."""
+    """`value` as JSON can hold it; other values become the name of their type."""
     if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, str):
-        return value[:MOST_TEXT].encode("utf-8", "replace").decode()
+        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
     if isinstance(value, dict) and depth < 4:
-        return {str(_plain(k, 9)): _plain(v, depth + 1) for k, v in list(value.items())[:MOST_OPTS]}
+        return {str(_plain(k, 9)): _plain(v, depth + 1) for k, v in list(value.items())[:MAX_OPTS]}
     if isinstance(value, list | tuple) and depth < 4:
-        return [_plain(item, depth + 1) for item in value[:MOST_OPTS]]
+        return [_plain(item, depth + 1) for item in value[:MAX_OPTS]]
     if isinstance(value, Thing) and value.path == "argparse.Namespace" and depth < 4:
         return _plain(value.state, depth + 1)
     return f"({type(value).__name__})"

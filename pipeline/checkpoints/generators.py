@@ -1,7 +1,7 @@
-"""StyleGAN2 generators of others -> our keys (pipeline/models/stylegan2.py): rosinality, NVIDIA with PyTorch and TensorFlow.
+"""Published StyleGAN2 generators -> keys of pipeline/models/stylegan2.py: rosinality, NVIDIA's PyTorch and TensorFlow.
 
-Sizes, widths, mapping depth and style dimension are read off the tensors. What cannot be held is refused by name:
-StyleGAN3, StyleGAN1, conditional networks, other skeletons than skip connections, other filters than [1,3,3,1].
+Sizes, widths, mapping depth and style dimension follow from the tensors. Refused by name are StyleGAN3, StyleGAN1,
+conditional networks, architectures without skip connections, and filters other than [1,3,3,1].
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 from kernels.upfirdn2d import binomial_kernel
 from pipeline.checkpoints import reader
 from pipeline.checkpoints.safe_pickle import Thing
-from pipeline.checkpoints.tensor_table import listed
+from pipeline.checkpoints.tensor_table import listed, shape_of
 from pipeline.models.stylegan2 import Generator, build
 from pipeline.runtime.errors import InputError
 from pipeline.storage import weights
 
-LARGEST = 2048  # pixels
-MEAN_OF = 4096  # codes that a missing mean w is made of
+MAX_SIZE = 2048  # pixels
+MEAN_OF = 4096  # codes that a missing mean w is estimated from
 KERNELS = re.compile(r"(convs\.\d+\.conv\.blur|to_rgbs\.\d+\.upsample)\.kernel")
 NETWORK = "dnnlib.tflib.network.Network"
 
 
 @dataclass
-class Found:
-    """A generator as it was found. kind: where it comes from. state: our keys, w_mean among them if it was there."""
+class Converted:
+    """Tensors of a generator. kind: origin of the file. state: under our keys, with w_mean if the file has it."""
 
     kind: str
     state: dict[str, Tensor]
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Imported:
-    """A generator in our form. model: the numbers for `pipeline.models.stylegan2.build`. notes: what a person must know."""
+    """A generator in our form. kind: origin of the file; model: sizes for `stylegan2.build`; notes: warnings."""
 
     kind: str
     generator: Generator
@@ -48,28 +48,23 @@ class Imported:
     notes: list[str]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the weights file holds."""
+        """Tensors of the weights file."""
         return {**self.generator.state_dict(), "w_mean": self.generator.w_mean}
 
 
 def load(path: Path, split: tuple[int, int] = (3, 7), seed: int = 0) -> Imported:
-    """The generator in a file; `seed` draws what it lacks (noise pictures, the codes of a mean w).
+    """The generator in a file.
 
-    split: how many style convolutions are coarse, and coarse or medium. Raises InputError, one line, for what is no
-    StyleGAN2 generator that we can hold.
+    split: numbers of style convolutions that are coarse, and coarse or medium
+    seed: draws noise images and the codes of a mean w where the file lacks them
+    Raises InputError, one line, for a file without a supported StyleGAN2 generator.
     """
-    content = reader.read(Path(path))
-    try:
-        found = _found(content)
-        return _assembled(found, split, seed)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
-    except reader.BROKEN as error:
-        raise reader.broken(path, error) from error
+    content = reader.read(path)
+    with reader.importing(path):
+        return _assembled(_tensors(content), split, seed)
 
 
-def _found(content: reader.Content) -> Found:
+def _tensors(content: reader.Content) -> Converted:
     tree = content.tree
     if isinstance(tree, tuple | list) and tree and all(isinstance(x, Thing) and x.path == NETWORK for x in tree):
         return _tensorflow(content, tree[-1])
@@ -88,7 +83,7 @@ def _found(content: reader.Content) -> Found:
 # ---------------------------------------------------------------- rosinality
 
 
-def _rosinality(content: reader.Content, tree: dict[str, Any]) -> Found:
+def _rosinality(content: reader.Content, tree: dict[str, Any]) -> Converted:
     mean, kind = tree.get("latent_avg", tree.get("w_mean")), "a bare state dict"
     named: dict[str, Any] = tree
     if isinstance(tree.get("g_ema"), dict):
@@ -102,18 +97,18 @@ def _rosinality(content: reader.Content, tree: dict[str, Any]) -> Found:
     state = content.take(named if mean is None else {**named, "w_mean": mean})
     if "w_mean" in state:
         state["w_mean"] = state["w_mean"].reshape(-1, state["w_mean"].shape[-1]).mean(dim=0)  # e4e: one equal row per w
-    return Found(kind, state)
+    return Converted(kind, state)
 
 
 # ---------------------------------------------------------------- NVIDIA, PyTorch
 
 
-def _nvidia(content: reader.Content, module: Thing) -> Found:
+def _nvidia(content: reader.Content, module: Thing) -> Converted:
     claims: dict[str, Any] = {}
     _collect(module, "", claims)
     name = module.arguments[0]
     if any(key.startswith("synthesis.L") or key.startswith("synthesis.input.") for key in claims):
-        raise InputError(f"{name} is a StyleGAN3 (it has no synthesis.b4): only StyleGAN2 has the style space we edit")
+        raise InputError(f"{name} is a StyleGAN3 (it has no synthesis.b4): only StyleGAN2 has a style space")
     if any(key.startswith("mapping.embed.") for key in claims):
         raise InputError(f"{name} is conditional (it has mapping.embed): only networks without classes can be edited")
     if "synthesis.b4.const" not in claims:
@@ -128,7 +123,7 @@ def _nvidia(content: reader.Content, module: Thing) -> Found:
     gain = _attribute(module, "mapping", "fc0", "bias_gain")
     if isinstance(gain, float) and abs(gain - 0.01) > 1e-6:
         raise InputError(f"its mapping has a learning rate of {gain:g} instead of 0.01")
-    return Found("NVIDIA's PyTorch", state, notes)
+    return Converted("NVIDIA's PyTorch", state, notes)
 
 
 def _collect(module: Any, prefix: str, claims: dict[str, Any], depth: int = 0) -> None:
@@ -153,7 +148,7 @@ def _attribute(module: Any, *names: str) -> Any:
 
 
 def _nvidia_key(key: str, tensor: Tensor) -> dict[str, Tensor] | None:
-    """One tensor under our key and in our shape; None for what is made anew (filters, after a look at them)."""
+    """One tensor under our key and in our shape; None for filters, which are checked and made anew."""
     if key.endswith("resample_filter"):
         _same_filter(key, tensor)
         return None
@@ -186,8 +181,8 @@ def _part(part: str, rgb: bool, tensor: Tensor, key: str) -> dict[str, Tensor]:
 
 
 def _layer(resolution: int, name: str, key: str) -> tuple[str, str]:
-    """Our name of a layer of the block `resolution`, and of its noise picture."""
-    if resolution & (resolution - 1) or not 4 <= resolution <= LARGEST or (resolution == 4 and name == "conv0"):
+    """Our name of a layer of the block `resolution`, and of its noise image."""
+    if resolution & (resolution - 1) or not 4 <= resolution <= MAX_SIZE or (resolution == 4 and name == "conv0"):
         raise InputError(f"{key} lies in a block of {resolution} pixels, which no StyleGAN2 has")
     if resolution == 4:
         return ("to_rgb1", "") if name == "torgb" else ("conv1", "noises.noise_0")
@@ -208,7 +203,7 @@ def _same_filter(key: str, tensor: Tensor) -> None:
 # ---------------------------------------------------------------- NVIDIA, TensorFlow
 
 
-def _tensorflow(content: reader.Content, network: Thing) -> Found:
+def _tensorflow(content: reader.Content, network: Thing) -> Converted:
     claims: dict[str, Any] = {}
     _variables(network, claims)
     if any("LabelConcat" in key for key in claims):
@@ -219,7 +214,7 @@ def _tensorflow(content: reader.Content, network: Thing) -> Found:
     state: dict[str, Tensor] = {}
     for key, tensor in content.take(wanted).items():
         state |= _tensorflow_key(key, tensor)
-    return Found("NVIDIA's TensorFlow", state)
+    return Converted("NVIDIA's TensorFlow", state)
 
 
 def _variables(network: Any, claims: dict[str, Any], depth: int = 0) -> None:
@@ -260,33 +255,25 @@ def _tensorflow_key(key: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def numbers(state: Mapping[str, Tensor], split: tuple[int, int]) -> dict[str, Any]:
-    """Size, widths, mapping depth and style dimension of a state dict, for `pipeline.models.stylegan2.build`."""
+    """Sizes for `pipeline.models.stylegan2.build`: resolution, widths, mapping depth and style dimension."""
     convs = sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", key)) for key in state)
     mapping = sum(bool(re.fullmatch(r"style\.\d+\.weight", key)) for key in state)
     size = 4 * 2 ** (convs // 2)
-    if convs < 2 or convs % 2 or size > LARGEST:
-        raise InputError(f"it has {convs} convolutions behind the first: 2 per resolution up to {LARGEST} are expected")
-    widths = {4: _shape(state, "conv1.conv.weight", 5)[1]}
+    if convs < 2 or convs % 2 or size > MAX_SIZE:
+        raise InputError(f"it has {convs} convolutions behind the first: 2 a resolution up to {MAX_SIZE} are expected")
+    widths = {4: shape_of(state, "conv1.conv.weight", 5)[1]}
     for k in range(convs // 2):
-        widths[2 ** (k + 3)] = _shape(state, f"convs.{2 * k + 1}.conv.weight", 5)[1]
-    z_dim = _shape(state, "style.1.weight", 2)[1]
-    style_dim = _shape(state, "conv1.conv.modulation.weight", 2)[1]
+        widths[2 ** (k + 3)] = shape_of(state, f"convs.{2 * k + 1}.conv.weight", 5)[1]
+    z_dim = shape_of(state, "style.1.weight", 2)[1]
+    style_dim = shape_of(state, "conv1.conv.modulation.weight", 2)[1]
     if z_dim != style_dim:
         raise InputError(f"its z has {z_dim} numbers and its w {style_dim}: only equal ones are supported")
     named = {str(resolution): width for resolution, width in widths.items()}
     return {"size": size, "style_dim": style_dim, "widths": named, "n_mlp": mapping, "split": list(split)}
 
 
-def _shape(state: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"{key} is missing")
-    if state[key].dim() != dims:
-        raise InputError(f"{key} has the shape {list(state[key].shape)}: {dims} dimensions are expected")
-    return tuple(state[key].shape)
-
-
-def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
-    model, notes, state = numbers(found.state, split), list(found.notes), dict(found.state)
+def _assembled(converted: Converted, split: tuple[int, int], seed: int) -> Imported:
+    model, notes, state = numbers(converted.state, split), list(converted.notes), dict(converted.state)
     with weights.Unfilled():
         generator = build(model)
     expected = {key: tensor.shape for key, tensor in generator.state_dict().items()}
@@ -305,7 +292,7 @@ def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
         else:
             state[key] = torch.zeros(expected[key])
     if drawn := sum(key.startswith("noises.") for key in missing):
-        notes.append(f"{drawn} noise pictures were missing and are drawn from the seed {seed}")
+        notes.append(f"{drawn} noise images were missing and are drawn from the seed {seed}")
     for key, tensor in state.items():
         if not tensor.is_floating_point():
             raise InputError(f"{key} holds whole numbers")
@@ -315,7 +302,7 @@ def _assembled(found: Found, split: tuple[int, int], seed: int) -> Imported:
     generator.load_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, assign=True)
     generator.eval().requires_grad_(False)
     generator.w_mean = _mean(generator, mean, draw, notes)
-    return Imported(found.kind, generator, model, notes)
+    return Imported(converted.kind, generator, model, notes)
 
 
 def _mean(generator: Generator, mean: Tensor | None, draw: torch.Generator, notes: list[str]) -> Tensor:
@@ -330,8 +317,8 @@ def _mean(generator: Generator, mean: Tensor | None, draw: torch.Generator, note
 
 
 @torch.no_grad()
-def pictures(generator: Generator, seed: int) -> list[list[Tensor]]:
-    """Rows of pictures [3,R,R] to look at: a few codes drawn towards the mean (psi 0.7), and the same as they are."""
+def example_images(generator: Generator, seed: int) -> list[list[Tensor]]:
+    """Rows of example images [3,R,R]: a few codes truncated to psi 0.7, and the same codes untruncated."""
     count = 4 if generator.size <= 256 else 2
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
     w = generator.mapping(z)

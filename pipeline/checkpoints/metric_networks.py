@@ -1,4 +1,4 @@
-"""Inception (FID) and AlexNet (LPIPS) as others publish them -> the networks of pipeline/models/perceptual.py."""
+"""Published Inception (FID) and AlexNet (LPIPS) weights -> the networks of pipeline/models/perceptual.py."""
 
 from __future__ import annotations
 
@@ -20,36 +20,31 @@ CLASSES = 1008  # of the network that FID is defined with; torchvision's own has
 SLICES = {"0": "slice1.0", "3": "slice2.3", "6": "slice3.6", "8": "slice4.8", "10": "slice5.10"}  # torchmetrics' names
 
 
-def place_inception(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
-    """Import the network that FID is measured with."""
-    return _place("inception", file, domain, root)
+def install_inception(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import the Inception network of FID."""
+    return _install("inception", file, domain, root)
 
 
-def place_lpips(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
-    """Import the AlexNet beneath LPIPS."""
-    return _place("lpips", file, domain, root)
+def install_lpips(file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    """Import the AlexNet of LPIPS."""
+    return _install("lpips", file, domain, root)
 
 
-def _place(name: str, file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
-    entry, original = domain.weights(name), install.of(file)
+def _install(name: str, file: Path, domain: Domain, root: Path) -> tuple[str, list[str]]:
+    entry, original = domain.weights(name), install.provenance(file)
     meta = {"domain": domain.name, "original": original}
     weights.save(root / entry.path, load(name, file).state_dict(), meta, half=False)
-    return f"wrote {entry.path}: `evaluate` measures with it", install.other(entry, original)
+    return f"wrote {entry.path}: `evaluate` measures with it", install.digest_warnings(entry, original)
 
 
 def load(name: str, path: Path) -> nn.Module:
     """The network `name` ("inception" or "lpips") with the weights of a state dict.
 
-    Raises InputError, one line, for what is another network or no whole file.
+    Raises InputError, one line, for another network and for a file that is not whole.
     """
-    content = reader.read(Path(path))
-    try:
+    content = reader.read(path)
+    with reader.importing(path):
         return NETWORKS[name](content)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
-    except reader.BROKEN as error:
-        raise reader.broken(path, error) from error
 
 
 def _inception(content: reader.Content) -> nn.Module:
@@ -64,7 +59,7 @@ def _inception(content: reader.Content) -> nn.Module:
 
 
 def _alexnet(content: reader.Content) -> nn.Module:
-    """torchvision's AlexNet: its convolutions; the classifier is left out, LPIPS's heads are added."""
+    """torchvision's AlexNet without its classifier, with LPIPS's heads."""
     if not isinstance(content.tree, dict) or "features.0.weight" not in content.tree:
         raise InputError("it is not torchvision's AlexNet: features.0.weight is not among its keys")
     parts = ("weight", "bias")
@@ -73,10 +68,10 @@ def _alexnet(content: reader.Content) -> nn.Module:
 
 
 def _filled(network: nn.Module, content: reader.Content, names: dict[str, str]) -> nn.Module:
-    """`network` with the file's tensors; names: ours -> theirs. What else it holds (heads) it keeps."""
+    """`network` with the file's tensors; names: ours -> theirs. Other tensors of the network (heads) stay."""
     own = network.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # which only training needs
-    needed = set(own) - counters if isinstance(network, Inception) else set()  # LPIPS's heads come from elsewhere
+    needed = set(own) - counters if isinstance(network, Inception) else set()  # LPIPS's heads come with the package
     missing = {name.removeprefix("net.") for name in needed - set(names)}
     missing |= {theirs for theirs in names.values() if theirs not in content.tree}
     if missing:

@@ -1,6 +1,7 @@
-"""Files that others made, read without running anything in them: torch's two formats, NVIDIA's pickles, safetensors.
+"""Third-party checkpoints read without executing code in them: torch's two formats, NVIDIA's pickles, safetensors.
 
-What a file holds comes back as plain values with `Claim`s for tensors; `Content.take` turns chosen ones into tensors.
+A file's content is plain values with a `Claim` for each tensor; `Content.take` reads the chosen ones. torch.load with
+weights_only refuses TorchScript archives, as OpenAI publishes CLIP, and NVIDIA's pickles, so one reader serves all.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +28,7 @@ MOST_RECORDS = 200_000
 MOST_HEADER = 16_000_000  # bytes
 OBJECTS = ("argparse.Namespace", "dnnlib.tflib.network.Network", "builtins.object")
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "dnnlib.util.EasyDict", "builtins.dict")
-BROKEN = (  # what reading a file that is not what it seems may raise; torch's own errors are RuntimeErrors
+BROKEN = (  # errors of parsing a malformed file; torch's own are RuntimeErrors
     ValueError,
     TypeError,
     LookupError,
@@ -43,35 +45,27 @@ BROKEN = (  # what reading a file that is not what it seems may raise; torch's o
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds. size: its bytes."""
+    """Content of a file: plain values, `Thing`s for objects, `Claim`s for tensors. size: of the file in bytes."""
 
     path: Path
     tree: Any
     size: int
 
     def check(self, claims: Mapping[str, Any]) -> dict[str, Claim]:
-        """The named tensors as claims that hold, together within the file's size; nothing is read."""
-        return self._told(tensor_table.check, claims)
+        """The named tensors as valid claims, together within the file's size; nothing is read."""
+        return tensor_table.check(claims, self.size)
 
     def take(self, claims: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The named tensors, floats as float32; InputError naming the file and the tensor that is wrong."""
-        return self._told(tensor_table.take, claims)
-
-    def _told(self, step: Callable[[Mapping[str, Any], int], dict[str, Any]], claims: Mapping[str, Any]) -> Any:
-        try:
-            return step(claims, self.size)
-        except InputError as error:
-            raise InputError(f"{self.path} cannot be used: {error}") from error
-        except BROKEN as error:
-            raise broken(self.path, error) from error
+        """The named tensors, floats as float32; InputError naming the tensor that is wrong."""
+        return tensor_table.take(claims, self.size)
 
 
 def read(path: Path, script: bool = False) -> Content:
     """The content of a `.pt`, `.pth`, `.pkl` or `.safetensors` file, by what it begins with and not by its name.
 
-    script: take TorchScript archives too, as the objects that their program would hold; its code is not looked at.
-    Raises InputError, one line, for what is missing, broken, cut short, too large for what it holds, or names anything
-    that is not on the list.
+    script: read TorchScript archives too, as the objects that their program would hold; their code is not read
+    Raises InputError, one line, for a file that is missing, broken, truncated, that claims more data than it has, or
+    that names a class or function outside the allow-list.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,17 +85,28 @@ def read(path: Path, script: bool = False) -> Content:
     except InputError as error:
         raise InputError(f"{path} is refused: {error}") from error
     except BROKEN as error:
-        raise broken(path, error) from error
+        raise _broken(path, error) from error
 
 
-def broken(path: Path, error: BaseException) -> InputError:
-    """The one line about a file that cannot be read as what it seems."""
+@contextmanager
+def importing(path: Path) -> Iterator[None]:
+    """Turn every error about the content of `path` into an InputError of one line that names the file."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path} cannot be imported: {text}") from error
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: BaseException) -> InputError:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return InputError(f"{path} is broken, cut short or of another kind ({reason}): fetch it again")
+    return InputError(f"{path} is broken, truncated or of another kind ({reason}): fetch it again")
 
 
 def _safetensors(path: Path) -> dict[str, Claim]:
-    """Name -> claim; the library has checked that the header's ranges lie within the file and do not overlap."""
+    """Name -> claim; the library checks that the ranges of the header lie within the file and do not overlap."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
@@ -124,9 +129,9 @@ def _described(path: Path, start: int, about: dict[str, Any]) -> Claim:
 
 
 def _zipped(path: Path, size: int, script: bool) -> Any:
-    """torch's format since 1.6: a zip of records that are not compressed, `data.pkl` and the storages it refers to.
+    """torch's format since 1.6: a zip of uncompressed records, `data.pkl` and the storages it refers to.
 
-    The records of a TorchScript archive's code, some of which are compressed, are never opened.
+    The code records of a TorchScript archive, some of which are compressed, are never opened.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         records = archive.infolist()
@@ -172,7 +177,7 @@ def _check(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
 
 
 def _start(file: IO[bytes], record: zipfile.ZipInfo) -> int:
-    """The first byte of a record: behind its local header, whose name and extra field have lengths of their own."""
+    """Offset of a record's data: behind its local header, whose name and extra field have lengths of their own."""
     file.seek(record.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
     return record.header_offset + 30 + name + extra
@@ -187,7 +192,7 @@ def _pickled(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
 
 
 def _legacy(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
-    """What follows the magic number."""
+    """torch's older format behind the magic number: the tree, then the storages."""
     if safe_pickle.load(stream, {}) != PROTOCOL:
         raise ValueError("an unknown version")
     if safe_pickle.load(stream, {}).get("little_endian") is not True:
@@ -198,20 +203,20 @@ def _legacy(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
         dtype, key, numel = _identity(identity)
         if numel * dtype.itemsize > size:
             raise ValueError(f"a storage of {numel} numbers in a file of {size} bytes")
-        found = waiting.setdefault(key, Storage(source, dtype, numel))
-        if (found.dtype, found.numel) != (dtype, numel):
+        known = waiting.setdefault(key, Storage(source, dtype, numel))
+        if (known.dtype, known.numel) != (dtype, numel):
             raise ValueError("two storages of one name")
-        return found
+        return known
 
     tree = safe_pickle.load(stream, _calls(size, nested=isinstance(source, bytes)), storage)
     for key in safe_pickle.load(stream, {}):
-        found = waiting[key]
+        known = waiting[key]
         (numel,) = struct.unpack("<q", stream.read(8))
-        found.start = stream.tell()
-        length = found.numel * found.dtype.itemsize
-        if numel != found.numel or found.start + length > size:
+        known.start = stream.tell()
+        length = known.numel * known.dtype.itemsize
+        if numel != known.numel or known.start + length > size:
             raise ValueError("a storage is cut short")
-        stream.seek(found.start + length)
+        stream.seek(known.start + length)
     return tree
 
 
@@ -219,29 +224,29 @@ def _identity(identity: Any) -> tuple[Any, str, int]:
     """(dtype, key, numbers) of ("storage", type, key, device, numbers[, view])."""
     kind, named, key, _, numel, *view = identity
     if kind != "storage" or not isinstance(named, Name) or not isinstance(key, str) or view not in ([], [None]):
-        raise ValueError("a reference to what is no storage")
+        raise ValueError("a reference that is no storage")
     if type(numel) is not int or not 0 <= numel < 2**40:
-        raise ValueError("a storage of absurd size")
+        raise ValueError("a storage of impossible size")
     return tensor_table.STORAGES[named.path.removeprefix("torch.")], key, numel
 
 
 def _calls(size: int, nested: bool = False) -> dict[str, Any]:
-    """The list: every name a file may use, and the function of ours that takes its place.
+    """Allow-list: every name that a file may use -> the function of ours that takes its place.
 
-    nested: the pickle lies inside a pickle already, where no further one may lie.
+    nested: the pickle lies inside a pickle already, where no further one may lie
     """
-    left = 2 * size  # bytes that may be decoded a second time
+    budget = 2 * size  # bytes that may be decoded a second time
 
     def spend(amount: int) -> None:
-        nonlocal left
-        left -= amount
-        if left < 0:
+        nonlocal budget
+        budget -= amount
+        if budget < 0:
             raise InputError("it asks for more bytes than it has")
 
     def encode(text: str, code: str) -> bytes:  # how older protocols write bytes
         spend(len(text))
         if code != "latin1":
-            raise ValueError("bytes that are none")
+            raise ValueError("bytes of an unknown encoding")
         return text.encode(code)
 
     def inner(content: Any) -> Any:  # a storage inside a module's pickle: a whole file of torch's older format
@@ -251,7 +256,7 @@ def _calls(size: int, nested: bool = False) -> dict[str, Any]:
         return _pickled_storage(content)
 
     def unusable(*_: Any) -> Any:
-        raise ValueError("a call of what is no function")
+        raise ValueError("a call of a class that is only a name")
 
     return {
         **{f"torch.{name}": unusable for name in tensor_table.STORAGES},
@@ -278,7 +283,7 @@ def _calls(size: int, nested: bool = False) -> dict[str, Any]:
 
 
 class _Script(dict[str, Any]):
-    """The list, and the classes of an archive's own program: objects of theirs are data like any other."""
+    """The allow-list, and the classes of an archive's own program, whose objects are data like any other."""
 
     def __contains__(self, path: object) -> bool:
         return super().__contains__(path) or str(path).startswith("__torch__.")
@@ -288,17 +293,11 @@ class _Script(dict[str, Any]):
 
 
 def _pickled_storage(content: bytes) -> Storage:
-    found = _legacy_of(content)
-    if not isinstance(found, Storage):
-        raise ValueError("a storage that is none")
-    return found
-
-
-def _legacy_of(content: bytes) -> Any:
     stream = io.BytesIO(content)
-    if safe_pickle.load(stream, {}) != MAGIC:
-        raise ValueError("a storage that is none")
-    return _legacy(content, stream, len(content))
+    storage = _legacy(content, stream, len(content)) if safe_pickle.load(stream, {}) == MAGIC else None
+    if not isinstance(storage, Storage):
+        raise ValueError("bytes that are no storage")
+    return storage
 
 
 def _thing(path: str) -> Any:
@@ -309,14 +308,14 @@ def _mapping(*arguments: Any) -> dict[Any, Any]:
     """An empty mapping, or one of pairs, as the oldest protocols write it."""
     pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
     if not all(len(pair) == 2 and isinstance(pair[0], safe_pickle.PLAIN) for pair in pairs):
-        raise ValueError("entries of what is no mapping")
+        raise ValueError("entries of no mapping")
     return dict(pairs)
 
 
 def _module(meta: Any) -> Thing:
-    """A network of NVIDIA's: class name and state. The source text that lies beside them is never looked at."""
+    """A network of NVIDIA's: class name and state. The source code stored with them is ignored."""
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise ValueError("a module without a state")
-    made = Thing("module", shown(meta.get("class_name")))
-    made.state = meta["state"]
-    return made
+    module = Thing("module", shown(meta.get("class_name")))
+    module.state = meta["state"]
+    return module

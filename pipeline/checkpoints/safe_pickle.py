@@ -1,7 +1,7 @@
-"""Pickles read as data: a machine that knows a fixed list of names, runs none of what they name, and imports nothing.
+"""Pickles read as data: nothing that a pickle names is imported or called.
 
-`pickletools` decodes the instructions; here they only put plain values together. A name gives an inert `Name`; calling
-it runs the function of ours that stands for it in the caller's table, and a name that is not in the table is refused.
+`pickletools` decodes the instructions, which here only assemble plain values. A global becomes an inert `Name`; calling
+it runs the caller's function of that name, and a name outside the caller's table is refused.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from pipeline.runtime.errors import InputError
 
-MOST_STEPS = 4_000_000  # instructions; a published file has some ten thousand
+MAX_INSTRUCTIONS = 4_000_000  # instructions; a published file has some ten thousand
 Calls = Mapping[str, Callable[..., Any]]
-PLAIN = (str, int, float, bytes, bool, type(None))  # what may be a key: hashing it takes neither code nor depth
+PLAIN = (str, int, float, bytes, bool, type(None))  # types of keys: hashing them runs no code
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "numpy.core": "numpy._core"}
 VALUES = frozenset(  # instructions whose argument is the value
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
@@ -25,18 +25,18 @@ VALUES = frozenset(  # instructions whose argument is the value
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names, and nothing of what it does."""
+    """The dotted name of a class or function in a pickle."""
 
     path: str
 
 
 def shown(text: object, most: int = 60) -> str:
-    """What a file says, fit for an error's one line: no control characters, not long."""
+    """Text of a file, fit for an error's one line: short, without control characters."""
     return str(text)[:most].encode("unicode_escape").decode()
 
 
 class Thing:
-    """An object as data: the class it claims, what it was made of, and the state it was given."""
+    """An object as data: name of its class, arguments of its constructor, and state."""
 
     def __init__(self, path: str, *arguments: Any) -> None:
         self.path, self.arguments = path, arguments
@@ -44,14 +44,18 @@ class Thing:
 
 
 def load(stream: IO[bytes], calls: Calls, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The next pickle of `stream`. calls: name -> our function that takes its arguments; persistent: id -> value.
+    """The next pickle of `stream`.
 
-    Unknown names raise InputError; a broken pickle raises what comes (ValueError, IndexError, TypeError, KeyError).
+    calls: name -> function that is called in its place; persistent: persistent id -> value
+    Raises InputError for a name that is not in `calls`; ValueError, IndexError, TypeError or KeyError for a broken
+    pickle.
     """
     return _Machine(calls, persistent).run(stream)
 
 
 class _Machine:
+    """Pickle's stack machine."""
+
     def __init__(self, calls: Calls, persistent: Callable[[Any], Any] | None) -> None:
         self.calls, self.persistent = calls, persistent
         self.stack: list[Any] = []
@@ -60,8 +64,8 @@ class _Machine:
 
     def run(self, stream: IO[bytes]) -> Any:
         for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > MOST_STEPS:
-                raise ValueError(f"more than {MOST_STEPS} instructions")
+            if count > MAX_INSTRUCTIONS:
+                raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions")
             if code.name == "STOP":
                 return self.stack.pop()
             if code.name in VALUES:
@@ -96,14 +100,14 @@ class _Machine:
 
     def call(self, named: Any, arguments: Any) -> Any:
         if not isinstance(named, Name) or not isinstance(arguments, tuple):
-            raise ValueError("a call of what is no name")
+            raise ValueError("a call of a value that is no name")
         if named.path == "copyreg._reconstructor":  # an object of the oldest protocols: class, base, base's value
             return self.call(arguments[0], ())
         return self.calls[named.path](*arguments)
 
     def put(self, target: Any, items: Sequence[Any]) -> dict[Any, Any]:
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError("entries of what is no mapping")
+            raise ValueError("entries of no mapping")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, PLAIN):
                 raise ValueError(f"a key of type {type(key).__name__}")
@@ -116,15 +120,15 @@ class _Machine:
 
     def extend(self, items: Sequence[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise ValueError("items of what is no list")
+            raise ValueError("items of no list")
         self.stack[-1].extend(items)
 
     def build(self) -> None:
         target, state = self.take(2)
         if isinstance(target, Thing):
             target.state = state
-        elif not isinstance(target, dict):  # attributes of a mapping say nothing about what it holds
-            raise ValueError("a state of what is no object")
+        elif not isinstance(target, dict):  # attributes of a mapping are not part of its entries
+            raise ValueError("a state of no object")
         self.stack.append(target)
 
     def remember(self, key: int) -> None:
@@ -132,7 +136,7 @@ class _Machine:
 
     def resolve(self, identity: Any) -> Any:
         if self.persistent is None:
-            raise ValueError("a reference to what lies elsewhere")
+            raise ValueError("a persistent id in a pickle without storages")
         return self.persistent(identity)
 
 

@@ -1,4 +1,4 @@
-"""Tensors of foreign files as claims (where, how large, which shape) that are checked before a byte is read."""
+"""Tensors of third-party files as claims (storage, shape, stride), checked against the file before a byte is read."""
 
 from __future__ import annotations
 
@@ -14,49 +14,27 @@ from torch import Tensor
 
 from pipeline.checkpoints.safe_pickle import Thing, shown
 from pipeline.runtime.errors import InputError
-from pipeline.storage.weights import Unfilled as Unfilled  # its place of old
 
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+STORAGES = {  # names of torch's storage classes
+    f"{name}Storage": getattr(torch, f"{name}Storage").dtype
+    for name in "Float Half BFloat16 Double Long Int Short Char Byte Bool".split()
 }
 NUMPY = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "i1": torch.int8,
-    "i2": torch.int16,
-    "i4": torch.int32,
-    "i8": torch.int64,
-    "u1": torch.uint8,
-    "b1": torch.bool,
+    **{f"f{size}": getattr(torch, f"float{8 * size}") for size in (2, 4, 8)},
+    **{f"i{size}": getattr(torch, f"int{8 * size}") for size in (1, 2, 4, 8)},
+    **{"u1": torch.uint8, "b1": torch.bool},
 }
 SAFETENSORS = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{"BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool},
 }
-MOST_DIMS = 8
+MAX_DIMS = 8
 
 
 @dataclass
 class Storage:
-    """`numel` numbers in a row from byte `start` of a file or of bytes; start None: not yet known where."""
+    """`numel` numbers from byte `start` of a file or of bytes; start None: not known yet."""
 
     source: Path | bytes
     dtype: torch.dtype
@@ -64,7 +42,7 @@ class Storage:
     start: int | None = None
 
     def read(self, first: int, count: int) -> Tensor:
-        """Numbers first .. first + count - 1 as a tensor of its own."""
+        """Numbers first .. first + count - 1 as a new tensor."""
         if self.start is None:
             raise ValueError("a storage without data")
         begin, length = self.start + first * self.dtype.itemsize, count * self.dtype.itemsize
@@ -83,7 +61,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Claim:
-    """A tensor that a file says it holds: a window of a storage."""
+    """A tensor that a file claims to hold: a strided window of a storage."""
 
     storage: Storage
     offset: int
@@ -95,18 +73,18 @@ class Claim:
         return math.prod(self.shape)
 
     def check(self) -> None:
-        """Raises ValueError for a window that is not within its storage; it may show a number often (stride 0)."""
+        """Raises ValueError for a window outside its storage; stride 0 is allowed."""
         numbers = (self.offset, *self.shape, *self.stride)
         if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-            raise ValueError("a shape that is none")
-        if len(self.shape) != len(self.stride) or len(self.shape) > MOST_DIMS:
-            raise ValueError("a shape that is none")
+            raise ValueError("an impossible shape")
+        if len(self.shape) != len(self.stride) or len(self.shape) > MAX_DIMS:
+            raise ValueError("an impossible shape")
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
         if self.numel and last >= self.storage.numel:
             raise ValueError(f"the shape {list(self.shape)}, but its data are {self.storage.numel} numbers")
 
     def tensor(self) -> Tensor:
-        """The numbers, in memory of their own."""
+        """The numbers, in new memory."""
         self.check()
         if not self.numel:
             return torch.empty(self.shape, dtype=self.storage.dtype)
@@ -115,7 +93,7 @@ class Claim:
 
 
 def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
-    """What stands for torch's function that puts a tensor together; the rest (gradients, hooks) is not needed."""
+    """Claim in place of torch's _rebuild_tensor; gradients and hooks are ignored."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor without data")
     return Claim(storage, offset, shape, stride)
@@ -132,7 +110,7 @@ def of_array(thing: Thing) -> Claim:
 
 def whole(storage: Storage, shape: tuple[int, ...], columns: bool = False) -> Claim:
     """All of a storage as one tensor, rows first, or columns first."""
-    sizes = [n if type(n) is int and 0 <= n < 2**40 else 2**40 for n in shape[:MOST_DIMS]]
+    sizes = [n if type(n) is int and 0 <= n < 2**40 else 2**40 for n in shape[:MAX_DIMS]]
     order = range(len(sizes)) if columns else range(len(sizes) - 1, -1, -1)
     stride, step = [0] * len(sizes), 1
     for axis in order:
@@ -143,7 +121,7 @@ def whole(storage: Storage, shape: tuple[int, ...], columns: bool = False) -> Cl
 def numpy_dtype(thing: Any) -> torch.dtype:
     """The type a NumPy dtype names, such as 'f4', in little-endian order."""
     if not isinstance(thing, Thing) or thing.path != "numpy.dtype":
-        raise ValueError("a type that is none")
+        raise ValueError("an unknown type of numbers")
     code = str(thing.arguments[0]).lstrip("<|=")
     order = thing.state[1] if isinstance(thing.state, tuple) and len(thing.state) > 1 else "<"
     if code not in NUMPY or order not in ("<", "|", "="):
@@ -152,7 +130,7 @@ def numpy_dtype(thing: Any) -> torch.dtype:
 
 
 def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
-    """The claims of a file of `size` bytes, each within its storage. Raises InputError naming the one that is wrong.
+    """Check that each claim of a file of `size` bytes lies within its storage. Raises InputError naming the wrong one.
 
     Together they may claim no more bytes than the file has, so that a small file never fills the memory.
     """
@@ -174,7 +152,7 @@ def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
 
 
 def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of `check`ed claims; floats as float32."""
+    """Read the tensors of claims, checked by `check`; floats as float32."""
     return {name: numbers(name, claim.tensor()) for name, claim in check(claims, size).items()}
 
 
@@ -188,9 +166,18 @@ def numbers(name: str, tensor: Tensor) -> Tensor:
 
 
 def check_name(name: object) -> None:
-    """InputError unless `name` is made of words and dots, as the names of parameters are."""
+    """Raises InputError unless `name` is made of words and dots, as names of parameters are."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]+([./][A-Za-z0-9_]+)*", name) or len(name) > 200:
         raise InputError(f"'{shown(name)}' is no name of a tensor")
+
+
+def shape_of(tensors: Mapping[str, Tensor], key: str, dims: int) -> tuple[int, ...]:
+    """The shape of a tensor; InputError where it is missing or does not have `dims` dimensions."""
+    if key not in tensors:
+        raise InputError(f"{key} is missing")
+    if tensors[key].dim() != dims:
+        raise InputError(f"{key} has the shape {list(tensors[key].shape)}: {dims} dimensions are expected")
+    return tuple(tensors[key].shape)
 
 
 def listed(keys: Iterable[object], most: int = 3) -> str:

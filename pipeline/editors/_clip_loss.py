@@ -1,4 +1,4 @@
-"""What editors that descend a loss share: how far pictures are from a text, and their people from themselves."""
+"""Loss of editors that are fitted by gradient descent."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
 
 
-def distance(
-    backbones: Backbones, images: Tensor, target: Tensor, identity: float, before: Callable[[], Tensor]
+def clip_loss(
+    networks: Networks, images: Tensor, target: Tensor, identity: float, unedited: Callable[[], Tensor]
 ) -> Tensor:
-    """[B]: 1 - cos to the CLIP code `target` [E], plus `identity` times 1 - cos to `before` in the identity network.
+    """CLIP distance of images to a target, 1 - cos, plus the identity loss of StyleCLIP: [B], row by row.
 
-    images [B,3,R,R]; before: makes the same people unedited. Rows do not touch one another. The second term is left
-    out where the domain has no identity network. In the tables that network is a judge: see `identity` in params.yaml.
+    images: [B,3,R,R]
+    target: CLIP embedding [E]
+    identity: weight of 1 - cos of the identity network's embeddings of edited and unedited images. Left out where the
+        domain has no identity network. In the tables that network measures edits: see `identity` in params.yaml
+    unedited: draws the images before the edit
     """
-    far = 1 - F.cosine_similarity(backbones.clip.embed_images(images), target[None], dim=1)
-    if not identity or backbones.absent("identity"):
-        return far
+    distance = 1 - F.cosine_similarity(networks.clip.embed_images(images), target[None], dim=1)
+    if not identity or networks.absent("identity"):
+        return distance
     with torch.no_grad():
-        known = backbones.identity(before())
-    return far + identity * (1 - F.cosine_similarity(backbones.identity(images), known, dim=1))
+        known = networks.identity(unedited())
+    return distance + identity * (1 - F.cosine_similarity(networks.identity(images), known, dim=1))

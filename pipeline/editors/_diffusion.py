@@ -1,285 +1,301 @@
-"""Editors that take people to noise under their own s and back under another: whole, or inside DiffEdit's mask.
+"""Editors that invert images to noise under their own style and sample them under another.
 
-What s does not say, the noise keeps. Their files say which of the two they are, and how far they go.
+The noise keeps what the style does not say. Whole images are sampled, or the inside of DiffEdit's mask.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.editors._edit_direction import Known, check_mask, clip_direction, held, mapped
+from pipeline import sampling
+from pipeline.editors._edit_direction import ChannelMask, NetworkEditor, clamped, masked_delta, masked_direction
 from pipeline.models import ode_solvers
-from pipeline.models.ode_solvers import Held, Sampled, Solver, Walk
-from pipeline.models.stylespace import Space
+from pipeline.models.ode_solvers import Sampled, Solver, StateOverride, Trajectory
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.precision import lowered
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
+from pipeline.values import Direction, Edited, ImagePair, Prepared, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.models.stylespace import Space
 
 NEEDS = ("denoiser", "clip", "mapper", "relevance", "s_stats")
-CARRIED = ("generator", *NEEDS)
-CLAMP = 3.0  # times the mean contrast of a picture counts as the most there is (DiffEdit)
-FLAT = 2.0  # where the greatest contrast is less than this many times the median, nothing stands out
+NEEDS_WITH_GENERATOR = ("generator", *NEEDS)
+CLAMP = 3.0  # times the mean contrast is full contrast (DiffEdit)
+FLAT = 2.0  # no mask where the largest contrast is below this many times the median
+
+
+# ---------------------------------------------------------------- settings
 
 
 @dataclass(frozen=True)
-class Moving(ABC):
-    """strength: factor on delta_s. threshold, agree, share, within, ridge: see `_deltas.ChannelMask`. ValueError for a
-    walk that nobody can take."""
+class SamplingParams:
+    """Settings of inversion and sampling.
 
-    strength: float
-    threshold: float
-    agree: bool
-    share: float | None
-    within: float | None
-    ridge: float | None
+    strength: factor on the change of the style
+    steps, solver: of both directions; the paper takes 100 steps of ddim
+    guidance: factor, in sampling, on how the denoiser's output changes with the style; 1, as in the paper, evaluates
+        the denoiser once per step instead of twice
 
-    @property
-    @abstractmethod
-    def walk(self) -> Walk:
-        """How far people go, and how finely."""
-
-    def __post_init__(self) -> None:
-        check_mask(self)
-        check_walk(self)
-
-
-def check_walk(params: Moving | Going) -> None:
-    """ValueError for a walk that nobody can take."""
-    try:
-        _ = params.walk
-    except InputError as error:
-        raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Going:
-    """steps, solver: of both directions; the paper decodes in 100 of ddim. refine: further rounds per encoding step,
-    which make decoding give the picture back; they are paid once per person. guidance: on the way down, factor on how
-    what the denoiser says changes with the style; 1, as in the paper, asks it once. ValueError for a walk that nobody
-    can take.
+    Raises ValueError for steps that the solver cannot take, and for a guidance of 0 or less.
     """
 
+    strength: float
     steps: int
     solver: Solver
-    refine: int
     guidance: float
 
     def __post_init__(self) -> None:
-        check_walk(self)
+        check_trajectory(self)
         if not self.guidance > 0:
             raise ValueError(f"guidance is {self.guidance}: more than 0 is expected")
 
     @property
-    def walk(self) -> Walk:
-        return Walk(self.steps, self.solver, self.refine)
+    def trajectory(self) -> Trajectory:
+        """Steps of the solver, from the image to noise."""
+        return Trajectory(self.steps, self.solver)
+
+
+def check_trajectory(params: Any) -> None:
+    """Raise ValueError where `params.trajectory` is not possible."""
+    try:
+        _ = params.trajectory
+    except InputError as error:
+        raise ValueError(str(error).replace("ratio", "encode_ratio")) from error  # its name in params.yaml
 
 
 @dataclass(frozen=True)
-class Settings(Going, Moving):
-    """An editor of s that takes the whole way."""
+class WholeImageParams(SamplingParams, ChannelMask):
+    """Settings of an editor that moves s and inverts images all the way to noise."""
 
     def __post_init__(self) -> None:
-        Moving.__post_init__(self)
-        Going.__post_init__(self)
+        ChannelMask.__post_init__(self)
+        SamplingParams.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class Partial(Settings):
-    """ratio: the part of the way to pure noise that people are taken. carry: factor on the change that the generator
-    makes of the edit, which is added to the picture in the noise there (ours; 0: nothing)."""
+class PartialParams(WholeImageParams):
+    """Settings of an editor that inverts images a part of the way to noise.
 
-    ratio: float
-    carry: float
-
-    @property
-    def walk(self) -> Walk:
-        return Walk(self.steps, self.solver, self.refine, self.ratio)
-
-
-@dataclass(frozen=True)
-class Masked(Partial):
-    """draws: noises that the contrast is averaged over. noise: the mixture it is seen in, noise to signal; Stable
-    Diffusion's half way is 1.6. amplify: factor on delta_s for the contrast alone. cell: pixels of a square that is in
-    the mask or out. cut: of the most contrast there is, which by `clamp` is CLAMP times the mean, as in DiffEdit, or
-    the peak. seed: of the noises.
+    encode_ratio: that share of the steps
+    generator_share: factor on the generator's own change for the edit, which is added to the inverted image; not in the
+        paper, 0: nothing is added
     """
 
-    draws: int
-    noise: float
-    amplify: float
-    cell: int
-    clamp: Literal["mean", "peak"]
-    cut: float
+    encode_ratio: float
+    generator_share: float
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return Trajectory(self.steps, self.solver, ratio=self.encode_ratio)
+
+
+@dataclass(frozen=True)
+class MaskParams(PartialParams):
+    """Settings of an editor that changes images inside DiffEdit's mask only.
+
+    mask_draws: noises that the contrast is averaged over
+    mask_noise: noise to signal at which it is measured; in the middle of Stable Diffusion's schedule it is 1.6
+    mask_cell: side of a square, pixels, that is inside or outside as a whole
+    mask_clamp: full contrast is the largest one (peak), or CLAMP times the mean (mean, as in DiffEdit)
+    mask_threshold: share of full contrast above which a square is inside
+    seed: of the noises
+
+    Raises ValueError for values out of range.
+    """
+
+    mask_draws: int
+    mask_noise: float
+    mask_cell: int
+    mask_clamp: Literal["mean", "peak"]
+    mask_threshold: float
     seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.draws < 1 or self.cell < 1 or not (self.noise > 0 and 0 < self.cut < 1):
-            raise ValueError("draws and cell from 1, noise above 0, cut between 0 and 1 are expected")
+        if self.mask_draws < 1 or self.mask_cell < 1 or not (self.mask_noise > 0 and 0 < self.mask_threshold < 1):
+            raise ValueError(
+                "mask_draws and mask_cell from 1, mask_noise above 0, mask_threshold in (0, 1) are expected"
+            )
+
+
+# ---------------------------------------------------------------- editors
 
 
 @dataclass(frozen=True)
-class Told(ABC):
-    """What tells the denoiser a style, before anything is drawn; here in s."""
+class Inverted(Prepared):
+    """Source images at noise.
 
-    backbones: Backbones
+    noise: of the inversion
+    unedited: the generator's images [B,3,R,R] of the inversion, where the edit adds their change
+    noised, outputs: images with the noises of the mask [B,3,R,R], and the denoiser's outputs under their own style
+    """
+
+    noise: Sampled
+    unedited: Tensor | None = None
+    noised: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+
+
+class StyleConditionedEditor(NetworkEditor):
+    """Base of editors by a denoiser that is conditioned on styles; the style is s, moved as in DeltaEdit-G."""
+
     space: ClassVar[Space] = "s"
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        return clip_direction(self.backbones, condition)
+        return masked_direction(self.networks, super().fit(condition), self.params)
 
-    def code(self, source: Source) -> Tensor:
-        """The source's own style [B,S]."""
+    def style(self, source: Source) -> Tensor:
+        """Style [B,S] of the source images."""
         return source.s
 
-    @abstractmethod
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
-        """The style [B,S] of the edit."""
+        """Style [B,S] of the edit: s + delta_s, masked and clamped."""
+        s = source.s + masked_delta(self.networks, source, direction, self.params, strength)
+        return clamped(self.networks, source, s, self.params.max_sigma)
 
-    def styles(self, code: Tensor) -> Tensor:
-        """s of a style."""
-        return code
+    def style_codes(self, style: Tensor) -> Tensor:
+        """s [B,S] of a style."""
+        return style
 
-    def told(self, code: Tensor) -> Tensor:
-        """A style [B,S] as the denoiser takes it. InputError if it takes those of another space."""
-        if (space := self.backbones.denoiser.space) != self.space:
-            names = {"s": "the other diffusion editors", "w_plus": "deltaedit_d_wplus"}
-            raise InputError(f"this denoiser is told {space}: edit with {names[space]}, or change diffusion.space")
-        return ode_solvers.standardise(code, *self.stats())
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [S] of styles."""
+        return sampling.style_stats(self.networks)
 
-    def stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of styles, [S] each."""
-        return self.backbones.s_stats
+    def condition(self, style: Tensor) -> Tensor:
+        """Standardised style [B,S]. Raises InputError if the denoiser was trained on another space."""
+        if (space := self.networks.denoiser.space) != self.space:
+            fitting = {"s": "the other diffusion editors", "w_plus": "deltaedit_d_wplus"}[space]
+            raise InputError(f"this denoiser is conditioned on {space}: use {fitting}, or change diffusion.space")
+        return ode_solvers.standardise(style, *self.statistics())
 
-    def says(self, x: Tensor, t: Tensor, told: Tensor) -> Tensor:
-        """The denoiser's answer in bfloat16, as it was trained: for what need not be undone, unlike walks there.
+    def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The denoiser's output in bfloat16, its precision in training, for what need not be inverted.
 
-        (Ten steps of belm in bfloat16 were 1.4 times as fast, and gave pictures back at 50 dB instead of exactly.)
+        (Ten steps of belm in bfloat16 were 1.4 times as fast, and gave images back at 50 dB instead of exactly.)
         """
         with lowered(x.device):
-            return self.backbones.denoiser(x, t, told).float()
+            return self.networks.denoiser(x, t, condition).float()
 
 
-@dataclass(frozen=True)
-class Mover(Told):
-    """What moves s as the mapper says."""
+class WholeImageEditor(StyleConditionedEditor):
+    """Invert whole images under their own style and sample them under another."""
 
-    params: Moving
-
-    def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
-        """s + delta_s [B,S] of the mapper, masked by relevance and held back."""
-        s = source.s + mapped(self.backbones, source, direction, self.params, strength)
-        return held(self.backbones, source, s, self.params.within)
-
-
-@dataclass(frozen=True)
-class Decoder(Told):
-    """Decodes whole pictures. `evaluations` counts both directions, also when the noise was remembered."""
-
-    params: Going
-    known: Known = field(default_factory=Known, repr=False, compare=False)
+    params: Any
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        code, noise = self.moved(source, direction, strength), self.noise(source)
-        drawn = self.drawn(self.carried(noise, source, code), code, self.code(source))
-        return Edited(drawn.x, s=self.styles(code), evaluations=noise.evaluations + drawn.evaluations)
+    def prepare(self, source: Source) -> Inverted:
+        return Inverted(source, self.invert(source), self.unedited(source))
 
-    def noise(self, source: Source, keep: bool = False) -> Sampled:
-        """What the source's pictures come from. keep: the whole way there."""
-        denoiser, walk = self.backbones.denoiser, self.params.walk
-        return self.known.once(
-            f"noise {keep}",
-            source,
-            lambda: ode_solvers.encode(
-                denoiser, source.image, self.told(self.code(source)), walk, denoiser.objective, keep
-            ),
-        )
+    @torch.no_grad()
+    def edit(self, prepared: Inverted, direction: Direction, strength: float) -> Edited:
+        """`evaluations` of the result counts both directions."""
+        style = self.moved(prepared.source, direction, strength)
+        noise = self.with_generator_change(prepared, style)
+        images = self.sample(noise, style, self.style(prepared.source))
+        evaluations = prepared.noise.evaluations + images.evaluations
+        return Edited(images.x, s=self.style_codes(style), evaluations=evaluations)
 
-    def carried(self, noise: Sampled, source: Source, s: Tensor) -> Sampled:
-        """The noise with `carry` times the generator's change, from source.s to s [B,S], in the picture it hides."""
-        params = self.params
-        if not isinstance(params, Partial) or not params.carry:
+    def invert(self, source: Source, keep: bool = False) -> Sampled:
+        """Noise of the source images. keep: with all states of the inversion."""
+        denoiser, condition = self.networks.denoiser, self.condition(self.style(source))
+        return ode_solvers.encode(denoiser, source.image, condition, self.params.trajectory, denoiser.objective, keep)
+
+    def unedited(self, source: Source) -> Tensor | None:
+        """The generator's images [B,3,R,R] of the inversion, if edits add their change."""
+        if not isinstance(self.params, PartialParams) or not self.params.generator_share:
+            return None
+        return self.networks.generator.synthesis(source.s, source.inversion.w_plus)
+
+    def with_generator_change(self, prepared: Inverted, s: Tensor) -> Sampled:
+        """The noise, with `generator_share` times the generator's change from source.s to s [B,S] in its image part."""
+        noise, params = prepared.noise, self.params
+        if prepared.unedited is None:
             return noise
-        draw, top = self.backbones.generator.synthesis, params.walk.count
-        unedited = self.known.once("unedited", source, lambda: draw(source.s, source.w_plus))
-        change = draw(s, source.w_plus) - unedited
-        factors = [params.carry * ode_solvers.signal(number, params.walk) for number in (top - 1, top)]
+        top = params.trajectory.count
+        change = self.networks.generator.synthesis(s, prepared.source.inversion.w_plus) - prepared.unedited
+        factors = [
+            params.generator_share * ode_solvers.signal_level(number, params.trajectory) for number in (top - 1, top)
+        ]
         below, x = (state + factor * change for state, factor in zip((noise.path[-2], noise.x), factors, strict=True))
         return Sampled(x, noise.evaluations, (below, x))
 
-    def drawn(self, noise: Sampled, s: Tensor, own: Tensor | None = None, held: Held | None = None) -> Sampled:
-        """Pictures of the style s [B,S] out of the noise; guided away from those of `own`, where that is given."""
-        denoiser, guidance = self.backbones.denoiser, self.params.guidance
+    def sample(
+        self, noise: Sampled, style: Tensor, own: Tensor | None = None, override: StateOverride | None = None
+    ) -> Sampled:
+        """Images of a style [B,S] from noise.
+
+        own: style [B,S] of the source, from which guidance leads away; None: without guidance
+        override: changes every state on the way
+        """
+        denoiser, trajectory, guidance = self.networks.denoiser, self.params.trajectory, self.params.guidance
         if own is None or guidance == 1:
-            return ode_solvers.decode(denoiser, noise, self.told(s), self.params.walk, denoiser.objective, held)
-        before = self.told(own)
+            return ode_solvers.decode(denoiser, noise, self.condition(style), trajectory, denoiser.objective, override)
+        unguided = self.condition(own)
 
-        def guided(x: Tensor, t: Tensor, told: Tensor) -> Tensor:
-            return torch.lerp(denoiser(x, t, before), denoiser(x, t, told), guidance)
+        def guided(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            return torch.lerp(denoiser(x, t, unguided), denoiser(x, t, condition), guidance)
 
-        down = ode_solvers.decode(guided, noise, self.told(s), self.params.walk, denoiser.objective, held)
-        return Sampled(down.x, 2 * down.evaluations)
-
-
-@dataclass(frozen=True)
-class Walker(Decoder, Mover):
-    """Moves s and decodes whole pictures."""
-
-    params: Settings
+        images = ode_solvers.decode(guided, noise, self.condition(style), trajectory, denoiser.objective, override)
+        return Sampled(images.x, 2 * images.evaluations)
 
 
-@dataclass(frozen=True)
-class Inside(Walker):
-    """Decodes inside the mask of the contrast; outside it are the input's own states, and pixels."""
+class MaskedEditor(WholeImageEditor):
+    """Sample inside the mask of the contrast; outside it are the states of the inversion, and the input's pixels."""
 
-    params: Masked
+    params: MaskParams
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        s, noise = self.moved(source, direction, strength), self.noise(source, keep=True)
-        mask = self.mask(source, s)
-        led = self.carried(noise, source, s)
-        path = tuple(torch.where(mask > 0, *both) for both in zip(led.path[-2:], noise.path[-2:], strict=True))
+    def prepare(self, source: Source) -> Inverted:
+        params, image, denoiser = self.params, source.image, self.networks.denoiser
+        if image.shape[-1] % params.mask_cell:
+            raise InputError(f"mask_cell is {params.mask_cell}: it does not divide images of {image.shape[-1]} pixels")
+        t, chance = self._mask_time(image), torch.Generator().manual_seed(params.seed)
+        noises = torch.randn(params.mask_draws, 1, *image.shape[1:], generator=chance).to(image)  # one for all images
+        noised = tuple(ode_solvers.add_noise(image, noise.expand_as(image), t, denoiser.objective) for noise in noises)
+        condition = self.condition(source.s)
+        outputs = tuple(self.predict(x, t, condition) for x in noised)
+        return Inverted(source, self.invert(source, keep=True), self.unedited(source), noised, outputs)
+
+    @torch.no_grad()
+    def edit(self, prepared: Inverted, direction: Direction, strength: float) -> Edited:
+        source, noise = prepared.source, prepared.noise
+        s = self.moved(source, direction, strength)
+        mask = self.mask(prepared, s)
+        changed = self.with_generator_change(prepared, s)
+        path = tuple(torch.where(mask > 0, *both) for both in zip(changed.path[-2:], noise.path[-2:], strict=True))
         start = Sampled(path[-1], noise.evaluations, path)
-        drawn = self.drawn(start, s, source.s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
-        evaluations = noise.evaluations + drawn.evaluations + 2 * self.params.draws
-        return Edited(drawn.x, s=s, mask=mask, evaluations=evaluations)
+        images = self.sample(start, s, source.s, lambda number, x: torch.where(mask > 0, x, noise.path[number]))
+        evaluations = noise.evaluations + images.evaluations + 2 * self.params.mask_draws
+        return Edited(images.x, s=s, mask=mask, evaluations=evaluations)
 
-    def mask(self, source: Source, s: Tensor) -> Tensor:
-        """Where a change of style from source.s to s [B,S] shows, [B,1,R,R] of 0 and 1 (DiffEdit, section 3.2).
+    def mask(self, prepared: Inverted, s: Tensor) -> Tensor:
+        """Mask [B,1,R,R] of 0 and 1 of the change of style from source.s to s [B,S] (DiffEdit, section 3.2).
 
-        What the denoiser says under both styles of the same noisy pictures is compared in squares of `cell` pixels;
-        those with more than `cut` of the most there is are in. Where nothing stands out, nothing is.
+        Inside are squares where the denoiser's outputs under the two styles, on the same noised images, differ by more
+        than `mask_threshold` of full contrast; none in an image where no square stands out.
         """
-        params, image = self.params, source.image
-        if image.shape[-1] % params.cell:
-            raise InputError(f"pictures of {image.shape[-1]} pixels are no whole cells of {params.cell}: change cell")
-        own, other = self.told(source.s), self.told(source.s + params.amplify * (s - source.s))
-        objective = self.backbones.denoiser.objective
-        t = torch.full((len(image),), ode_solvers.time_of(params.noise, objective), device=image.device)
-        chance = torch.Generator().manual_seed(params.seed)
-        noises = torch.randn(params.draws, 1, *image.shape[1:], generator=chance).to(image)  # for all people alike
-        noisy = [ode_solvers.mixed(image, noise.expand_as(image), t, objective) for noise in noises]
-        before = self.known.once("answers", source, lambda: [self.says(x, t, own) for x in noisy])
-        after = (self.says(x, t, other) for x in noisy)
-        steps = [(b - a).abs().mean(dim=1, keepdim=True) for a, b in zip(before, after, strict=True)]
-        contrast = torch.stack(steps).sum(dim=0)
-        cells = F.avg_pool2d(contrast, params.cell)
+        params, source = self.params, prepared.source
+        t = self._mask_time(source.image)
+        condition = self.condition(source.s + (s - source.s))  # rounds otherwise than s does
+        after = (self.predict(x, t, condition) for x in prepared.noised)
+        changes = [(b - a).abs().mean(dim=1, keepdim=True) for a, b in zip(prepared.outputs, after, strict=True)]
+        contrast = torch.stack(changes).sum(dim=0)
+        cells = F.avg_pool2d(contrast, params.mask_cell)
         flat = cells.flatten(1)
-        whole = cells.amax(dim=(2, 3), keepdim=True)
-        if params.clamp == "mean":
-            whole = CLAMP * cells.mean(dim=(2, 3), keepdim=True)
-        inside = cells > params.cut * whole
+        full = cells.amax(dim=(2, 3), keepdim=True)
+        if params.mask_clamp == "mean":
+            full = CLAMP * cells.mean(dim=(2, 3), keepdim=True)
+        inside = cells > params.mask_threshold * full
         stands_out = flat.amax(dim=1) > FLAT * flat.median(dim=1).values
-        found = (inside & stands_out[:, None, None, None]).to(image)
-        return F.interpolate(found, size=image.shape[2:], mode="nearest")
+        mask = (inside & stands_out[:, None, None, None]).to(source.image)
+        return F.interpolate(mask, size=source.image.shape[2:], mode="nearest")
+
+    def _mask_time(self, image: Tensor) -> Tensor:
+        """Time [B] at which the contrast is measured."""
+        t = ode_solvers.time_at_noise_ratio(self.params.mask_noise, self.networks.denoiser.objective)
+        return torch.full((len(image),), t, device=image.device)

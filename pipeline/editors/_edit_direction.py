@@ -1,132 +1,114 @@
-"""What several editors share: a condition in CLIP's space, and the mapper's answer to it, masked or not."""
+"""Directions in CLIP's space, and the mapper's changes of style codes along them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.relevance import relevance_mask
-from pipeline.delta_mapper import condition as told
+from pipeline import delta_mapper, sampling
+from pipeline.editors import Editor
+from pipeline.relevance import channel_relevance
 from pipeline.values import Direction, ImagePair, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
-
-Made = TypeVar("Made")
-REMEMBERED = 6  # things known of people that are kept for their next edit; editors with masks need three each
+    from pipeline.networks import Networks
 
 
-class Known:
-    """What was computed of the people who were edited last, such as their noise, for their next edits."""
+@dataclass(frozen=True)
+class NetworkEditor(Editor):
+    """Editor on a domain's networks whose direction is the CLIP difference of the condition."""
 
-    def __init__(self) -> None:
-        self.things: OrderedDict[str, Any] = OrderedDict()
+    networks: Networks
+    params: Any
 
-    def once(self, what: str, source: Source, make: Callable[[], Made]) -> Made:
-        """What `make` gives, computed once for all edits of the same people."""
-        seen = hashlib.sha256(what.encode())
-        for part in (source.image, source.w_plus, source.s):
-            seen.update(part.cpu().numpy().tobytes())
-        key = seen.hexdigest()
-        if key not in self.things:
-            self.things[key] = make()
-            if len(self.things) > REMEMBERED:
-                self.things.popitem(last=False)
-        self.things.move_to_end(key)
-        return self.things[key]
+    def fit(self, condition: TextPair | ImagePair) -> Direction:
+        return clip_direction(self.networks, condition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMask:
+    """Settings of the style channels that an edit moves; Params of editors that mask channels inherit them.
+
+    threshold: channels with |relevance . delta_t| below it stay (DeltaEdit, section 3.3). The others are not in the
+        paper.
+    same_sign: channels that delta_s moves against their own effect stay too: they compensate side effects of channels
+        that the mask may have removed
+    top_share: only the most relevant channels that make up this share of the effect of delta_s along the text move;
+        None: all. Texts differ in how many channels they concern, and how strongly
+    max_sigma: see `clamped`
+    delta_ridge: see `attainable`; None: the mapper gets the CLIP difference as it is
+
+    Raises ValueError for a share outside (0, 1], and for a max_sigma or delta_ridge of 0 or less.
+    """
+
+    SHARED: ClassVar[str] = "channel_mask"  # section of params.yaml for what an editor's own section leaves out
+    threshold: float
+    same_sign: bool = False
+    top_share: float | None = None
+    max_sigma: float | None = None
+    delta_ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_share is not None and not 0 < self.top_share <= 1:
+            raise ValueError(f"top_share is {self.top_share}: above 0 and at most 1 is expected, or null")
+        if self.max_sigma is not None and not self.max_sigma > 0:
+            raise ValueError(f"max_sigma is {self.max_sigma}: more than 0 is expected, or null")
+        if self.delta_ridge is not None and not self.delta_ridge > 0:
+            raise ValueError(f"delta_ridge is {self.delta_ridge}: more than 0 is expected, or null")
+
+
+# ---------------------------------------------------------------- directions
 
 
 @torch.no_grad()
-def clip_direction(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
-    """The direction that texts or pictures point to: delta [E], not normalised."""
+def clip_direction(networks: Networks, condition: TextPair | ImagePair) -> Direction:
+    """Direction of a condition: delta [E], target minus source in CLIP's space, not normalised."""
     if isinstance(condition, TextPair):
-        delta = backbones.direction_delta(condition.source, condition.target)
+        delta = networks.clip.text_delta(condition.source, condition.target, networks.domain.templates)
     else:
-        ends = torch.cat([condition.source, condition.target]).to(backbones.device)
-        before, after = F.normalize(backbones.clip.embed_images(ends), dim=1)
+        ends = torch.cat([condition.source, condition.target]).to(networks.device)
+        before, after = F.normalize(networks.clip.embed_images(ends), dim=1)
         delta = after - before
     return Direction(condition, delta)
 
 
-def effect(backbones: Backbones, direction: Direction) -> Tensor:
-    """relevance . delta [S], found once per direction: seconds, in a domain without a relevance matrix."""
-    if "effect" not in direction.data:
-        direction.data["effect"] = backbones.effect(direction.delta)
-    return direction.data["effect"]
-
-
 @torch.no_grad()
-def attained(backbones: Backbones, direction: Direction, ridge: float | None) -> Tensor:
-    """`attainable` of a direction's delta [E], found once; delta itself without a ridge, or a relevance matrix."""
-    if ridge is None or backbones.absent("relevance"):
-        return direction.delta
-    if (name := f"attainable {ridge}") not in direction.data:
-        direction.data[name] = attainable(backbones.relevance, direction.delta, ridge)
-    return direction.data[name]
-
-
-@torch.no_grad()
-def clip_target(backbones: Backbones, condition: TextPair | ImagePair) -> Direction:
-    """The direction, and as `data["target"]` the unit CLIP code [E] of where it leads, whatever it starts from."""
-    direction = clip_direction(backbones, condition)
+def clip_target(networks: Networks, condition: TextPair | ImagePair) -> Direction:
+    """Direction of a condition, and as `data["target"]` the unit CLIP embedding [E] of its target alone."""
+    direction = clip_direction(networks, condition)
     if isinstance(condition, TextPair):
-        target = backbones.clip.text_feature(condition.target, tuple(backbones.domain.templates))
+        target = networks.clip.text_feature(condition.target, tuple(networks.domain.templates))
     else:
-        target = F.normalize(backbones.clip.embed_images(condition.target.to(backbones.device)), dim=1)[0]
-    return Direction(condition, direction.delta, {"target": target})
+        target = F.normalize(networks.clip.embed_images(condition.target.to(networks.device)), dim=1)[0]
+    return replace(direction, data={"target": target})
 
 
 @torch.no_grad()
-def answered(backbones: Backbones, source: Source, delta: Tensor) -> Tensor:
-    """delta_s [B,S] of the mapper for a difference of CLIP codes, [E] for all or [B,E], of any length."""
-    return backbones.mapper(source.s, told(source.clip, F.normalize(delta, dim=-1, eps=1e-5)))
+def masked_direction(networks: Networks, direction: Direction, params: ChannelMask) -> Direction:
+    """The direction with the data of `masked_delta`.
 
-
-class ChannelMask(Protocol):
-    """What params of an editor say of the channels that it moves.
-
-    threshold: channels with |relevance . delta_t| below it stay (DeltaEdit 3.3). The rest is not in the paper. agree:
-    so do those that delta_s moves against their own effect, which compensates for side effects of others that the mask
-    may have taken away. share: so do all but the most relevant ones that make up this part of what delta_s does along
-    the text; null: all. Texts differ in how many channels they concern, and how strongly. within: see `held`. ridge:
-    see `attainable`; null: the mapper is told the difference, of texts or pictures, as it is.
+    data["relevance"]: relevance . delta [S]; takes seconds in a domain without a relevance matrix
+    data["attainable"]: delta [E] for the mapper, see `attainable`; delta itself without a ridge, or without a matrix
     """
-
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def agree(self) -> bool: ...
-    @property
-    def share(self) -> float | None: ...
-    @property
-    def within(self) -> float | None: ...
-    @property
-    def ridge(self) -> float | None: ...
-
-
-@torch.no_grad()
-def mapped(backbones: Backbones, source: Source, direction: Direction, params: ChannelMask, strength: float) -> Tensor:
-    """strength * delta_s [B,S] of the mapper, zero in the channels the condition does not concern."""
-    delta_s = answered(backbones, source, attained(backbones, direction, params.ridge))
-    found = effect(backbones, direction)
-    moved = relevance_mask(delta_s, found[:, None], torch.ones_like(found[:1]), params.threshold, strength)
-    if params.agree:
-        moved = torch.where(delta_s * found > 0, moved, torch.zeros_like(moved))
-    return moved if params.share is None else moved * foremost(delta_s * found, found, params.share)
+    data = {"relevance": channel_relevance(networks, direction.delta), "attainable": direction.delta}
+    if params.delta_ridge is not None and not networks.absent("relevance"):
+        data["attainable"] = attainable(networks.relevance, direction.delta, params.delta_ridge)
+    return replace(direction, data=direction.data | data)
 
 
 def attainable(relevance: Tensor, delta: Tensor, ridge: float) -> Tensor:
-    """What style channels together can attain of a difference of CLIP codes: relevance [S,E], delta [E] or [B,E].
+    """Part of a CLIP difference that style channels together can attain, by ridge regression on their relevance.
 
-    Ridge regression (Hoerl and Kennard 1970) of delta on the rows of the matrix; `ridge` times the mean of the diagonal
-    of relevance' relevance is added to it. Texts differ in ways that no two pictures do, of which a mapper that learnt
-    from pictures makes much. Not in the paper.
+    Texts differ in ways that no two images do, and a mapper that was trained on images overrates those. Not in the
+    paper.
+
+    relevance: [S,E]
+    delta: [E] or [B,E]
+    ridge: times the mean of the diagonal of relevance' relevance (Hoerl and Kennard 1970)
     """
     rows = relevance.double()
     squares = rows.T @ rows
@@ -134,50 +116,71 @@ def attainable(relevance: Tensor, delta: Tensor, ridge: float) -> Tensor:
     return (delta.double() @ torch.linalg.solve(squares + added, squares)).to(delta)
 
 
-def foremost(does: Tensor, relevance: Tensor, share: float) -> Tensor:
-    """The most relevant channels that make up `share` of what all of them do: [B,S] bool.
+@torch.no_grad()
+def global_direction(networks: Networks, direction: Direction, beta: float) -> Tensor:
+    """StyleCLIP's global direction [S]: every channel by its relevance to the unit text direction.
 
-    does: [B,S], how far each moves along the text; nothing is made up by those that move against it. relevance: [S].
+    The most relevant channel moves by one standard deviation; channels whose relevance is below beta stay.
+    """
+    relevance = channel_relevance(networks, direction.delta) / direction.delta.norm().clamp(min=1e-5)
+    kept = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
+    std = sampling.style_stats(networks)[1]
+    return kept / kept.abs().max().clamp(min=1e-8) * std  # all zero where no channel is kept
+
+
+# ---------------------------------------------------------------- changes of codes
+
+
+@torch.no_grad()
+def mapper_delta(networks: Networks, source: Source, delta: Tensor) -> Tensor:
+    """delta_s [B,S] of the mapper for CLIP differences [E] or [B,E] of any length."""
+    condition = delta_mapper.condition(source.clip, F.normalize(delta, dim=-1, eps=1e-5))
+    return networks.mapper(source.s, condition)
+
+
+@torch.no_grad()
+def masked_delta(
+    networks: Networks, source: Source, direction: Direction, params: ChannelMask, strength: float
+) -> Tensor:
+    """strength * delta_s [B,S] of the mapper, zero in the channels that the condition does not concern.
+
+    direction: of `masked_direction`
+    """
+    delta_s, relevance = mapper_delta(networks, source, direction.data["attainable"]), direction.data["relevance"]
+    moved = torch.where(relevance.abs() >= params.threshold, strength * delta_s, torch.zeros_like(delta_s))
+    if params.same_sign:
+        moved = torch.where(delta_s * relevance > 0, moved, torch.zeros_like(moved))
+    return moved if params.top_share is None else moved * top_channels(delta_s * relevance, relevance, params.top_share)
+
+
+def top_channels(effect: Tensor, relevance: Tensor, share: float) -> Tensor:
+    """Mask [B,S] of the most relevant channels that make up `share` of the effect of all.
+
+    effect: [B,S] of each channel along the text; negative ones count as 0
+    relevance: [S]
     """
     order = relevance.abs().argsort(descending=True, stable=True)
-    does = does[:, order].clamp(min=0)
-    before = does.cumsum(dim=1) - does
-    return (before < share * does.sum(dim=1, keepdim=True))[:, order.argsort()]
+    effect = effect[:, order].clamp(min=0)
+    before = effect.cumsum(dim=1) - effect
+    return (before < share * effect.sum(dim=1, keepdim=True))[:, order.argsort()]
 
 
-@torch.no_grad()
-def moved_w_plus(backbones: Backbones, source: Source, direction: Direction, strength: float) -> Tensor:
-    """w_plus [B,L,D] moved by strength times the answer of the mapper of W+. Nothing is masked, since the relevance
-    matrix speaks of style channels."""
-    delta = F.normalize(direction.delta, dim=-1, eps=1e-5)
-    change = backbones.mapper_wplus(source.w_plus.flatten(1), told(source.clip, delta))
-    return source.w_plus + strength * change.unflatten(1, source.w_plus.shape[1:])
+def clamped(networks: Networks, source: Source, s: Tensor, max_sigma: float | None) -> Tensor:
+    """Edited style codes s [B,S], clamped to max_sigma standard deviations from the mean; None: as they are.
 
-
-def held(backbones: Backbones, source: Source, s: Tensor, within: float | None) -> Tensor:
-    """s [B,S] after an edit, no channel beyond `within` sigmas of its mean unless it was before; None: as it is.
-
-    Not in the paper. What lies beyond, no picture of the training had: whites of eyes fill glasses, mouths shimmer.
+    A channel that was farther out before the edit may stay there. Not in the paper: codes beyond were in no image of
+    the training, and give artefacts such as white glasses.
     """
-    if within is None:
+    if max_sigma is None:
         return s
-    mean, std = backbones.s_stats
-    return torch.clamp(s, torch.minimum(source.s, mean - within * std), torch.maximum(source.s, mean + within * std))
-
-
-def check_mask(params: ChannelMask) -> None:
-    """ValueError for a share that is none, and for a width or a ridge of nothing."""
-    if params.share is not None and not 0 < params.share <= 1:
-        raise ValueError(f"share is {params.share}: above 0 and at most 1 is expected, or null")
-    if params.within is not None and not params.within > 0:
-        raise ValueError(f"within is {params.within}: more than 0 sigmas are expected, or null")
-    if params.ridge is not None and not params.ridge > 0:
-        raise ValueError(f"ridge is {params.ridge}: more than 0 is expected, or null")
+    mean, std = sampling.style_stats(networks)
+    low, high = mean - max_sigma * std, mean + max_sigma * std
+    return torch.clamp(s, torch.minimum(source.s, low), torch.maximum(source.s, high))
 
 
 @torch.no_grad()
-def global_direction(backbones: Backbones, direction: Direction, beta: float) -> Tensor:
-    """[S]: every channel by its effect on the unit text, the most relevant one by one sigma; those below beta stay."""
-    relevance = effect(backbones, direction) / direction.delta.norm().clamp(min=1e-5)
-    kept = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
-    return kept / kept.abs().max().clamp(min=1e-8) * backbones.s_std  # nothing kept: an edit that changes nothing
+def moved_w_plus(networks: Networks, source: Source, direction: Direction, strength: float) -> Tensor:
+    """w_plus [B,L,D] plus strength times the delta of the mapper of W+. No mask: relevance is of style channels."""
+    delta, w_plus = F.normalize(direction.delta, dim=-1, eps=1e-5), source.inversion.w_plus
+    change = networks.mapper_wplus(w_plus.flatten(1), delta_mapper.condition(source.clip, delta))
+    return w_plus + strength * change.unflatten(1, w_plus.shape[1:])

@@ -1,25 +1,20 @@
-"""The naive text-free editor that DeltaEdit starts from: the target's own CLIP code in place of a difference.
+"""Naive text-guided editor that DeltaEdit improves on: the target's CLIP embedding in place of a difference.
 
-The paper trains a mapper on (s_1, i_1, i_2) and puts a text t where the second picture's code i_2 was; the codes of
-texts lie apart from those of pictures, and everybody turns into an average face. What such a mapper is told of i_1 and
-i_2, the Delta Mapper is told as i_1 and i_2 - i_1, so no second mapper is trained here: t takes the place of i_2 in
-ours, and the difference crosses the gap between pictures and texts. No mask, as in `deltaedit_g_unmasked`, from which
-this differs in the condition alone.
+The paper trains a mapper on (s_1, i_1, i_2), i being CLIP embeddings of images, and puts a text t in place of i_2;
+since embeddings of texts lie apart from those of images, every face turns into an average one. The Delta Mapper is
+conditioned on i_1 and i_2 - i_1, so no second mapper is trained here: it gets t - i_1, a difference across the gap
+between images and texts. No mask: this differs from `deltaedit_g_unmasked` in the condition alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from pipeline.editors._edit_direction import answered, clip_target
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.editors._edit_direction import NetworkEditor, clip_target, mapper_delta
+from pipeline.values import Direction, Edited, ImagePair, Prepared, TextPair
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper")
@@ -27,24 +22,23 @@ NEEDS = ("generator", "clip", "mapper")
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on delta_s."""
+    """strength: factor on delta_s"""
 
     strength: float
 
 
-@dataclass(frozen=True)
-class ClipTarget:
-    backbones: Backbones
+class ClipTarget(NetworkEditor):
+    """Editor by the CLIP embedding of the target."""
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        return clip_target(self.backbones, condition)
+        return clip_target(self.networks, condition)
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        across = direction.data["target"] - F.normalize(source.clip, dim=1)  # t - i_1, [B,E]
-        s = source.s + strength * answered(self.backbones, source, across)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        source = prepared.source
+        delta = direction.data["target"] - F.normalize(source.clip, dim=1)  # t - i_1, [B,E]
+        s = source.s + strength * mapper_delta(self.networks, source, delta)
+        return Edited(source.decode(self.networks.generator, s), s=s)
 
 
-def build(backbones: Backbones, params: Params) -> ClipTarget:
-    return ClipTarget(backbones)
+build = ClipTarget

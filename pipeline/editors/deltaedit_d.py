@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pipeline.editors._diffusion import NEEDS, Walker
-from pipeline.editors._diffusion import Settings as Params
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.editors._diffusion import NEEDS, WholeImageEditor
+from pipeline.editors._diffusion import WholeImageParams as Params
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "build"]
 
-
-def build(backbones: Backbones, params: Params) -> Walker:
-    return Walker(backbones, params)
+build = WholeImageEditor

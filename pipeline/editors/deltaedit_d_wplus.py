@@ -1,52 +1,45 @@
-"""DeltaEdit-D in W+: the denoiser is told w_plus, which a mapper of W+ moves (the ablation of figure 19).
+"""DeltaEdit-D in W+: the denoiser is conditioned on w_plus, which a mapper of W+ moves (ablation of figure 19).
 
-The denoiser must have been trained so, with `diffusion.space: w_plus`. Nothing is masked: compare it with `deltaedit_d`
-that masks nothing either (threshold 0, agree false, share null, within null), of the same guidance, on a denoiser of s
-that began from the same body.
+The denoiser must have been trained so, with `diffusion.space: w_plus`. No mask: compare it with a `deltaedit_d` that
+masks nothing either (threshold 0, same_sign false, top_share null, max_sigma null), of the same guidance, on a denoiser
+of s that was fine-tuned from the same body.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from pipeline.editors._diffusion import Decoder, Going
-from pipeline.editors._edit_direction import moved_w_plus
-from pipeline.values import Direction, Source
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline import sampling
+from pipeline.editors._diffusion import SamplingParams as Params
+from pipeline.editors._diffusion import WholeImageEditor
+from pipeline.editors._edit_direction import clip_direction, moved_w_plus
+from pipeline.values import Direction, ImagePair, Source, TextPair
 
 KIND = "diffusion"
 NEEDS = ("denoiser", "generator", "clip", "mapper_wplus")
+__all__ = ["KIND", "NEEDS", "DeltaEditDInWPlus", "Params", "build"]
 
 
-@dataclass(frozen=True)
-class Params(Going):
-    """strength: factor on the change of w_plus."""
+class DeltaEditDInWPlus(WholeImageEditor):
+    """DeltaEdit-D whose style is w_plus, flattened."""
 
-    strength: float
-
-
-@dataclass(frozen=True)
-class InWPlus(Decoder):
     space = "w_plus"
 
-    def code(self, source: Source) -> Tensor:
-        return source.w_plus.flatten(1)
+    def fit(self, condition: TextPair | ImagePair) -> Direction:
+        return clip_direction(self.networks, condition)
+
+    def style(self, source: Source) -> Tensor:
+        return source.inversion.w_plus.flatten(1)
 
     def moved(self, source: Source, direction: Direction, strength: float) -> Tensor:
-        return moved_w_plus(self.backbones, source, direction, strength).flatten(1)
+        return moved_w_plus(self.networks, source, direction, strength).flatten(1)
 
-    def styles(self, code: Tensor) -> Tensor:
-        generator = self.backbones.generator
-        return generator.styles(code.unflatten(1, (generator.num_ws, -1)))
+    def style_codes(self, style: Tensor) -> Tensor:
+        generator = self.networks.generator
+        return generator.styles(style.unflatten(1, (generator.num_ws, -1)))
 
-    def stats(self) -> tuple[Tensor, Tensor]:
-        return self.backbones.spread("w_plus")
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        return sampling.style_stats(self.networks, "w_plus")
 
 
-def build(backbones: Backbones, params: Params) -> InWPlus:
-    return InWPlus(backbones, params)
+build = DeltaEditDInWPlus

@@ -1,51 +1,39 @@
-"""DeltaEdit-G: the mapper's delta_s, masked by relevance, added to s and decoded by StyleGAN2 (section 3)."""
+"""DeltaEdit-G: the mapper's delta_s, masked by relevance, is added to s and decoded by StyleGAN2 (section 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors._edit_direction import check_mask, clip_direction, held, mapped
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.editors._edit_direction import ChannelMask, NetworkEditor, clamped, masked_delta, masked_direction
+from pipeline.values import Direction, Edited, ImagePair, Prepared, TextPair
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 
 
 @dataclass(frozen=True)
-class Params:
-    """strength: factor on delta_s. The rest: see `_deltas.ChannelMask`."""
+class Params(ChannelMask):
+    """strength: factor on delta_s"""
 
     strength: float
-    threshold: float
-    agree: bool = False
-    share: float | None = None
-    within: float | None = None
-    ridge: float | None = None
-
-    def __post_init__(self) -> None:
-        check_mask(self)
 
 
-@dataclass(frozen=True)
-class DeltaEditG:
-    backbones: Backbones
+class DeltaEditG(NetworkEditor):
+    """DeltaEdit with a StyleGAN2 generator."""
+
     params: Params
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        return clip_direction(self.backbones, condition)
+        return masked_direction(self.networks, super().fit(condition), self.params)
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        s = source.s + mapped(self.backbones, source, direction, self.params, strength)
-        s = held(self.backbones, source, s, self.params.within)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        source = prepared.source
+        s = source.s + masked_delta(self.networks, source, direction, self.params, strength)
+        s = clamped(self.networks, source, s, self.params.max_sigma)
+        return Edited(source.decode(self.networks.generator, s), s=s)
 
 
-def build(backbones: Backbones, params: Params) -> DeltaEditG:
-    return DeltaEditG(backbones, params)
+build = DeltaEditG

@@ -1,65 +1,57 @@
-"""DeltaEdit-GR, ours: what the mapper says of this person and what was measured for every channel, where both agree.
+"""DeltaEdit-GR, ours: every channel moves by the geometric mean of the mapper's delta_s and StyleCLIP's direction.
 
-A channel moves by the geometric mean of the mapper's delta_s and StyleCLIP's global direction, and only where the two
-have one sign: the mapper knows the person but moves much that the text did not ask for; the direction knows the text
-but not the person.
+Only where the two have one sign: the mapper knows the image but moves channels that the text did not ask for; the
+global direction knows the text but not the image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.editors._edit_direction import check_mask, clip_direction, global_direction, held, mapped
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.editors._edit_direction import (
+    ChannelMask,
+    NetworkEditor,
+    clamped,
+    global_direction,
+    masked_delta,
+    masked_direction,
+)
+from pipeline.values import Direction, Edited, ImagePair, Prepared, TextPair
 
 KIND = "latent"
 NEEDS = ("generator", "clip", "mapper", "relevance", "s_stats")
 
 
 @dataclass(frozen=True)
-class Params:
-    """strength: factor on the move. alpha: sigmas that the global direction moves its most relevant channel.
-    threshold, share, within, ridge: see `_deltas.ChannelMask`."""
+class Params(ChannelMask):
+    """strength: factor on the change. alpha: standard deviations that the global direction moves its first channel by.
+
+    same_sign is always true.
+    """
 
     strength: float
     alpha: float
-    threshold: float
-    share: float | None = None
-    within: float | None = None
-    ridge: float | None = None
-
-    def __post_init__(self) -> None:
-        check_mask(self)
-
-    @property
-    def agree(self) -> bool:
-        """Always: channels move where mapper and measured effect agree."""
-        return True
 
 
-@dataclass(frozen=True)
-class DeltaEditGR:
-    backbones: Backbones
+class DeltaEditGR(NetworkEditor):
+    """DeltaEdit-G and global directions, combined."""
+
     params: Params
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        direction = clip_direction(self.backbones, condition)
-        measured = self.params.alpha * global_direction(self.backbones, direction, beta=0.0)
-        return Direction(condition, direction.delta, {**direction.data, "delta_s": measured})
+        direction = masked_direction(self.networks, super().fit(condition), self.params)
+        measured = self.params.alpha * global_direction(self.networks, direction, beta=0.0)
+        return replace(direction, data=direction.data | {"delta_s": measured})
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        said = mapped(self.backbones, source, direction, self.params, 1.0)
-        move = said.sign() * (said.abs() * direction.data["delta_s"].abs()).sqrt()
-        s = held(self.backbones, source, source.s + strength * move, self.params.within)
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        source, params = prepared.source, replace(self.params, same_sign=True)
+        delta_s = masked_delta(self.networks, source, direction, params, 1.0)
+        move = delta_s.sign() * (delta_s.abs() * direction.data["delta_s"].abs()).sqrt()
+        s = clamped(self.networks, source, source.s + strength * move, params.max_sigma)
+        return Edited(source.decode(self.networks.generator, s), s=s)
 
 
-def build(backbones: Backbones, params: Params) -> DeltaEditGR:
-    return DeltaEditGR(backbones, params)
+build = DeltaEditGR

@@ -1,4 +1,4 @@
-"""The lower frame of every table: the input comes back as it is, whatever is asked."""
+"""Lower bound of every table: the input, unedited."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
+from pipeline.editors import Editor
+from pipeline.values import Direction, Edited, ImagePair, Prepared, TextPair
 
 KIND = "baseline"
 NEEDS = ()
@@ -15,19 +16,23 @@ NEEDS = ()
 
 @dataclass(frozen=True)
 class Params:
+    """strength: without effect"""
+
     strength: float
 
 
 @dataclass(frozen=True)
-class IdentityEditor:
+class IdentityEditor(Editor):
+    """Editor that returns its input."""
+
+    networks: Any
     params: Params
 
     def fit(self, condition: TextPair | ImagePair) -> Direction:
         return Direction(condition, torch.zeros(0))
 
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        return Edited(source.image, evaluations=0)
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        return Edited(prepared.source.image, evaluations=0)
 
 
-def build(backbones: Any, params: Params) -> IdentityEditor:
-    return IdentityEditor(params)
+build = IdentityEditor

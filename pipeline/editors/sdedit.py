@@ -1,51 +1,56 @@
-"""SDEdit (Meng et al. 2022): a picture is buried in noise half way, and a style it shall have is drawn out of it.
+"""SDEdit (Meng et al. 2022): add noise to an image, half way, and denoise it under another style.
 
-Nothing is inverted; what the noise hid is made up again by the steps of DDPM, which draw new noise as they go.
+Nothing is inverted: what the noise hides is drawn anew by DDPM's steps, which add noise as they go.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.editors import _diffusion
-from pipeline.editors._diffusion import NEEDS
+from pipeline.editors._diffusion import NEEDS, StyleConditionedEditor, check_trajectory
+from pipeline.editors._edit_direction import ChannelMask
 from pipeline.models import ode_solvers
-from pipeline.values import Direction, Edited, Source
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.values import Direction, Edited, Prepared
 
 KIND = "diffusion"
 __all__ = ["KIND", "NEEDS", "Params", "SDEdit", "build"]
 
 
 @dataclass(frozen=True)
-class Params(_diffusion.Moving):
-    """steps: of the whole way. ratio: the part of it that pictures are buried. seed: of all noise."""
+class Params(ChannelMask):
+    """strength: factor on delta_s. steps: of the whole schedule. encode_ratio: share of it up to which noise is added.
+    seed: of all noise."""
 
+    strength: float
     steps: int
-    ratio: float
+    encode_ratio: float
     seed: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trajectory(self)
+
     @property
-    def walk(self) -> ode_solvers.Walk:
-        return ode_solvers.Walk(self.steps, "ddim", ratio=self.ratio)
+    def trajectory(self) -> ode_solvers.Trajectory:
+        """Steps from the noised image to the edit."""
+        return ode_solvers.Trajectory(self.steps, "ddim", ratio=self.encode_ratio)
 
 
-@dataclass(frozen=True)
-class SDEdit(_diffusion.Mover):
+class SDEdit(StyleConditionedEditor):
+    """SDEdit with styles in place of texts."""
+
     params: Params
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
-        params, objective = self.params, self.backbones.denoiser.objective
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        source, params, objective = prepared.source, self.params, self.networks.denoiser.objective
         s = self.moved(source, direction, strength)
-        drawn = ode_solvers.unburied(self.says, source.image, self.told(s), params.walk, objective, params.seed)
-        return Edited(drawn.x, s=s, evaluations=drawn.evaluations)
+        images = ode_solvers.renoise_and_sample(
+            self.predict, source.image, self.condition(s), params.trajectory, objective, params.seed
+        )
+        return Edited(images.x, s=s, evaluations=images.evaluations)
 
 
-def build(backbones: Backbones, params: Params) -> SDEdit:
-    return SDEdit(backbones, params)
+build = SDEdit

@@ -1,35 +1,31 @@
-"""StyleMC (Kocasari et al. 2022): one direction in s per text, found in seconds on a few generated people.
+"""StyleMC (Kocasari et al. 2022): one direction in s per text, fitted in seconds on a few generated images.
 
-Plain descent from zero on the sum of the people's CLIP distances, the same direction added to all; channels whose slope
-keeps changing its sign from batch to batch are left out. The first convolution and those beyond 64 pixels stay, as in
-the released code. Pictures are rendered whole.
+Plain gradient descent from zero on the sum of CLIP distances; channels whose gradient keeps changing its sign from
+batch to batch are left out. The first convolution and those above 64 pixels stay, as in the released code. Images are
+rendered in full resolution.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline import sampling
-from pipeline.editors._clip_loss import distance
-from pipeline.editors._edit_direction import clip_target
-from pipeline.values import Direction, Edited, ImagePair, Source, TextPair
-
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+from pipeline.editors._clip_loss import clip_loss
+from pipeline.editors._edit_direction import NetworkEditor, clip_target
+from pipeline.values import Direction, Edited, ImagePair, Prepared, TextPair
 
 KIND = "baseline"
 NEEDS = ("generator", "clip")
 LAYERS = slice(1, 9)  # style convolutions that move: those of 8 to 64 pixels
-GATHERED = 2  # batches per step
+BATCHES_PER_STEP = 2
 
 
 @dataclass(frozen=True)
 class Params:
-    """strength: factor on the edit. power: on the direction that was found. images, psi, seed: the people it is found
-    on, and their truncation. batch, lr: of the descent. identity: weight of the identity term."""
+    """strength: factor on the edit. power: factor on the direction. images, psi, seed: generated images that it is
+    fitted on, and their truncation. batch, lr: of the descent. identity: weight of the identity loss."""
 
     strength: float
     power: float
@@ -41,44 +37,44 @@ class Params:
     seed: int
 
 
-@dataclass(frozen=True)
-class StyleMC:
-    backbones: Backbones
+class StyleMC(NetworkEditor):
+    """StyleMC."""
+
     params: Params
 
     @torch.enable_grad()
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        direction, own, generator = clip_target(self.backbones, condition), self.params, self.backbones.generator
-        w = sampling.sample_w(generator, range(own.images), own.seed, own.psi).to(self.backbones.device)
+        direction, own, generator = clip_target(self.networks, condition), self.params, self.networks.generator
+        w = sampling.sample_w(generator, range(own.images), own.seed, own.psi).to(self.networks.device)
         delta_s = torch.zeros(generator.layout.size, device=w.device, requires_grad=True)
-        gathered, last, flips = (torch.zeros_like(delta_s) for _ in range(3))
+        total, last, flips = (torch.zeros_like(delta_s) for _ in range(3))
         batches = w.split(own.batch)
         for number, w_plus in enumerate(map(generator.repeat, batches), start=1):
             s = generator.styles(w_plus)
-            far = distance(
-                self.backbones,
+            loss = clip_loss(
+                self.networks,
                 generator.synthesis(s + delta_s, w_plus),
                 direction.data["target"],
                 own.identity,
                 lambda s=s, w_plus=w_plus: generator.synthesis(s, w_plus),
             )
-            (slope,) = torch.autograd.grad(far.sum(), delta_s)
-            flips += slope * last < 0
-            gathered, last = gathered + slope, slope
-            if number % GATHERED == 0 or number == len(batches):
-                delta_s = (delta_s - own.lr * gathered).detach().requires_grad_()
-                gathered = torch.zeros_like(gathered)
+            (gradient,) = torch.autograd.grad(loss.sum(), delta_s)
+            flips += gradient * last < 0
+            total, last = total + gradient, gradient
+            if number % BATCHES_PER_STEP == 0 or number == len(batches):
+                delta_s = (delta_s - own.lr * total).detach().requires_grad_()
+                total = torch.zeros_like(total)
         dims = generator.layout.dims
         first, end = sum(dims[: LAYERS.start]), sum(dims[: LAYERS.stop])
         steady = flips <= len(batches) / 4
         steady[:first] = steady[end:] = False
-        return Direction(condition, direction.delta, {"delta_s": torch.where(steady, delta_s.detach(), 0.0)})
+        return replace(direction, data={"delta_s": torch.where(steady, delta_s.detach(), 0.0)})
 
     @torch.no_grad()
-    def edit(self, source: Source, direction: Direction, strength: float) -> Edited:
+    def edit(self, prepared: Prepared, direction: Direction, strength: float) -> Edited:
+        source = prepared.source
         s = source.s + strength * self.params.power * direction.data["delta_s"]
-        return Edited(self.backbones.generator.synthesis(s, source.w_plus, detail=source.detail), s=s)
+        return Edited(source.decode(self.networks.generator, s), s=s)
 
 
-def build(backbones: Backbones, params: Params) -> StyleMC:
-    return StyleMC(backbones, params)
+build = StyleMC

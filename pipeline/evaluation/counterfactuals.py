@@ -1,8 +1,7 @@
-"""What an edit should have become: the people an evaluation looks at, and their counterfactuals.
+"""Exact counterfactuals: the test images with the attributes a prompt asks for changed, and nothing else.
 
-A *case* is a person and a prompt that concerns them: they have no attribute value that it asks for, and all would be
-visible if they had them. The truth of a case is the counterfactual: the same person rendered with these attributes
-changed and nothing else.
+A *case* is a drawn test portrait and a prompt that applies to it: the portrait has none of the values asked for, and
+all of them would be visible. Its counterfactual is the same portrait rendered with these values.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline import sampling, sources
+from pipeline.evaluation.batching import clip_units, in_batches
 from pipeline.runtime import processes
 from pipeline.runtime.errors import InputError, nearest
 from pipeline.storage import artefacts, images
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
     from pipeline.portraits import Portrait
     from pipeline.storage.domains import Prompt
 
-_MANY = 1000  # renders for which starting more processes pays
+_PARALLEL_FROM = 1000  # renders for which starting more processes pays
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """People no network has seen: ids [P], images [P,3,R,R], and who they truly are where that is known."""
+    """Test images, unseen by every network: ids [P], images [P,3,R,R]; people [P]: portraits drawn, None for photos."""
 
     __test__ = False  # for pytest, which takes the name for a test
 
@@ -43,116 +42,127 @@ class TestSet:
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.ids) or (self.people is not None and len(self.people) != len(self.ids)):
-            raise ValueError(f"{len(self.ids)} ids, {len(self.images)} images: every person needs one of each")
+            raise ValueError(f"{len(self.ids)} ids, {len(self.images)} images: every id needs one image")
 
     def rows(self) -> dict[int, int]:
-        """id -> row"""
+        """Row of each id."""
         return {row_id: row for row, row_id in enumerate(self.ids)}
 
 
 def test_set(path: Path) -> TestSet:
-    """The rows of split "test" of an artefact of schema `images`."""
+    """Test split of an artefact of schema `images`. Raises InputError if it is empty."""
     rows = artefacts.read(path, "images", ["id", "image", "params"], {"split": "test"})
     if not rows["image"]:
-        raise InputError(f"{path} has no test pictures: raise prepare.test and run `dvc repro`")
-    return TestSet(tuple(rows["id"].tolist()), sampling.decoded(rows["image"]), sources.people_of(rows["params"]))
+        raise InputError(f"{path} has no test images: raise prepare.test and run `dvc repro`")
+    return TestSet(
+        tuple(rows["id"].tolist()), sampling.decode_images(rows["image"]), sources.portraits_of(rows["params"])
+    )
+
+
+def one_per_attribute(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of every attribute, in the order given."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.attribute or prompt.text, prompt)
+    return [*first.values()]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One person, by id, and one prompt that concerns them, with the person they would be."""
+    """A test portrait, by id, a prompt that applies to it, and the portrait of its counterfactual."""
 
     row_id: int
     prompt: Prompt
-    other: Portrait
+    counterfactual: Portrait
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The counterfactuals of N cases, rendered once and seen through the networks.
+class CounterfactualSet:
+    """Counterfactuals of N cases, rendered once, with their true attributes and what the networks see in them.
 
-    index: (id, prompt text) -> n. renders: uint8 [N,R,R,3], on disk so that memory does not grow with N.
-    attributes: the names of the A that the oracle reads, in its order. Of them: answers [N,A] indices of the true
-    values; asked [N,A] those that the prompt is about; counted [N,A] the others, if they can be seen.
-    identity [N,K] and clip [N,E] are unit vectors; features [N,F] the oracle's. Of a network that is not here: [0,1].
+    index: (id, prompt text) -> number of the case
+    renders: uint8 [N,R,R,3], on disk, so that memory does not grow with N
+    attributes: names of the A attributes, in the oracle's order
+    values: [N,A] indices of the true values
+    asked, counted: [N,A] bool, attributes that the prompt asks for; the others, if they are visible
+    identity, clip: unit embeddings [N,K] and [N,E]; features: the oracle's, [N,F]; [0,1] without the network
     """
 
     index: dict[tuple[int, str], int]
     attributes: tuple[str, ...]
     renders: np.ndarray
-    answers: Tensor
+    values: Tensor
     asked: Tensor
     counted: Tensor
     identity: Tensor
     clip: Tensor
     features: Tensor
 
-    def images(self, numbers: Sequence[int]) -> Tensor:
-        """The renders of some cases, [n,3,R,R] in [-1,1]."""
-        return images.from_uint8(self.renders[list(numbers)])
+    def images(self, cases: Sequence[int]) -> Tensor:
+        """Renders of the given cases, [n,3,R,R] in [-1,1]."""
+        return images.from_uint8(self.renders[list(cases)])
 
 
 def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str, Prompt]) -> list[Case]:
-    """Which of the asked (id, prompt text) are cases, in the order asked. Needs `test.people`."""
+    """Cases among pairs of id and prompt text, in their order; `test.people` must be known.
+
+    Raises InputError for a prompt that asks for an unknown value.
+    """
     from pipeline import portraits
 
     assert test.people is not None
-    rows, found = test.rows(), []
+    rows, applicable = test.rows(), []
     for row_id, text in asked:
         prompt = prompts[text]
         if row_id not in rows or not prompt.asks:
             continue
-        person = test.people[rows[row_id]]
+        portrait = test.people[rows[row_id]]
         try:
-            other, has = portraits.counterfactual(person, prompt.asks), portraits.attributes(person)
+            counterfactual, has = portraits.counterfactual(portrait, prompt.asks), portraits.attributes(portrait)
         except ValueError as error:
             raise InputError(f"prompt '{prompt.text}': {error}") from error
-        seen = portraits.visible(other)
-        if all(has[name] != value and seen[name] for name, value in prompt.asks.items()):
-            found.append(Case(row_id, prompt, other))
-    return found
+        visible = portraits.visible(counterfactual)
+        if all(has[name] != value and visible[name] for name, value in prompt.asks.items()):
+            applicable.append(Case(row_id, prompt, counterfactual))
+    return applicable
 
 
 @torch.no_grad()
-def see(backbones: Backbones, found: Sequence[Case], size: int, batch: int) -> Truth:
-    """Render every case's counterfactual at `size` and pass it through oracle, identity network and CLIP."""
+def counterfactual_set(networks: Networks, cases: Sequence[Case], size: int, batch: int) -> CounterfactualSet:
+    """Render each case's counterfactual at `size` and embed it by oracle, identity network and CLIP.
+
+    Raises InputError for a prompt that asks for what the oracle cannot read.
+    """
     from pipeline import portraits
 
-    names = {name: list(values) for name, values in attributes(backbones).items()}
-    identified, judged = not backbones.absent("identity"), not backbones.absent("oracle")
-    renders = render([case.other for case in found], size)
-    identity, clip, features = [], [], []
-    for start in range(0, len(found), batch):
-        part = images.from_uint8(renders[start : start + batch]).to(backbones.device)
-        identity += [backbones.identity(part).cpu()] if identified else []
-        clip.append(F.normalize(backbones.clip.embed_images(part).float(), dim=1).cpu())
-        features += [backbones.oracle.features(part).cpu()] if judged else []
-    values = [portraits.attributes(case.other) for case in found]
-    seen = [portraits.visible(case.other) for case in found]
-    for prompt in {case.prompt.text: case.prompt for case in found}.values():
+    names = {name: list(values) for name, values in readable_attributes(networks).items()}
+    for prompt in {case.prompt.text: case.prompt for case in cases}.values():
         _check(prompt, names)
-    asked = torch.tensor([[name in case.prompt.asks for name in names] for case in found], dtype=torch.bool)
-    asked = asked.reshape(-1, len(names))
-    return Truth(
-        index={(case.row_id, case.prompt.text): n for n, case in enumerate(found)},
+    renders = render([case.counterfactual for case in cases], size)
+    identity, clip, features = _embeddings(networks, renders, batch)
+    values = [portraits.attributes(case.counterfactual) for case in cases]
+    visible = [portraits.visible(case.counterfactual) for case in cases]
+    shape = len(cases), len(names)
+    asked = torch.tensor([[name in case.prompt.asks for name in names] for case in cases], dtype=torch.bool)
+    asked = asked.reshape(shape)
+    return CounterfactualSet(
+        index={(case.row_id, case.prompt.text): number for number, case in enumerate(cases)},
         attributes=tuple(names),
         renders=renders,
-        answers=torch.tensor([[names[name].index(row[name]) for name in names] for row in values]).reshape(
-            -1, len(names)
-        ),
+        values=torch.tensor([[names[name].index(row[name]) for name in names] for row in values]).reshape(shape),
         asked=asked,
-        counted=torch.tensor([[row[name] for name in names] for row in seen]).reshape(asked.shape).bool() & ~asked,
-        identity=_joined(identity),
-        clip=_joined(clip),
-        features=_joined(features),
+        counted=torch.tensor([[row[name] for name in names] for row in visible]).reshape(shape).bool() & ~asked,
+        identity=identity,
+        clip=clip,
+        features=features,
     )
 
 
-def attributes(backbones: Backbones) -> Mapping[str, Sequence[str]]:
-    """What can be asked of a person, and its values: as the oracle reads them, or as the renderer draws them."""
+def readable_attributes(networks: Networks) -> Mapping[str, Sequence[str]]:
+    """Attributes and their values: as the oracle reads them, or without it as the renderer draws them."""
     from pipeline import portraits
 
-    return portraits.ATTRIBUTES if backbones.absent("oracle") else backbones.oracle.attributes
+    return portraits.ATTRIBUTES if networks.absent("oracle") else networks.oracle.attributes
 
 
 def _check(prompt: Prompt, names: Mapping[str, Sequence[str]]) -> None:
@@ -167,28 +177,35 @@ def _check(prompt: Prompt, names: Mapping[str, Sequence[str]]) -> None:
             )
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts).float() if parts else torch.zeros(0, 1)
+def _embeddings(networks: Networks, renders: np.ndarray, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of identity network, CLIP and oracle, [N,...] each."""
+    none = torch.zeros(0, 1)
+    if not len(renders):
+        return none, none, none
+    device = networks.device
+    identity = none if networks.absent("identity") else in_batches(networks.identity, renders, batch, device).float()
+    features = none if networks.absent("oracle") else in_batches(networks.oracle.features, renders, batch, device)
+    return identity, clip_units(networks, renders, batch), features.float()
 
 
 def render(people: Sequence[Portrait], size: int) -> np.ndarray:
-    """Pictures uint8 [N,size,size,3] of people, on disk so that memory does not grow with N."""
+    """Images uint8 [N,size,size,3] of portraits, on disk, so that memory does not grow with N."""
     if not people:
         return np.zeros((0, size, size, 3), dtype=np.uint8)
     shape = (len(people), size, size, 3)
     with tempfile.TemporaryFile() as file:  # nameless: gone with the process, however that ends
         renders = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
     jobs = [(start, tuple(people[start : start + 100]), size) for start in range(0, len(people), 100)]
-    if len(people) < _MANY or processes.count() == 1:
-        drawn = ((job, _draw(job)) for job in jobs)
+    if len(people) < _PARALLEL_FROM or processes.count() == 1:
+        blocks = ((job, _render(job)) for job in jobs)
     else:
-        drawn = processes.run(_draw, jobs, processes.count())
-    for (start, part, _), block in drawn:
+        blocks = processes.run(_render, jobs, processes.count())
+    for (start, part, _), block in blocks:
         renders[start : start + len(part)] = block
     return renders
 
 
-def _draw(job: tuple[int, tuple[Portrait, ...], int]) -> np.ndarray:
+def _render(job: tuple[int, tuple[Portrait, ...], int]) -> np.ndarray:
     from pipeline import portraits
 
     _, people, size = job

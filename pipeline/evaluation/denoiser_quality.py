@@ -1,73 +1,73 @@
-"""What knowing the style does for the denoiser: whether noise takes on another's, and what is given back without it."""
+"""Quality of the diffusion model: reconstruction by DDIM, and the effect of the style condition."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from pipeline import denoiser_training
 from pipeline.evaluation import metrics, network_quality
-from pipeline.evaluation.metrics import Draws, Leaf
+from pipeline.evaluation.bootstrap import Metric, absent
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.models import ode_solvers
-from pipeline.models.ode_solvers import Walk
+from pipeline.models.ode_solvers import Trajectory
 
-if TYPE_CHECKING:
-    from pipeline.evaluation.counterfactuals import TestSet
-    from pipeline.networks import Backbones
-
-STYLED = 48  # people whose noise is drawn in another's style
-TOLD = 24  # people who go to noise and back with and without their style
-INEXACT = Walk(20, "ddim")  # by which that is seen: exact solvers give everything back
+SWAPPED_COUNT = 48  # images whose noise is decoded with another's style
+RECONSTRUCTED_COUNT = 24  # images that are encoded and decoded with and without their style
+DDIM = Trajectory(20, "ddim")  # exact solvers would reconstruct with any condition
 
 
 @torch.no_grad()
-def style_matters(backbones: Backbones, test: TestSet, w_plus: Tensor, walk: Walk, draws: Draws) -> Leaf:
-    """Does a picture's noise take on the style of somebody else? Of the attributes in which two people differ, the
-    share that the oracle reads as the other's once the one's noise is decoded with the other's s.
+def ddim_reconstruction(context: EvaluationContext) -> dict[str, Any]:
+    """Reconstruction by DDIM, conditioned on an image's style and on the mean style (paper, table III).
 
-    w_plus [n,L,D]: inversions of the first n people; STYLED of them are tried, each with the next one.
+    ddim, ddim_mean_style: psnr (dB), ssim, mse (on [0,1]). ddim also has the gains on the same images
+    ssim_over_mean_style and ssim_over_inversion.
     """
-    if note := backbones.absent("oracle") or backbones.absent("denoiser"):
-        return metrics.absent(note)
-    count, denoiser = min(STYLED, len(w_plus)), backbones.denoiser
-    values, seen = network_quality.true_values(test, backbones.oracle.attributes)
-    images = test.images[:count].to(backbones.device)
-    s = backbones.told(w_plus[:count].to(images))
-    noise = ode_solvers.encode(denoiser, images, s, walk, denoiser.objective)
-    drawn = ode_solvers.decode(denoiser, noise, s.roll(-1, dims=0), walk, denoiser.objective).x.clamp(-1, 1)
-    read = {name: found.cpu().numpy() for name, found in backbones.oracle.read(drawn).items()}
+    networks, given = context.networks, context.inversion
+    if given is None or context.trajectory is None:
+        return {}
+    if note := networks.absent("denoiser"):
+        return {name: {"psnr": absent(note)} for name in ("ddim", "ddim_mean_style")}
+    count, denoiser = min(RECONSTRUCTED_COUNT, len(given)), networks.denoiser
+    images, w_plus = (tensor[:count].to(networks.device) for tensor in (context.test.images, given.w_plus))
+    s = denoiser_training.condition(networks, w_plus)
+    numbers: dict[str, Any] = {}
+    ssim = {"inversion": metrics.ssim(networks.generator(w_plus).float().clamp(-1, 1), images)}
+    for name, style in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):
+        noise = ode_solvers.encode(denoiser, images, style, DDIM, denoiser.objective)
+        again = ode_solvers.decode(denoiser, noise, style, DDIM, denoiser.objective).x.clamp(-1, 1)
+        values = metrics.reconstruction(again, images)
+        ssim[name] = values["ssim"]
+        numbers[name] = {key: context.bootstrap.mean(each.cpu()) for key, each in values.items()}
+    for name, other in (("mean_style", "ddim_mean_style"), ("inversion", "inversion")):
+        numbers["ddim"][f"ssim_over_{name}"] = context.bootstrap.mean((ssim["ddim"] - ssim[other]).cpu())
+    return numbers
+
+
+@torch.no_grad()
+def style_matters(context: EvaluationContext) -> dict[str, Metric]:
+    """style_matters: of the attributes in which two images differ, the share that the oracle reads as the second's
+    when the first's noise is decoded with the second's style."""
+    networks, given, solver = context.networks, context.inversion, context.trajectory
+    if context.counterfactuals is None or given is None or solver is None:
+        return {}
+    if note := networks.absent("oracle") or networks.absent("denoiser"):
+        return {"style_matters": absent(note)}
+    count, denoiser = min(SWAPPED_COUNT, len(given)), networks.denoiser
+    values, visible = network_quality.true_values(context.test, networks.oracle.attributes)
+    images = context.test.images[:count].to(networks.device)
+    s = denoiser_training.condition(networks, given.w_plus[:count].to(images))
+    noise = ode_solvers.encode(denoiser, images, s, solver, denoiser.objective)
+    swapped = ode_solvers.decode(denoiser, noise, s.roll(-1, dims=0), solver, denoiser.objective).x.clamp(-1, 1)
+    read = {name: indices.cpu().numpy() for name, indices in networks.oracle.predict(swapped).items()}
 
     def column(name: str) -> np.ndarray:
         own, other = values[name][:count], np.roll(values[name][:count], -1)
-        asked = (own != other) & np.roll(seen[name][:count], -1)
-        return np.where(asked, read[name] == other, np.nan)
+        differs = (own != other) & np.roll(visible[name][:count], -1)
+        return np.where(differs, read[name] == other, np.nan)
 
-    return metrics.interval(np.stack([column(name) for name in values], axis=1), groups=[0] * len(values), draws=draws)
-
-
-@torch.no_grad()
-def given_back(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws) -> dict[str, Any]:
-    """How well DDIM gives pictures back that it was told the style of, and with everybody's mean style in its place.
-
-    {ddim, ddim_mean_style: {psnr in dB, ssim, mse on [0,1]}} (paper, table III) of the first TOLD people. Of ddim also
-    ssim_over_mean_style and ssim_over_inversion, the gains on the same people. w_plus as above.
-    """
-    if note := backbones.absent("denoiser"):
-        return {name: {"psnr": metrics.absent(note)} for name in ("ddim", "ddim_mean_style")}
-    count, denoiser = min(TOLD, len(w_plus)), backbones.denoiser
-    images, w_plus = test.images[:count].to(backbones.device), w_plus[:count].to(backbones.device)
-    s = backbones.told(w_plus)
-    found: dict[str, Any] = {}
-    ssim = {"inversion": metrics.ssim(backbones.generator(w_plus).float().clamp(-1, 1), images)}
-    for name, told in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):
-        noise = ode_solvers.encode(denoiser, images, told, INEXACT, denoiser.objective)
-        again = ode_solvers.decode(denoiser, noise, told, INEXACT, denoiser.objective).x.clamp(-1, 1)
-        measured = metrics.closeness(again, images)
-        ssim[name] = measured["ssim"]
-        found[name] = {key: metrics.interval(values.cpu(), draws=draws) for key, values in measured.items()}
-    for other in ("mean_style", "inversion"):
-        gain = ssim["ddim"] - ssim[other if other in ssim else f"ddim_{other}"]
-        found["ddim"][f"ssim_over_{other}"] = metrics.interval(gain.cpu(), draws=draws)
-    return found
+    table = np.stack([column(name) for name in values], axis=1)
+    return {"style_matters": context.bootstrap.mean(table, groups=[0] * len(values))}

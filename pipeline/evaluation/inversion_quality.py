@@ -1,5 +1,4 @@
-"""What codes hold of people none has seen: of the own picture, inverted in W+ and in s; by the mapper, of the step to
-another's; and of edits, beside those of people who were made of codes."""
+"""Quality of inversions: reconstruction in W+ and S, the mapper between images, edits of inversions and of samples."""
 
 from __future__ import annotations
 
@@ -10,200 +9,203 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import inversion, sources
+from pipeline import inversion as inverting
+from pipeline import sampling, sources
 from pipeline.delta_mapper import condition
 from pipeline.evaluation import metrics
-from pipeline.evaluation.metrics import Draws, Leaf
-from pipeline.evaluation.network_quality import batches
+from pipeline.evaluation.batching import batches
+from pipeline.evaluation.bootstrap import Metric, absent, metric, nanmean
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.models.clip import delta
-from pipeline.models.feature_residual import Detail
-from pipeline.values import TextPair
+from pipeline.models.feature_residual import FeatureResidual
+from pipeline.values import Inversion, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.editors import Editor
-    from pipeline.evaluation.counterfactuals import TestSet
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
 
-IN_S = 24  # people who are inverted once more, in s
-SAMPLED = 64  # people who are edited, of either kind
-REACHED = ("reached_inverted", "reached_sampled")
-TOGETHER = 8  # pictures at a time
+REFINED_COUNT = 24  # images that are inverted once more
+EDITED_COUNT = 64  # inversions, and samples, that are edited
+BATCH = 8
+Parts = defaultdict[str, list[Tensor]]  # values by metric, a tensor per batch
 
 
 @torch.no_grad()
-def inversion_metrics(
-    backbones: Backbones, test: TestSet, w_plus: Tensor | None, detail: Tensor | None, batch: int, draws: Draws
-) -> dict[str, Any]:
-    """How well unseen people are given back (psnr, dB; ssim; mse on [0,1]; identity), a latent editor's ceiling.
+def inversion(context: EvaluationContext) -> dict[str, Any]:
+    """Reconstruction of the inverted test images, the ceiling of latent editors.
 
-    w_plus [n,L,D]: the codes that editors start from, of the first n people; the encoder's, of all, when None. detail
-    [n,...]: what is drawn with them; codes: the same numbers without it. encoder_psnr: that of the encoder.
+    psnr (dB), ssim, mse (on [0,1]) and identity, of codes with detail; codes: the same without it; encoder_psnr: of
+    the encoder alone.
     """
-    count, generator = len(test.ids) if w_plus is None else len(w_plus), backbones.generator
-    found, alone = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
-    for part in batches(count, batch):
-        source = test.images[:count][part].to(backbones.device)
-        guess = backbones.encoder(source)
+    given, generator = context.inversion, context.networks.generator
+    count = len(context.test.ids) if given is None else len(given)
+    whole, codes_alone = Parts(list), Parts(list)
+    for part in batches(count, context.batch):
+        images = context.test.images[:count][part].to(context.networks.device)
+        guess = context.networks.encoder(images)
         first = generator(guess).float().clamp(-1, 1)
-        codes = guess if w_plus is None else w_plus[part].to(source)
-        again = first if w_plus is None else generator(codes).float().clamp(-1, 1)
-        if detail is not None:
-            _collect(alone, _given_back(backbones, again, source))
-            again = _drawn(backbones, codes, detail[part]).float().clamp(-1, 1)
-        _collect(found, _given_back(backbones, again, source) | {"encoder_psnr": metrics.psnr(first, source)})
-    leaves: dict[str, Any] = dict(_intervals(found, backbones, draws))
-    return leaves | ({"codes": _intervals(alone, backbones, draws)} if alone else {})
-
-
-def _drawn(backbones: Backbones, w_plus: Tensor, added: Tensor | None) -> Tensor:
-    """What the generator makes of codes w_plus [B,L,D] and what they lack, [B,...]."""
-    s = backbones.generator.styles(w_plus)
-    if added is None:
-        return backbones.generator.synthesis(s, w_plus)
-    detail = Detail.of(backbones.generator, added.to(w_plus.device), s, w_plus)
-    return backbones.generator.synthesis(s, w_plus, detail=detail)
-
-
-def inversion_in_s(backbones: Backbones, test: TestSet, w_plus: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
-    """How well the descent of `steps` that w_plus [n,L,D] came from, but in s, gives the first IN_S people back: psnr
-    in dB, ssim, mse on [0,1], identity (paper, table III); ssim_over_w_plus: its gain for the same people."""
-    generator, encoder, found = backbones.generator, backbones.encoder, defaultdict[str, list[Tensor]](list)
-    for part in batches(min(IN_S, len(w_plus)), TOGETHER):
-        images = test.images[:IN_S][part].to(backbones.device)
-        with torch.no_grad():
-            guess = encoder(images)
-        s = inversion.refine_s(encoder, generator, images, guess, backbones.s_std, steps)
-        with torch.no_grad():
-            again, before = generator.synthesis(s, guess).clamp(-1, 1), generator(w_plus[:IN_S][part].to(images))
-            one = _given_back(backbones, again, images)
-            one["ssim_over_w_plus"] = one["ssim"] - metrics.ssim(before.clamp(-1, 1), images)
-        _collect(found, one)
-    return _intervals(found, backbones, draws)
-
-
-def round_trip(backbones: Backbones, fakes: Tensor, steps: int, draws: Draws) -> dict[str, Leaf]:
-    """How well IN_S pictures that the generator made itself, of w [n,D], are given back by codes alone, found as those
-    of people who will be edited, by `steps` of descent: psnr in dB, ssim, mse on [0,1], identity. The most that codes
-    of people can hope for.
-    """
-    generator, encoder, found = backbones.generator, backbones.encoder, defaultdict[str, list[Tensor]](list)
-    for part in batches(min(IN_S, len(fakes)), TOGETHER):
-        with torch.no_grad():
-            images = generator(generator.repeat(fakes[part].to(backbones.device))).clamp(-1, 1)
-            guess = encoder(images)
-        codes = inversion.refine(encoder, generator, images, guess, steps)
-        with torch.no_grad():
-            _collect(found, _given_back(backbones, generator(codes).clamp(-1, 1), images))
-    return _intervals(found, backbones, draws)
-
-
-def _given_back(backbones: Backbones, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """How closely pictures [B,3,R,R] come back, and their identity where a network knows it: [B] each."""
-    found = metrics.closeness(again, images)
-    if not backbones.absent("identity"):
-        found["identity"] = metrics.cosine(backbones.identity(again), backbones.identity(images))
-    return found
-
-
-def _collect(found: dict[str, list[Tensor]], values: dict[str, Tensor]) -> None:
-    for name, part in values.items():
-        found[name].append(part.cpu())
-
-
-def _intervals(found: dict[str, list[Tensor]], backbones: Backbones, draws: Draws) -> dict[str, Leaf]:
-    leaves = {name: metrics.interval(torch.cat(parts), draws=draws) for name, parts in found.items()}
-    note = backbones.absent("identity")
-    return leaves | ({"identity": metrics.absent(note)} if note else {})
+        again = first
+        if given is not None:
+            w_plus = given.w_plus[part].to(images)
+            again = generator(w_plus).float().clamp(-1, 1)
+            if given.detail is not None:
+                _collect(codes_alone, _reconstruction(context.networks, again, images))
+                again = _decode(context.networks, w_plus, given.detail[part]).float().clamp(-1, 1)
+        values = _reconstruction(context.networks, again, images)
+        _collect(whole, values | {"encoder_psnr": metrics.psnr(first, images)})
+    return _means(context, whole) | ({"codes": _means(context, codes_alone)} if codes_alone else {})
 
 
 @torch.no_grad()
-def pair_metrics(backbones: Backbones, test: TestSet, w_plus: Tensor, draws: Draws) -> dict[str, Leaf]:
-    """Led by a picture: each of the first n people takes the step to the next one, as the mapper reads it off the
-    difference of their pictures in CLIP (paper, appendix B.3). w_plus [n,L,D]: their inversions.
+def inversion_in_s(context: EvaluationContext) -> dict[str, Any]:
+    """in_s: reconstruction by the same descent in S (paper, table III); ssim_over_w_plus: gain on the same images."""
+    given, networks = context.inversion, context.networks
+    if given is None or not given.refined:
+        return {}
+    generator, encoder, unit, whole = (
+        networks.generator,
+        networks.encoder,
+        sampling.style_stats(networks)[1],
+        Parts(list),
+    )
+    for part in batches(min(REFINED_COUNT, len(given)), BATCH):
+        images = context.test.images[:REFINED_COUNT][part].to(networks.device)
+        guess = encoder(images)
+        s = inverting.refine_s(encoder, generator, images, guess, unit, given.refined)
+        again, before = (
+            generator.synthesis(s, guess).clamp(-1, 1),
+            generator(given.w_plus[:REFINED_COUNT][part].to(images)),
+        )
+        values = _reconstruction(networks, again, images)
+        values["ssim_over_w_plus"] = values["ssim"] - metrics.ssim(before.clamp(-1, 1), images)
+        _collect(whole, values)
+    return {"in_s": _means(context, whole)}
 
-    latent_mse: mean squared error of s reached to the other's s, raw; latent_mse_nothing: without a step, the mean
-    square of delta_s. pixel_mse: on [-1,1], of what is drawn to the other's picture; pixel_mse_nothing: without a step;
-    pixel_mse_floor: with the other's own s. latent_explained: 1 - latent_mse / latent_mse_nothing.
+
+@torch.no_grad()
+def round_trip(context: EvaluationContext) -> dict[str, Any]:
+    """round_trip: reconstruction of the generator's own images by codes from the same descent, the most that codes of
+    test images can reach."""
+    given, networks, fakes = context.inversion, context.networks, context.fakes
+    if given is None or not given.refined or fakes is None:
+        return {}
+    generator, encoder, whole = networks.generator, networks.encoder, Parts(list)
+    for part in batches(min(REFINED_COUNT, len(fakes)), BATCH):
+        images = generator(generator.repeat(fakes[part].to(networks.device))).clamp(-1, 1)
+        w_plus = inverting.refine(encoder, generator, images, encoder(images), given.refined)
+        _collect(whole, _reconstruction(networks, generator(w_plus).clamp(-1, 1), images))
+    return {"round_trip": _means(context, whole)}
+
+
+@torch.no_grad()
+def image_pairs(context: EvaluationContext) -> dict[str, Metric]:
+    """The mapper conditioned on images: from each inverted image to the next (paper, appendix B.3).
+
+    latent_mse: of the predicted s to the next image's s; latent_mse_nothing: without a step. pixel_mse (on [-1,1]): of
+    the rendered prediction to the next image; pixel_mse_nothing: without a step; pixel_mse_floor: of the next image's
+    own s. latent_explained: 1 - latent_mse / latent_mse_nothing.
     """
-    if note := backbones.absent("mapper"):
-        return {"latent_mse": metrics.absent(note)}
-    found = defaultdict[str, list[Tensor]](list)
-    generator, order = backbones.generator, torch.arange(len(w_plus))
-    for part in batches(len(w_plus), TOGETHER):
-        own = test.images[order[part]].to(backbones.device)
-        other = test.images[order.roll(-1)[part]].to(backbones.device)
-        codes, goals = (w_plus[rows[part]].to(own) for rows in (order, order.roll(-1)))
-        s, goal = generator.styles(codes), generator.styles(goals)
-        clip, led = backbones.clip.embed_images(own), backbones.clip.embed_images(other)
-        reached = s + backbones.mapper(s, condition(clip, delta(clip, led)))
-        drawn = {
-            "pixel_mse": generator.synthesis(reached, codes),
-            "pixel_mse_nothing": generator.synthesis(s, codes),
-            "pixel_mse_floor": generator.synthesis(goal, codes),
-        }
-        values = {name: (made.clamp(-1, 1) - other).square().mean(dim=(1, 2, 3)) for name, made in drawn.items()}
-        values |= {"latent_mse": (reached - goal).square().mean(1), "latent_mse_nothing": (s - goal).square().mean(1)}
-        _collect(found, values)
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
-    leaves = {name: metrics.interval(values, draws=draws) for name, values in joined.items()}
+    given, networks = context.inversion, context.networks
+    if given is None:
+        return {}
+    if note := networks.absent("mapper"):
+        return {"latent_mse": absent(note)}
+    whole, generator, order = Parts(list), networks.generator, torch.arange(len(given))
+    for part in batches(len(given), BATCH):
+        source = context.test.images[order[part]].to(networks.device)
+        target = context.test.images[order.roll(-1)[part]].to(networks.device)
+        w_plus, goals = (given.w_plus[rows[part]].to(source) for rows in (order, order.roll(-1)))
+        s, goal = generator.styles(w_plus), generator.styles(goals)
+        clip, clip_target = networks.clip.embed_images(source), networks.clip.embed_images(target)
+        predicted = s + networks.mapper(s, condition(clip, delta(clip, clip_target)))
+        for name, codes in (("pixel_mse", predicted), ("pixel_mse_nothing", s), ("pixel_mse_floor", goal)):
+            error = generator.synthesis(codes, w_plus).clamp(-1, 1) - target
+            whole[name].append(error.square().mean(dim=(1, 2, 3)).cpu())
+        whole["latent_mse"].append((predicted - goal).square().mean(1).cpu())
+        whole["latent_mse_nothing"].append((s - goal).square().mean(1).cpu())
+    joined = {name: torch.cat(parts) for name, parts in whole.items()}
     explained = 1 - joined["latent_mse"].mean() / joined["latent_mse_nothing"].mean()
-    return leaves | {"latent_explained": metrics.leaf(explained.item())}
+    means = {name: context.bootstrap.mean(values) for name, values in joined.items()}
+    return means | {"latent_explained": metric(explained.item())}
 
 
-def reached_on_samples(
-    backbones: Backbones,
-    editor: Editor,
-    strength: float,
-    w_plus: Tensor,
-    detail: Tensor | None,
-    fakes: Tensor,
-    draws: Draws,
-) -> dict[str, Leaf]:
-    """Are people whose codes were found edited as well as people who were made of codes? w_plus [n,L,D] and detail
-    [n,...]: of the former; fakes [n,D]: w of the latter.
+@torch.no_grad()
+def reached_on_samples(context: EvaluationContext) -> dict[str, Metric]:
+    """Edits of inversions beside edits of generated samples, both as the generator renders them.
 
-    Both are taken for what the generator draws. reached_inverted, reached_sampled: among those in whom the oracle does
-    not see a prompt's value, the share of edits in which it does; reached_gap: the first less the second.
+    reached_inverted, reached_sampled: where the oracle does not read a prompt's value before, share of edits in which
+    it does; reached_gap: the first less the second.
     """
-    if note := backbones.absent("oracle"):
-        return {"reached_gap": metrics.absent(note)}
-    generator = backbones.generator
-    made = generator.repeat(fakes[:SAMPLED].to(backbones.device))
-    kinds = ((w_plus[:SAMPLED].to(backbones.device), detail), (made, None))
-    found = [_reached(backbones, editor, strength, codes, lacking) for codes, lacking in kinds]
-    both, own = np.concatenate(found), len(found[0])
+    given, networks, fakes = context.inversion, context.networks, context.fakes
+    if given is None or fakes is None or context.latent_editor is None:
+        return {}
+    if note := networks.absent("oracle"):
+        return {"reached_gap": absent(note)}
+    samples = Inversion(networks.generator.repeat(fakes[:EDITED_COUNT].to(networks.device)))
+    inverted = given.select(slice(EDITED_COUNT)).to(networks.device)
+    tables = _reached(context, inverted), _reached(context, samples)
+    both, own = np.concatenate(tables), len(tables[0])
 
     def shares(weights: np.ndarray, part: slice) -> np.ndarray:
         table, chosen = both[part], weights[:, part]
         with np.errstate(invalid="ignore"):
-            return metrics.nanmean((chosen @ np.nan_to_num(table)) / (chosen @ ~np.isnan(table)))
+            return nanmean((chosen @ np.nan_to_num(table)) / (chosen @ ~np.isnan(table)))
 
     def gap(weights: np.ndarray) -> np.ndarray:
         return shares(weights, slice(own)) - shares(weights, slice(own, None))
 
-    leaves = {name: metrics.interval(table, draws=draws) for name, table in zip(REACHED, found, strict=True)}
-    return leaves | {"reached_gap": metrics.bootstrap(gap, len(both), draws)}
+    return {
+        "reached_inverted": context.bootstrap.mean(tables[0]),
+        "reached_sampled": context.bootstrap.mean(tables[1]),
+        "reached_gap": context.bootstrap.statistic(gap, len(both)),
+    }
 
 
-@torch.no_grad()
-def _reached(
-    backbones: Backbones, editor: Editor, strength: float, w_plus: Tensor, detail: Tensor | None
-) -> np.ndarray:
-    """[n,prompts]: whether the oracle sees what it did not see before, NaN for whom it saw it in."""
-    prompts = [prompt for prompt in backbones.domain.prompts if prompt.split == "seen" and prompt.asks]
+def _reached(context: EvaluationContext, codes: Inversion) -> np.ndarray:
+    """[n,prompts]: whether the oracle reads a prompt's value after the edit, NaN where it does before."""
+    networks, neutral = context.networks, context.networks.domain.neutral
+    assert context.latent_editor is not None
+    editor, strength = context.latent_editor
+    prompts = [prompt for prompt in networks.domain.prompts if prompt.split == "seen" and prompt.asks]
     if not prompts:
-        return np.full((len(w_plus), 1), np.nan)
-    directions = [editor.fit(TextPair(backbones.domain.neutral, prompt.text)) for prompt in prompts]
+        return np.full((len(codes), 1), np.nan)
+    directions = [editor.fit(TextPair(neutral, prompt.text)) for prompt in prompts]
     rows = []
-    for part in batches(len(w_plus), 4 * TOGETHER):
-        codes, added = w_plus[part], None if detail is None else detail[part]
-        people = sources.source(backbones, _drawn(backbones, codes, added).clamp(-1, 1), codes, added)
-        before, columns = backbones.oracle.read(people.image), []
+    for part in batches(len(codes), 4 * BATCH):
+        some = codes.select(part)
+        source = sources.source(networks, _decode(networks, some.w_plus, some.detail).clamp(-1, 1), some)
+        prepared = editor.prepare(source)
+        before, columns = networks.oracle.predict(source.image), []
         for prompt, direction in zip(prompts, directions, strict=True):
-            after = backbones.oracle.read(editor.edit(people, direction, strength).images.clamp(-1, 1))
+            after = networks.oracle.predict(editor.edit(prepared, direction, strength).images.clamp(-1, 1))
             name, value = next(iter(prompt.asks.items()))
-            wanted = backbones.oracle.attributes[name].index(value)
-            saw, sees = (read[name].cpu().numpy() == wanted for read in (before, after))
-            columns.append(np.where(saw, np.nan, sees))
+            asked = networks.oracle.attributes[name].index(value)
+            had, has = (read[name].cpu().numpy() == asked for read in (before, after))
+            columns.append(np.where(had, np.nan, has))
         rows.append(np.stack(columns, axis=1))
     return np.concatenate(rows)
+
+
+def _decode(networks: Networks, w_plus: Tensor, detail: Tensor | None) -> Tensor:
+    """Images [B,3,R,R] of codes [B,L,D] and the detail [B,C,r,r] that they lack."""
+    s = networks.generator.styles(w_plus)
+    residual = None if detail is None else FeatureResidual.of(networks.generator, detail.to(w_plus.device), s, w_plus)
+    return networks.generator.synthesis(s, w_plus, detail=residual)
+
+
+def _reconstruction(networks: Networks, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """psnr, ssim, mse of images [B,3,R,R], and identity where the network is there: [B] each."""
+    values = metrics.reconstruction(again, images)
+    if not networks.absent("identity"):
+        values["identity"] = metrics.cosine(networks.identity(again), networks.identity(images))
+    return values
+
+
+def _collect(parts: Parts, values: dict[str, Tensor]) -> None:
+    for name, part in values.items():
+        parts[name].append(part.cpu())
+
+
+def _means(context: EvaluationContext, parts: Parts) -> dict[str, Any]:
+    means = {name: context.bootstrap.mean(torch.cat(values)) for name, values in parts.items()}
+    note = context.networks.absent("identity")
+    return means | ({"identity": absent(note)} if note else {})

@@ -1,11 +1,9 @@
-"""How good the networks are that every editor stands on: oracle, generator, CLIP and identity network, on people none
-has seen."""
+"""Quality of the networks that editors build on: oracles, generator, CLIP and identity network, on test images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,182 +12,58 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import sampling
-from pipeline.evaluation import counterfactuals as truths
-from pipeline.evaluation import metrics
-from pipeline.evaluation.metrics import Draws, Leaf
+from pipeline.evaluation import counterfactuals, metrics
+from pipeline.evaluation.batching import batches, clip_units, in_batches
+from pipeline.evaluation.bootstrap import Bootstrap, Metric, absent, metric
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.metrics import GaussianStats
 from pipeline.storage import images
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.counterfactuals import TestSet, Truth
-    from pipeline.models.classifiers import Reader
+    from pipeline.evaluation.counterfactuals import TestSet
+    from pipeline.models.classifiers import AttributeClassifier
     from pipeline.models.clip import Clip
-    from pipeline.networks import Backbones
-    from pipeline.storage.domains import Domain, Prompt
+    from pipeline.networks import Networks
+    from pipeline.storage.domains import Domain
 
-RETRIEVAL_PEOPLE = 1000  # among how many texts a picture must find its own
-VERIFIED_PEOPLE = 500  # who are drawn once more, in other circumstances
-FRESH = 10_000_000  # row ids from here up are used for nothing else
-NEIGHBOURS = 3  # within whose distance a picture covers others, for precision and recall
-FEW_REPEATS = 50  # resamples of a distance of two distributions, or of many pictures
-
-
-def batches(count: int, batch: int) -> Iterator[slice]:
-    return (slice(start, start + batch) for start in range(0, count, batch))
+RETRIEVAL_COUNT = 1000  # texts among which an image's own is searched
+VERIFIED_COUNT = 500  # portraits that are rendered once more, for verification
+FRESH = 10_000_000  # row ids from here up are used for evaluation alone
+NEIGHBOURS = 3  # of precision and recall
+FEW_REPEATS = 50  # draws of a distance of distributions, or over many images
 
 
-def clip_units(backbones: Backbones, images: Tensor, batch: int) -> Tensor:
-    """[N,3,R,R] -> unit CLIP features [N,E] on the CPU"""
-    parts = [backbones.clip.embed_images(images[part].to(backbones.device)) for part in batches(len(images), batch)]
-    return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+# ---------------------------------------------------------------- what measures have in common
 
 
 @torch.no_grad()
-def oracle_metrics(
-    backbones: Backbones, test: TestSet, batch: int, draws: Draws, name: str = "oracle"
-) -> dict[str, Any]:
-    """Class-balanced accuracy of each attribute where it can be seen; `mean` and `min` over attributes; `chance`.
-
-    name: which of a domain's oracles.
-    """
-    if note := backbones.absent(name):
-        return {"mean": metrics.absent(note)}
-    reader: Reader = getattr(backbones, name)
-    truth, seen = true_values(test, reader.attributes)
-    parts = [reader.read(test.images[part].to(backbones.device)) for part in batches(len(test.ids), batch)]
-    read = {asked: torch.cat([part[asked].cpu() for part in parts]).numpy() for asked in truth}
-    right = {asked: np.where(seen[asked], read[asked] == truth[asked], np.nan) for asked in truth}
-    return _balanced(right, truth, draws)
+def render_samples(networks: Networks, w: Tensor, batch: int) -> np.ndarray:
+    """Images of codes w [N,D] as in encoded files: uint8 [N,R,R,3]."""
+    codes = (networks.generator.repeat(w[part].to(networks.device)) for part in batches(len(w), batch))
+    return np.concatenate([images.to_uint8(networks.generator(rows)) for rows in codes])
 
 
-@torch.no_grad()
-def sampled(backbones: Backbones, w: Tensor, batch: int) -> np.ndarray:
-    """What the generator makes of w [N,D], as files hold pictures: uint8 [N,R,R,3]."""
-    codes = (backbones.generator.repeat(w[part].to(backbones.device)) for part in batches(len(w), batch))
-    return np.concatenate([images.to_uint8(backbones.generator(rows)) for rows in codes])
+def identities(networks: Networks, test: TestSet, ids: set[int], batch: int) -> dict[int, Tensor]:
+    """Identity embeddings [K] of test images, by id; empty without the network."""
+    if networks.absent("identity"):
+        return {}
+    rows = [row for row, row_id in enumerate(test.ids) if row_id in ids]
+    embeddings = in_batches(networks.identity, test.images[rows], batch, networks.device) if rows else []
+    return {test.ids[row]: vector for row, vector in zip(rows, embeddings, strict=True)}
 
 
-@torch.no_grad()
-def generator_metrics(
-    backbones: Backbones, test: TestSet, samples: np.ndarray, drawn: Sequence[bytes], batch: int, draws: Draws
-) -> dict[str, Leaf]:
-    """Are samples, uint8 [N,R,R,3], like the pictures that are drawn? Judged by the oracle.
-
-    fid_oracle: Frechet distance of its features of test pictures and as many samples; fid_floor: of one half of those
-    pictures to the other, which half as many pictures make larger. precision and recall in the same features.
-    attribute_share_error: the largest relative difference, over all values that drawn pictures show, between the share
-    of samples and of drawn pictures in which it reads that value. Of few pictures that is mostly luck, the largest of
-    some sixty, so all samples count, and further pictures, `drawn`, beside the test's.
-    """
-    names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
-    count = min(len(samples), len(test.ids))
-    if note := backbones.absent("oracle"):
-        return {name: metrics.absent(note) for name in names}
-    if count <= NEIGHBOURS:
-        return {name: metrics.leaf(math.nan) for name in names}
-    oracle = backbones.oracle
-
-    def shares(features: Tensor) -> np.ndarray:
-        """Which values are read: [N,V] of 0 and 1."""
-        read = [F.one_hot(logits.argmax(dim=1), logits.shape[1]) for logits in oracle.logits(features).values()]
-        return torch.cat(read, dim=1).double().cpu().numpy()
-
-    def seen(pictures: Iterable[Tensor]) -> Tensor:
-        return torch.cat([oracle.features(part.to(backbones.device)) for part in pictures])
-
-    made = seen(images.from_uint8(samples[part]) for part in batches(len(samples), batch))
-    real = seen(test.images[part] for part in batches(len(test.ids), batch))
-    others = [shares(seen([sampling.decoded(drawn[part])])) for part in batches(len(drawn), batch)]
-    seen_made, seen_real = shares(made), np.concatenate([shares(real), *others])
-    made, real = made[:count], real[:count]
-    clouds = made.double().cpu().numpy(), real.double().cpu().numpy()
-
-    def distances(weights: np.ndarray) -> np.ndarray:
-        return np.array([metrics.frechet_distance(*clouds, draw) for draw in weights])
-
-    def errors(weights: np.ndarray) -> np.ndarray:
-        parts = (weights[:, : len(seen_made)], seen_made), (weights[:, len(seen_made) :], seen_real)
-        theirs, own = (part @ values / part.sum(axis=1, keepdims=True) for part, values in parts)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.nanmax(np.where(own > 0, np.abs(theirs / own - 1), np.nan), axis=1)
-
-    few = replace(draws, repeats=min(draws.repeats, FEW_REPEATS))
-    precision, recall = metrics.precision_recall(made.float().cpu(), real.float().cpu(), NEIGHBOURS)
-    return {
-        "fid_oracle": metrics.bootstrap(distances, count, few, centred=True),
-        "fid_floor": metrics.leaf(metrics.frechet_distance(clouds[1][: count // 2], clouds[1][count // 2 :])),
-        "precision": metrics.interval(precision, draws=draws),
-        "recall": metrics.interval(recall, draws=draws),
-        "attribute_share_error": metrics.bootstrap(errors, len(seen_made) + len(seen_real), few, centred=True),
-    }
-
-
-@torch.no_grad()
-def identity_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Leaf]:
-    """auc: how often a picture is nearer to the same person, drawn again with other hair, clothes, mood, light and
-    pose, than to somebody else drawn again: the area under each person's verification curve."""
-    from pipeline import portraits
-
-    if note := backbones.absent("identity"):
-        return {"auc": metrics.absent(note)}
-    assert test.people is not None
-    known, ids = test.people[:VERIFIED_PEOPLE], test.ids[:VERIFIED_PEOPLE]
-    others = [portraits.with_nuisance(person, FRESH + row_id) for person, row_id in zip(known, ids, strict=True)]
-    again = images.from_uint8(truths.render(others, test.images.shape[-1]))
-
-    def embedded(pictures: Tensor) -> Tensor:
-        parts = [backbones.identity(pictures[part].to(backbones.device)) for part in batches(len(pictures), batch)]
-        return F.normalize(torch.cat(parts).float().cpu(), dim=1)
-
-    table = embedded(test.images[: len(known)]) @ embedded(again).T
-    own = table.diagonal()[:, None]
-    below = (table < own).float() + 0.5 * (table == own)
-    others_below = below.sum(dim=1) - 0.5  # the person's own picture ties with itself
-    return {"auc": metrics.interval(others_below / (len(known) - 1), draws=draws)}  # one person alone: 0 / 0
-
-
-@torch.no_grad()
-def clip_metrics(backbones: Backbones, test: TestSet, batch: int, draws: Draws) -> dict[str, Any]:
-    """Does CLIP tell attributes apart, and does a difference of pictures point where the difference of texts does?
-
-    zero_shot, with chance beside it: each visible attribute read by the nearest of its values' texts, class-balanced,
-    mean over attributes; zero_shot_min, the worst attribute; zero_shot_heldout, those values alone that can also be
-    said in words kept out of all training, said so and read as the domain's table of words has it; zero_shot_literal,
-    the same with the words themselves read. The rest is `metrics.alignment` of people and their captions.
-    """
-    from pipeline import portraits
-
-    assert test.people is not None
-    units = clip_units(backbones, test.images, batch)
-    attributes = truths.attributes(backbones)
-    truth, seen = true_values(test, attributes)
-    right: dict[str, dict[str, np.ndarray]] = {"taught": {}, "heldout": {}, "literal": {}}
-    for name, values in attributes.items():
-        phrases = [portraits.PHRASES[name][value] for value in values]
-        told = np.isin(truth[name], [k for k, (_, heldout) in enumerate(phrases) if heldout])
-        for how in right:
-            counted = seen[name] if how == "taught" else seen[name] & told
-            clip = backbones.clip.literal() if how == "literal" else backbones.clip
-            spoken = [taught if how == "taught" else heldout or taught for taught, heldout in phrases]
-            texts = torch.stack([_mean_feature(clip, backbones.domain, said) for said in spoken])
-            right[how][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == truth[name], np.nan)
-    zero_shot = _balanced(right["taught"], truth, draws)
-
-    count = min(RETRIEVAL_PEOPLE, len(test.ids))
-    captions = captions_of(test, count, draws.seed)
-    texts = torch.cat([backbones.clip.embed_texts(captions[part]).float().cpu() for part in batches(count, batch)])
-    return {
-        "zero_shot": zero_shot["mean"],
-        "zero_shot_min": zero_shot["min"],
-        "zero_shot_heldout": _balanced(right["heldout"], truth, draws)["mean"],
-        "zero_shot_literal": _balanced(right["literal"], truth, draws)["mean"],
-        "chance": zero_shot["chance"],
-        **metrics.alignment(units[:count], texts, draws),
-        "attributes": zero_shot["attributes"],
-    }
+def inception_stats(networks: Networks, test: TestSet, batch: int) -> GaussianStats | None:
+    """Statistics of Inception's features of the test images; None without the network."""
+    if networks.absent("inception"):
+        return None
+    stats = GaussianStats()
+    for part in batches(len(test.ids), batch):
+        stats.add(networks.inception(test.images[part].to(networks.device)))
+    return stats
 
 
 def captions_of(test: TestSet, count: int, seed: int) -> list[str]:
-    """What training captions would say of the first `count` people, who must be drawn ones."""
+    """Captions of the first `count` test portraits, phrased as in training."""
     from pipeline import portraits
 
     assert test.people is not None
@@ -199,88 +73,256 @@ def captions_of(test: TestSet, count: int, seed: int) -> list[str]:
     ]
 
 
-@torch.no_grad()
-def direction_metrics(
-    backbones: Backbones, test: TestSet, truth: Truth, prompts: Sequence[Prompt], batch: int, draws: Draws
-) -> dict[str, Any]:
-    """attribute_direction_cos: cosine of a prompt's text delta with the mean step from people to their counterfactuals.
-
-    Mean over the prompts in words CLIP was taught, and each prompt under `directions`.
-    """
-    rows = test.rows()
-    people = sorted({row_id for row_id, _ in truth.index})
-    place = {row_id: i for i, row_id in enumerate(people)}
-    units = clip_units(backbones, test.images[[rows[row_id] for row_id in people]], batch) if people else torch.zeros(0)
-    columns: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    for prompt in prompts:
-        of_prompt = [(place[row_id], n) for (row_id, text), n in truth.index.items() if text == prompt.text]
-        if of_prompt:
-            person, numbers = (list(column) for column in zip(*of_prompt, strict=True))
-            moved = (truth.clip[numbers] - units[person]).double().numpy()
-            said = backbones.clip.text_delta(backbones.domain.neutral, prompt.text, backbones.domain.templates)
-            columns[prompt.text] = np.array(person), moved, said.double().cpu().numpy()
-
-    def cosines(text: str, weights: np.ndarray) -> np.ndarray:
-        person, moved, said = columns[text]
-        mean = weights[:, person] @ moved
-        with np.errstate(invalid="ignore"):
-            return mean @ said / (np.linalg.norm(mean, axis=1) * np.linalg.norm(said))
-
-    def average(weights: np.ndarray) -> np.ndarray:
-        return np.nanmean([cosines(text, weights) for text in taught], axis=0)
-
-    taught = [prompt.text for prompt in prompts if prompt.split == "seen" and prompt.text in columns]
-    if not taught:
-        return {"attribute_direction_cos": metrics.leaf(float("nan")), "directions": {}}
-    return {
-        "attribute_direction_cos": metrics.bootstrap(average, len(people), draws),
-        "directions": {
-            text: metrics.bootstrap(lambda weights, text=text: cosines(text, weights), len(people), draws)
-            for text in columns
-        },
-    }
-
-
 def true_values(
     test: TestSet, attributes: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Per attribute: indices of the true values [P], and whether they can be seen [P]."""
+    """Per attribute: indices of the true values [P], and whether they are visible [P]."""
     from pipeline import portraits
 
     assert test.people is not None
     values = [portraits.attributes(person) for person in test.people]
-    seen = [portraits.visible(person) for person in test.people]
+    visible = [portraits.visible(person) for person in test.people]
     return (
         {name: np.array([list(known).index(row[name]) for row in values]) for name, known in attributes.items()},
-        {name: np.array([row[name] for row in seen], dtype=bool) for name in attributes},
+        {name: np.array([row[name] for row in visible], dtype=bool) for name in attributes},
     )
 
 
-def _mean_feature(clip: Clip, domain: Domain, phrases: Sequence[str]) -> Tensor:
-    """Mean unit feature [E] of several ways to say one value ("face with red hair", "red-haired face")."""
+# ---------------------------------------------------------------- oracles
+
+
+@torch.no_grad()
+def oracle(context: EvaluationContext, name: str = "oracle") -> dict[str, Any]:
+    """Class-balanced accuracy of an oracle per visible attribute: mean and min over them, chance, attributes."""
+    networks, pictures = context.networks, context.test.images
+    if context.counterfactuals is None:
+        return {}
+    if note := networks.absent(name):
+        return {"mean": absent(note)}
+    classifier: AttributeClassifier = getattr(networks, name)
+    values, visible = true_values(context.test, classifier.attributes)
+    parts = [classifier.predict(pictures[part].to(networks.device)) for part in batches(len(pictures), context.batch)]
+    read = {asked: torch.cat([part[asked].cpu() for part in parts]).numpy() for asked in values}
+    right = {asked: np.where(visible[asked], read[asked] == values[asked], np.nan) for asked in values}
+    return _balanced(right, values, context.bootstrap)
+
+
+def _balanced(
+    right: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Class-balanced accuracies from right [P] per attribute, NaN where it is not visible."""
+    tables = {}
+    for name, correct in right.items():
+        columns = metrics.class_columns(correct, values[name])
+        tables[name] = columns[:, ~np.isnan(columns).all(0)]  # without classes that are visible in no image
+    tables = {name: table for name, table in tables.items() if table.shape[1]}
+    if not tables:
+        return {name: metric(math.nan) for name in ("mean", "min", "chance")} | {"attributes": {}}
+    joined = np.concatenate(list(tables.values()), axis=1)
+    groups = [name for name, table in tables.items() for _ in range(table.shape[1])]
+    return {
+        "mean": bootstrap.mean(joined, groups),
+        "min": bootstrap.mean(joined, groups, worst=True),
+        "chance": metric(float(np.mean([1 / table.shape[1] for table in tables.values()]))),
+        "attributes": {name: bootstrap.mean(table, [0] * table.shape[1]) for name, table in tables.items()},
+    }
+
+
+# ---------------------------------------------------------------- generator
+
+
+@torch.no_grad()
+def generator(context: EvaluationContext) -> dict[str, Metric]:
+    """Distribution of generated samples against that of rendered images, in the oracle's features.
+
+    fid_oracle: Frechet distance of as many samples as test images; fid_floor: of the two halves of the test images,
+    which fewer images make larger. precision, recall: of the same images.
+    attribute_share_error: largest relative difference, over all values that rendered images show, between the share of
+    samples and of rendered images in which the oracle reads the value. Of few images that is mostly noise, the largest
+    of some sixty differences; so all samples count, and training images beside the test's.
+    """
+    if context.counterfactuals is None or context.samples is None:
+        return {}
+    networks, samples, count = context.networks, context.samples, min(len(context.samples), len(context.test.ids))
+    names = ("fid_oracle", "fid_floor", "precision", "recall", "attribute_share_error")
+    if note := networks.absent("oracle"):
+        return {name: absent(note) for name in names}
+    if count <= NEIGHBOURS:
+        return {name: metric(math.nan) for name in names}
+    generated, real = (
+        in_batches(networks.oracle.features, pictures, context.batch, networks.device)
+        for pictures in (samples, context.test.images)
+    )
+    precision, recall = metrics.precision_recall(generated[:count].float(), real[:count].float(), NEIGHBOURS)
+    a, b = (features[:count].double().numpy() for features in (generated, real))
+
+    def distances(weights: np.ndarray) -> np.ndarray:
+        return np.array([metrics.frechet_distance(a, b, draw) for draw in weights])
+
+    return {
+        "fid_oracle": context.bootstrap.at_most(FEW_REPEATS).statistic(distances, count, centred=True),
+        "fid_floor": metric(metrics.frechet_distance(b[: count // 2], b[count // 2 :])),
+        "precision": context.bootstrap.mean(precision),
+        "recall": context.bootstrap.mean(recall),
+        "attribute_share_error": _attribute_share_error(context, generated, real),
+    }
+
+
+def _attribute_share_error(context: EvaluationContext, generated: Tensor, real: Tensor) -> Metric:
+    networks, encoded = context.networks, context.train_images
+    parts = (sampling.decode_images(encoded[part]) for part in batches(len(encoded), context.batch))
+    train = [_values_read(networks, networks.oracle.features(part.to(networks.device))) for part in parts]
+    of_samples, of_renders = _values_read(networks, generated), np.concatenate([_values_read(networks, real), *train])
+
+    def errors(weights: np.ndarray) -> np.ndarray:
+        halves = (weights[:, : len(of_samples)], of_samples), (weights[:, len(of_samples) :], of_renders)
+        sampled, rendered = (part @ values / part.sum(axis=1, keepdims=True) for part, values in halves)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nanmax(np.where(rendered > 0, np.abs(sampled / rendered - 1), np.nan), axis=1)
+
+    return context.bootstrap.at_most(FEW_REPEATS).statistic(errors, len(of_samples) + len(of_renders), centred=True)
+
+
+def _values_read(networks: Networks, features: Tensor) -> np.ndarray:
+    """[N,V] of 0 and 1: the attribute values that the oracle reads from features [N,F]."""
+    logits = networks.oracle.logits(features.to(networks.device)).values()
+    read = [F.one_hot(each.argmax(dim=1), each.shape[1]) for each in logits]
+    return torch.cat(read, dim=1).double().cpu().numpy()
+
+
+# ---------------------------------------------------------------- identity network
+
+
+@torch.no_grad()
+def identity(context: EvaluationContext) -> dict[str, Metric]:
+    """auc: area under the verification curve of each portrait, against renders with other hair, clothes, mood, light
+    and pose: how often its own is more similar than another's."""
     from pipeline import portraits
 
-    texts = [portraits.in_a_phrase(domain.neutral, phrase) for phrase in phrases]
+    if context.counterfactuals is None:
+        return {}
+    networks, test = context.networks, context.test
+    if note := networks.absent("identity"):
+        return {"auc": absent(note)}
+    assert test.people is not None
+    known, ids = test.people[:VERIFIED_COUNT], test.ids[:VERIFIED_COUNT]
+    others = [portraits.with_nuisance(person, FRESH + row_id) for person, row_id in zip(known, ids, strict=True)]
+    renders = counterfactuals.render(others, test.images.shape[-1])
+
+    own_images, own_renders = (
+        F.normalize(in_batches(networks.identity, pictures, context.batch, networks.device).float(), dim=1)
+        for pictures in (test.images[: len(known)], renders)
+    )
+    table = own_images @ own_renders.T
+    own = table.diagonal()[:, None]
+    below = (table < own).float() + 0.5 * (table == own)
+    others_below = below.sum(dim=1) - 0.5  # the portrait's own render ties with itself
+    return {"auc": context.bootstrap.mean(others_below / (len(known) - 1))}  # a single portrait: 0 / 0
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+@torch.no_grad()
+def clip(context: EvaluationContext) -> dict[str, Any]:
+    """Zero-shot accuracy of CLIP, and the alignment of its differences.
+
+    zero_shot, zero_shot_min, chance: each visible attribute read as the nearest of its values' texts, class-balanced;
+    mean and minimum over attributes. zero_shot_heldout: only values that have words kept out of all training, in these
+    words, as the domain's table of synonyms reads them; zero_shot_literal: in these words themselves.
+    The others: `metrics.alignment` of test images and their captions.
+    """
+    if context.counterfactuals is None:
+        return {}
+    networks, test = context.networks, context.test
+    units = clip_units(networks, test.images, context.batch)
+    right, values = _zero_shot(context, units)
+    accuracy = _balanced(right["seen"], values, context.bootstrap)
+    count = min(RETRIEVAL_COUNT, len(test.ids))
+    captions = captions_of(test, count, context.bootstrap.seed)
+    parts = (captions[part] for part in batches(count, context.batch))
+    texts = torch.cat([networks.clip.embed_texts(part).float().cpu() for part in parts])
+    return {
+        "zero_shot": accuracy["mean"],
+        "zero_shot_min": accuracy["min"],
+        "zero_shot_heldout": _balanced(right["heldout"], values, context.bootstrap)["mean"],
+        "zero_shot_literal": _balanced(right["literal"], values, context.bootstrap)["mean"],
+        "chance": accuracy["chance"],
+        **metrics.alignment(units[:count], texts, context.bootstrap),
+        "attributes": accuracy["attributes"],
+    }
+
+
+def _zero_shot(
+    context: EvaluationContext, units: Tensor
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Correctness [P] by wording and attribute, NaN where a test image does not count; true values by attribute."""
+    from pipeline import portraits
+
+    networks, domain = context.networks, context.networks.domain
+    attributes = counterfactuals.readable_attributes(networks)
+    true, visible = true_values(context.test, attributes)
+    right: dict[str, dict[str, np.ndarray]] = {"seen": {}, "heldout": {}, "literal": {}}
+    for name, values in attributes.items():
+        phrases = [portraits.PHRASES[name][value] for value in values]
+        has_heldout = np.isin(true[name], [k for k, (_, heldout) in enumerate(phrases) if heldout])
+        for wording in right:
+            counted = visible[name] if wording == "seen" else visible[name] & has_heldout
+            network = networks.clip.without_synonyms() if wording == "literal" else networks.clip
+            chosen = [trained if wording == "seen" else heldout or trained for trained, heldout in phrases]
+            texts = torch.stack([_mean_feature(network, domain, synonyms) for synonyms in chosen])
+            right[wording][name] = np.where(counted, metrics.zero_shot(units, texts).numpy() == true[name], np.nan)
+    return right, true
+
+
+def _mean_feature(clip: Clip, domain: Domain, phrases: Sequence[str]) -> Tensor:
+    """Mean unit feature [E] of several wordings of one value ("face with red hair", "red-haired face")."""
+    from pipeline import portraits
+
+    texts = [portraits.noun_phrase(domain.neutral, phrase) for phrase in phrases]
     features = [clip.text_feature(text, domain.templates).float().cpu() for text in texts]
     return F.normalize(torch.stack(features).mean(0), dim=0)
 
 
-def _balanced(right: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], draws: Draws) -> dict[str, Any]:
-    """Class-balanced accuracies from right [P] per attribute, NaN where it cannot be seen: mean, min, chance, each."""
-    tables = {}
-    for name, values in right.items():
-        columns = metrics.class_columns(values, truth[name])
-        tables[name] = columns[:, ~np.isnan(columns).all(0)]  # a class that nobody shows cannot be told
-    tables = {name: table for name, table in tables.items() if table.shape[1]}
-    if not tables:
-        return {name: metrics.leaf(math.nan) for name in ("mean", "min", "chance")} | {"attributes": {}}
-    joined = np.concatenate(list(tables.values()), axis=1)
-    groups = [name for name, table in tables.items() for _ in range(table.shape[1])]
+@torch.no_grad()
+def clip_directions(context: EvaluationContext) -> dict[str, Any]:
+    """attribute_direction_cos: cosine of a prompt's text delta with the mean CLIP step from images to counterfactuals.
+
+    Mean over the prompts seen in training; each prompt of the domain below `directions`.
+    """
+    goals = context.counterfactuals
+    if goals is None:
+        return {}
+    networks, domain, rows = context.networks, context.networks.domain, context.test.rows()
+    ids = sorted({row_id for row_id, _ in goals.index})
+    place = {row_id: i for i, row_id in enumerate(ids)}
+    pictures = context.test.images[[rows[row_id] for row_id in ids]]
+    units = clip_units(networks, pictures, context.batch) if ids else torch.zeros(0)
+    columns: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # image [n], step [n,E], text delta [E]
+    for prompt in domain.prompts:
+        of_prompt = [(place[row_id], n) for (row_id, text), n in goals.index.items() if text == prompt.text]
+        if of_prompt:
+            image, cases = (list(column) for column in zip(*of_prompt, strict=True))
+            steps = (goals.clip[cases] - units[image]).double().numpy()
+            delta = networks.clip.text_delta(domain.neutral, prompt.text, domain.templates)
+            columns[prompt.text] = np.array(image), steps, delta.double().cpu().numpy()
+
+    def cosines(text: str, weights: np.ndarray) -> np.ndarray:
+        image, steps, delta = columns[text]
+        mean = weights[:, image] @ steps
+        with np.errstate(invalid="ignore"):
+            return mean @ delta / (np.linalg.norm(mean, axis=1) * np.linalg.norm(delta))
+
+    def average(weights: np.ndarray) -> np.ndarray:
+        return np.nanmean([cosines(text, weights) for text in seen], axis=0)
+
+    seen = [prompt.text for prompt in domain.prompts if prompt.split == "seen" and prompt.text in columns]
+    if not seen:
+        return {"attribute_direction_cos": metric(math.nan), "directions": {}}
     return {
-        "mean": metrics.interval(joined, groups, draws=draws),
-        "min": metrics.interval(joined, groups, worst=True, draws=draws),
-        "chance": metrics.leaf(float(np.mean([1 / table.shape[1] for table in tables.values()]))),
-        "attributes": {
-            name: metrics.interval(table, [0] * table.shape[1], draws=draws) for name, table in tables.items()
+        "attribute_direction_cos": context.bootstrap.statistic(average, len(ids)),
+        "directions": {
+            text: context.bootstrap.statistic(lambda weights, text=text: cosines(text, weights), len(ids))
+            for text in columns
         },
     }

@@ -1,8 +1,7 @@
-"""What the paper claims, in our words, and what the numbers here say to each.
+"""Claims of the paper and of this repository, each with the measured difference that decides it.
 
-A claim compares two editors on the very same people and prompts, or is a difference in metrics.json that was measured
-on the same people. The verdict is the interval's: the claim holds where all of it is above 0, does not hold where all
-of it is below.
+A claim compares two editors on the same images and prompts, or names a difference in metrics.json that was measured on
+the same images. It holds where the whole interval of the difference is above 0, and does not where it is below.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation import metrics
-from pipeline.evaluation.metrics import Draws, Leaf
-from pipeline.report.edit_grid import label
+from pipeline.editors import label
+from pipeline.evaluation.bootstrap import Bootstrap, Metric
 
 if TYPE_CHECKING:
     import polars as pl
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+ABLATION = ("reached", "kept", "identity", "counterfactual_gain")
+QUALITY = ("reached", "kept", "identity", "psnr")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """name: in metrics.json. text: what is claimed; source: where. More of every measure is better.
+    """name: in metrics.json; text and source: the claim and its place in the paper; more of every measure is better.
 
-    better, worse: editors; or, without measures, `better` is the path of a difference in metrics.json.
-    split: of the prompts that decide.
+    better, worse: editors; without measures, `better` is the path of a difference in metrics.json
+    split: of the prompts that decide
     """
 
     name: str
@@ -40,8 +40,8 @@ class Claim:
     split: str = "seen"
 
 
-def _against(editor: str, called: str, source: str = "table I") -> Claim:
-    text = f"DeltaEdit-G does what was asked, and less besides, better than {called}"
+def _against(editor: str, name: str, source: str = "table I") -> Claim:
+    text = f"DeltaEdit-G follows the text, and keeps the rest, better than {name}"
     measures = ("reached", "kept", "clip_direction", "identity", "psnr_input", "identity_input")
     return Claim(f"against_{editor}", text, source, "deltaedit_g", editor, measures)
 
@@ -49,35 +49,35 @@ def _against(editor: str, called: str, source: str = "table I") -> Claim:
 CLAIMS = (
     Claim(
         "deltas_aligned",
-        "CLIP's differences of two pictures and of their texts point the same way; those of strangers do not",
+        "CLIP's differences of two images and of their own texts are aligned; those of unrelated pairs are not",
         "section 3, figure 2",
         "clip.delta_cos_gap",
     ),
     Claim(
         "deltas_retrieve",
-        "Differences of pictures find their texts better than the embeddings themselves do",
+        "Differences of images retrieve their texts better than the embeddings themselves do",
         "section 3",
         "clip.retrieval_gain",
     ),
     Claim(
         "delta_condition",
-        "A mapper told differences edits better than one told the goal itself (neither masked)",
+        "A mapper conditioned on differences edits better than one conditioned on the target (neither masked)",
         "table I, ablation",
         "deltaedit_g_unmasked",
         "clip_target",
-        ("reached", "kept", "identity", "counterfactual_gain"),
+        ABLATION,
     ),
     Claim(
         "style_space",
-        "Moving style channels edits better than moving w+ (neither masked, both at one strength)",
+        "Edits in style space are better than edits in w+ (neither masked, both at one strength)",
         "table I, ablation",
         "deltaedit_g_unmasked",
         "deltaedit_g_wplus",
-        ("reached", "kept", "identity", "counterfactual_gain"),
+        ABLATION,
     ),
     Claim(
         "relevance_mask",
-        "Masking channels (by relevance and agreement, the mapper told less too) keeps what the text does not name",
+        "The channel mask (relevance, same sign, condition without noise) keeps what the text does not name",
         "figure 12",
         "deltaedit_g",
         "deltaedit_g_unmasked",
@@ -89,7 +89,7 @@ CLAIMS = (
     _against("styleclip_op", "StyleCLIP-OP", "ours; the paper compares their times"),
     Claim(
         "new_words",
-        "Words that no network was taught are followed too",
+        "Words that no network was trained on are followed too",
         "the method's promise",
         "deltaedit_g",
         "identity_editor",
@@ -106,19 +106,19 @@ CLAIMS = (
     ),
     Claim(
         "diffusion_reconstructs",
-        "The diffusion model, by DDIM, gives its input back more closely than inversion in W+",
+        "DDIM reconstructs an image more closely than inversion in W+ does",
         "table III",
         "diffusion.ddim.ssim_over_inversion",
     ),
     Claim(
         "style_reconstructs",
-        "Told a picture's style, DDIM gives it back more closely than told the mean style",
+        "Conditioned on an image's style, DDIM reconstructs it more closely than conditioned on the mean style",
         "table III",
         "diffusion.ddim.ssim_over_mean_style",
     ),
     Claim(
         "mask_and_diffusion",
-        "Inside a mask, DeltaEdit-D keeps more of the picture",
+        "Inside a mask, DeltaEdit-D keeps more of the image",
         "ours",
         "deltaedit_dm",
         "deltaedit_d",
@@ -126,7 +126,7 @@ CLAIMS = (
     ),
     Claim(
         "measured_effect",
-        "Moving channels by the mean of the mapper and their measured effect keeps more",
+        "The mean of the mapper's step and the measured effect of its channels keeps more",
         "ours",
         "deltaedit_gr",
         "deltaedit_g",
@@ -134,80 +134,52 @@ CLAIMS = (
     ),
     Claim(
         "on_the_photograph",
-        "Laid onto the photograph, as far and where CLIP follows, DeltaEdit-G's change does more and keeps more",
+        "Applied to the input image, at the strength and in the region that CLIP confirms, DeltaEdit-G's edit does more"
+        " and keeps more",
         "ours",
         "deltaedit_gp",
         "deltaedit_g",
-        ("reached", "kept", "identity", "psnr"),
+        QUALITY,
     ),
     Claim(
         "without_diffusion",
-        "That change, DeltaEdit-GP, does more and keeps more than DeltaEdit-D inside a mask",
+        "That edit, DeltaEdit-GP, does more and keeps more than DeltaEdit-D inside a mask",
         "ours",
         "deltaedit_gp",
         "deltaedit_dm",
-        ("reached", "kept", "identity", "psnr"),
+        QUALITY,
     ),
 )
 
 
-def tested(found: Mapping[str, Any], scores: pl.DataFrame, splits: Mapping[str, str], draws: Draws) -> dict[str, Any]:
-    """The difference that decides each claim, by name and measure; none where a side is not there.
+def differences(
+    numbers: Mapping[str, Any], scores: pl.DataFrame, splits: Mapping[str, str], bootstrap: Bootstrap
+) -> dict[str, dict[str, Metric]]:
+    """The differences that decide claims, by claim and measure; only those that were measured.
 
-    found: metrics.json without the claims. scores: a row per editor and case, as in evaluation/scores.parquet. splits:
-    of the prompts, by their text.
+    numbers: metrics.json without claims
+    scores: a row per editor and case, as in evaluation/scores.parquet
+    splits: of the prompts, by text
     """
     import polars as pl
 
     ran = set(scores["editor"].unique()) if scores.height else set()
-    differences: dict[str, Any] = {}
+    by_claim: dict[str, dict[str, Metric]] = {}
     for claim in CLAIMS:
+        measured: dict[str, Metric] = {}
         if not claim.measures:
-            differences[claim.name] = {"difference": _at(found, claim.better)}
+            measured = {"difference": _at(numbers, claim.better)}
         elif {claim.better, claim.worse} <= ran:
-            asked = scores.filter(pl.col("prompt").is_in([text for text in splits if splits[text] == claim.split]))
-            measures = [name for name in claim.measures if name in asked.columns]
-            differences[claim.name] = {name: paired(asked, claim.better, claim.worse, name, draws) for name in measures}
-    known = {
-        name: {measure: leaf for measure, leaf in leaves.items() if leaf.get("value") is not None}
-        for name, leaves in differences.items()
-    }
-    return {name: leaves for name, leaves in known.items() if leaves}
+            rows = scores.filter(pl.col("prompt").is_in([text for text in splits if splits[text] == claim.split]))
+            names = [name for name in claim.measures if name in rows.columns]
+            measured = {name: paired(rows, claim.better, claim.worse, name, bootstrap) for name in names}
+        measured = {name: leaf for name, leaf in measured.items() if leaf.get("value") is not None}
+        by_claim |= {claim.name: measured} if measured else {}
+    return by_claim
 
 
-def table(found: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Every claim for people to read, of a whole metrics.json; a row per measure has its leaf and verdict, None where
-    it was not tested, and `full_leaf` and `full_verdict` by the metrics.json of another scale.
-    """
-    rows = []
-    for claim in CLAIMS:
-        here, there = ((known or {}).get("claims", {}).get(claim.name, {}) for known in (found, full))
-        tests = [
-            {"measure": name, "leaf": here.get(name), "full_leaf": there.get(name)}
-            for name in dict.fromkeys([*here, *there])
-        ]
-        for test in tests:
-            test |= {f"{at}verdict": verdict(test[f"{at}leaf"]) if test[f"{at}leaf"] else None for at in ("", "full_")}
-        absent = [side for side in (claim.better, claim.worse) if side not in found["editors"]]
-        note = f"{' and '.join(map(label, absent))} did not run" if claim.measures and absent else "not computed"
-        sides = f"{label(claim.better)} against {label(claim.worse)}" if claim.measures else ""
-        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if here else note})
-    return rows
-
-
-def verdict(leaf: Leaf) -> str:
-    """HOLDS, FAILS or OPEN, by the interval of a difference that is claimed to be positive."""
-    low, high = leaf["low"], leaf["high"]
-    if low is None or high is None:
-        return OPEN
-    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
-
-
-def paired(scores: pl.DataFrame, better: str, worse: str, measure: str, draws: Draws) -> Leaf:
-    """Mean difference of a measure between two editors over the cases that both edited.
-
-    Every prompt counts alike; the interval is a bootstrap over people, who keep their pairs.
-    """
+def paired(scores: pl.DataFrame, better: str, worse: str, measure: str, bootstrap: Bootstrap) -> Metric:
+    """Mean difference of a measure between two editors, over the cases that both edited; every prompt counts alike."""
     import polars as pl
 
     first, second = (
@@ -215,15 +187,44 @@ def paired(scores: pl.DataFrame, better: str, worse: str, measure: str, draws: D
         for name in (better, worse)
     )
     both = first.join(second, on=["id", "prompt"], suffix="_worse").sort("id", "prompt")
-    ids, person = np.unique(both["id"].to_numpy(), return_inverse=True)
+    ids, image = np.unique(both["id"].to_numpy(), return_inverse=True)
     texts, column = np.unique(both["prompt"].to_numpy(), return_inverse=True)
     cells = np.full((len(ids), len(texts)), np.nan)
-    cells[person, column] = (both[measure] - both[f"{measure}_worse"]).to_numpy()
-    return metrics.interval(cells, draws=draws)
+    cells[image, column] = (both[measure] - both[f"{measure}_worse"]).to_numpy()
+    return bootstrap.mean(cells)
 
 
-def _at(found: Mapping[str, Any], path: str) -> Leaf:
-    node: Any = found
+def table(numbers: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Every claim as rows for the page: per measure its metric (leaf) and verdict, None where it was not tested.
+
+    numbers: a whole metrics.json; full: that of another scale, for `full_leaf` and `full_verdict`
+    """
+    rows = []
+    for claim in CLAIMS:
+        here, there = ((known or {}).get("claims", {}).get(claim.name, {}) for known in (numbers, full))
+        tests = [
+            {"measure": name, "leaf": here.get(name), "full_leaf": there.get(name)}
+            for name in dict.fromkeys([*here, *there])
+        ]
+        for test in tests:
+            test |= {f"{at}verdict": verdict(test[f"{at}leaf"]) if test[f"{at}leaf"] else None for at in ("", "full_")}
+        absent = [side for side in (claim.better, claim.worse) if side not in numbers["editors"]]
+        note = f"{' and '.join(map(label, absent))} did not run" if claim.measures and absent else "not computed"
+        sides = f"{label(claim.better)} against {label(claim.worse)}" if claim.measures else ""
+        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if here else note})
+    return rows
+
+
+def verdict(difference: Metric) -> str:
+    """HOLDS, FAILS or OPEN, by the interval of a difference that is claimed to be positive."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return OPEN
+    return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
+def _at(numbers: Mapping[str, Any], path: str) -> Metric:
+    node: Any = numbers
     for key in path.split("."):
         node = node.get(key, {})
     return node

@@ -1,82 +1,89 @@
-"""Who drew this: the renderer, or the generator? A linear discriminator that learnt from both, and never saw an edit.
+"""Realism: a linear discriminator of rendered and generated images, which never sees an edit.
 
-It asks what people are asked who judge whether an edit looks real (paper, table II), and answers less: what it knows by
-is the hand that drew, so an editor is to be compared with what it makes of people before it edits them.
+It stands in for the raters of the paper's table II. It mostly recognises the renderer, so an editor is to be compared
+with its own images at strength 0.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import counterfactuals, metrics
-from pipeline.evaluation.metrics import Draws, Leaf
-from pipeline.evaluation.network_quality import FRESH, batches
+from pipeline.evaluation import counterfactuals
+from pipeline.evaluation.batching import in_batches
+from pipeline.evaluation.bootstrap import Metric, absent, metric
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.network_quality import FRESH
 from pipeline.models.classifiers import IdentityNet
 from pipeline.runtime.precision import lowered
-from pipeline.storage import images
 
-if TYPE_CHECKING:
-    from pipeline.networks import Backbones
-
-TAUGHT, TRIED = 800, 400  # of each kind, pictures that it learns from, and others on which it is tried
-FIRST = FRESH + 1_000_000  # of the row ids of people who are drawn for it
+TRAINED_COUNT, TESTED_COUNT = 800, 400  # images of each kind for fitting, and others for its accuracy
+FIRST = FRESH + 1_000_000  # first row id of the portraits that are rendered for it
 
 
 @dataclass(frozen=True)
 class Discriminator:
-    """weights [F] and bias of what the network sees. told_apart: accuracy on pictures that it did not learn from."""
+    """Linear classifier on features of the identity network: weights [F], bias; positive for rendered images.
+
+    accuracy: on images that it was not fitted to.
+    """
 
     network: IdentityNet
     weights: Tensor
     bias: float
-    told_apart: Leaf
+    accuracy: Metric
 
     def look(self, images: Tensor, half: bool = False) -> tuple[Tensor, Tensor]:
-        """images [B,3,R,R] -> whom they show, unit embeddings [B,K], and whether they look drawn, [B] of 0 and 1.
+        """Identity embeddings [B,K] of images [B,3,R,R], and 1 where an image is taken for rendered [B].
 
         half: in bfloat16, where that pays.
         """
         with lowered(images.device, half):
             features = self.network.features(images)
-        return self.network.embed(features), self.drawn(features)
+        return self.network.embed(features), self.rendered(features)
 
-    def drawn(self, features: Tensor) -> Tensor:
-        """features [B,F] -> [B] of 0 and 1."""
+    def rendered(self, features: Tensor) -> Tensor:
+        """1 where features [B,F] are taken for those of a rendered image: [B]."""
         return (features.float() @ self.weights.to(features.device) + self.bias > 0).float()
 
 
 @torch.no_grad()
-def discriminator(backbones: Backbones, samples: np.ndarray, batch: int, draws: Draws) -> Discriminator | None:
-    """Learnt from samples, uint8 [N,R,R,3], and as many people drawn for this alone; None without our network.
+def train(context: EvaluationContext, samples: np.ndarray) -> Discriminator | None:
+    """Fit to samples, uint8 [N,R,R,3], and as many rendered images; None without our identity network or six samples.
 
-    Linear discriminant analysis, its covariance shrunk as Ledoit and Wolf do, on what the identity network sees before
-    it names a person. Fewer samples are shared out two to one; of less than six nothing is learnt.
+    Linear discriminant analysis with Ledoit-Wolf shrinkage, on the features below the embedding. Of fewer samples than
+    wanted a third is for testing.
     """
-    count = min(TAUGHT + TRIED, len(samples))
-    if count < 6 or backbones.absent("identity") or not isinstance(backbones.identity, IdentityNet):
+    networks, count = context.networks, min(TRAINED_COUNT + TESTED_COUNT, len(samples))
+    if count < 6 or networks.absent("identity") or not isinstance(networks.identity, IdentityNet):
         return None
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     from pipeline import portraits
 
-    identity, tried = backbones.identity, count // 3
+    identity, tested = networks.identity, count // 3
     renders = counterfactuals.render([portraits.sample(FIRST + row) for row in range(count)], samples.shape[1])
 
-    def seen(pictures: np.ndarray) -> Tensor:
-        parts = (images.from_uint8(pictures[part]).to(backbones.device) for part in batches(count, batch))
-        return torch.cat([identity.features(part).cpu() for part in parts])
-
-    made, drawn = seen(samples[:count]), seen(renders)
-    known = torch.cat([made[tried:], drawn[tried:]]).double().numpy()
-    labels = np.repeat([0, 1], count - tried)
+    generated, rendered = (
+        in_batches(identity.features, pictures, context.batch, networks.device)
+        for pictures in (samples[:count], renders)
+    )
+    known = torch.cat([generated[tested:], rendered[tested:]]).double().numpy()
+    labels = np.repeat([0, 1], count - tested)
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(known, labels)
     weights, bias = torch.from_numpy(fitted.coef_[0]).float(), float(fitted.intercept_[0])
-    found = Discriminator(identity, weights, bias, metrics.leaf(math.nan))
-    right = torch.cat([1 - found.drawn(made[:tried]), found.drawn(drawn[:tried])])
-    return replace(found, told_apart=metrics.interval(right, draws=draws))
+    discriminator = Discriminator(identity, weights, bias, metric(math.nan))
+    right = torch.cat([1 - discriminator.rendered(generated[:tested]), discriminator.rendered(rendered[:tested])])
+    return replace(discriminator, accuracy=context.bootstrap.mean(right))
+
+
+def told_apart(context: EvaluationContext) -> dict[str, Metric]:
+    """told_apart: accuracy of the discriminator on rendered and generated images, 0.5 by chance."""
+    if context.counterfactuals is None or context.samples is None:
+        return {}
+    note = context.networks.absent("identity") or "not computed: it needs our identity network, and samples"
+    return {"told_apart": context.discriminator.accuracy if context.discriminator else absent(note)}

@@ -1,4 +1,4 @@
-"""Editors and their settings side by side on validation people: one setting for all prompts, never on a test person."""
+"""Trials of editors and settings on validation images: one setting for all prompts, never chosen on a test image."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pipeline import delta_mapper, editors, inversion, sources
-from pipeline.evaluation import counterfactuals, metrics, network_quality
-from pipeline.report.charts import MEASURED
+from pipeline.evaluation import TRIAL_METRICS, counterfactuals, metrics
+from pipeline.evaluation.batching import clip_units
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError, nearest
 from pipeline.storage import artefacts, dataset, images, params
-from pipeline.values import Source
+from pipeline.values import Edited, Inversion, Source, TextPair
 
 if TYPE_CHECKING:
-    from pipeline.networks import Backbones
+    from pipeline.evaluation.counterfactuals import CounterfactualSet
+    from pipeline.networks import Networks
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of an editor and what it gave: reached and kept by the evaluation's definitions, psnr in dB.
+    """One setting of an editor and its results; reached, kept and psnr (dB) as in the benchmark.
 
-    distance: of the edit to its input, 1 - cosine of the oracle's features. agreement: cosine of the step in CLIP space
-    with the text's. evaluations: passes of the network that draws, per edit. seconds: of the processor per edit, what
-    is done once per person shared by all of its edits; on a GPU, of the clock. round_trip: mean squared error, on
-    [0,1], of people whom it edits with strength 0.
+    distance: of edits to their input, 1 - cosine of the oracle's features
+    agreement: cosine of the step in CLIP space with the text delta
+    evaluations: forward passes of the drawing network per edit
+    seconds: processor time per edit, preparation of the image included; wall time on a GPU
+    round_trip: mean squared error, on [0,1], of images at strength 0
     """
 
     editor: str
@@ -49,170 +52,189 @@ class Trial:
 
     @property
     def score(self) -> float:
+        """Order of trials: reached + kept."""
         return self.reached + self.kept
 
 
 def grid(settings: Any, values: Mapping[str, Sequence[Any]], option: str = "--try") -> Iterator[Any]:
-    """`settings` with every combination of `values` (field -> what to try) put in.
+    """Copies of `settings` with every combination of `values` (field -> candidates).
 
-    InputError for another field, a value of another type, and a combination that the settings refuse.
+    Raises InputError for an unknown field, a value of another type, and a combination that the settings refuse.
     """
     known = [field.name for field in fields(settings)]
     for name in values:
         if name not in known:
             raise InputError(f"there is no setting '{name}'{nearest(name, known)}: there are {', '.join(known)}")
     for chosen in itertools.product(*values.values()):
-        tried = {name: getattr(settings, name) for name in known} | dict(zip(values, chosen, strict=True))
-        yield params.build(type(settings), tried, option)
+        combined = {name: getattr(settings, name) for name in known} | dict(zip(values, chosen, strict=True))
+        yield params.build(type(settings), combined, option)
 
 
 @torch.no_grad()
-def validation(
-    backbones: Backbones, count: int, style: str = "painted", split: str = "seen"
-) -> tuple[Source, counterfactuals.Truth]:
-    """The first `count` validation people, inverted as the workflow inverts people to edit, and their counterfactuals.
+def validation_set(
+    networks: Networks, count: int, style: str = "painted", split: str = "seen"
+) -> tuple[Source, CounterfactualSet]:
+    """The first `count` validation images, inverted as the stage `invert` does, and their counterfactuals.
 
-    style: in which both are drawn, one of `portraits.STYLES`. split: of which prompts. Raises InputError where true
-    attributes are not known (domains without a renderer), there are fewer people, or no such prompts.
+    style: of the rendering, one of `portraits.STYLES`; split: of the prompts
+
+    Raises InputError for a domain without renderer, too few images, or no such prompts.
     """
-    domain, root = backbones.domain, backbones.root
+    domain, root = networks.domain, networks.root
     if domain.renderer is None:
-        raise InputError(f"{domain.name} has photographs, whose true attributes are not known: nothing to tune by")
+        raise InputError(f"{domain.name} has photographs: tuning needs a renderer, for counterfactuals")
     prompts = {prompt.text: prompt for prompt in domain.prompts if prompt.split == split}
     if not prompts:
         known = sorted({prompt.split for prompt in domain.prompts})
         raise InputError(f"{domain.name} has no prompts of split '{split}': there are {', '.join(known)}")
     prepare = params.section(dataset.PrepareParams, root, "prepare", domain=domain)
-    rows = [row for row in dataset.row_ids(prepare) if row[1] == "val"][:count]
-    if len(rows) < count:
-        raise InputError(f"{count} validation people are asked for, prepare.val is {len(rows)}")
-    drawn = [dataset.Rendered(domain.resolution, tuple(rows), style)(place) for place in range(count)]
-    photos = torch.stack([images.decode_png(row.image) for row in drawn])
-    how = params.section(inversion.InvertParams, root, "invert", domain=domain)
-    w_plus, _ = inversion.invert(backbones.encoder, backbones.generator, photos, how.batch, how.refine)
-    detail = None
-    if how.seeks_detail:
-        detail = inversion.details(backbones.encoder, backbones.generator, photos, w_plus, how)
-    people = sources.source(backbones, photos, w_plus, detail, sources.people_of([row.params for row in drawn]))
-    test = counterfactuals.TestSet(tuple(range(count)), photos, people.people)
+    ids = [row for row in dataset.row_ids(prepare) if row[1] == "val"][:count]
+    if len(ids) < count:
+        raise InputError(f"{count} validation images are asked for, prepare.val is {len(ids)}")
+    rows = [dataset.Rendered(domain.resolution, tuple(ids), style)(position) for position in range(count)]
+    photos = torch.stack([images.decode_png(row.image) for row in rows])
+    source = sources.source(networks, photos, _invert(networks, photos), sources.portraits_of([r.params for r in rows]))
+    test = counterfactuals.TestSet(tuple(range(count)), photos, source.people)
     cases = counterfactuals.cases(test, [(row, text) for text in prompts for row in range(count)], prompts)
-    return people, counterfactuals.see(backbones, cases, domain.resolution, how.batch)
+    batch = params.section(inversion.InvertParams, root, "invert", domain=domain).batch
+    return source, counterfactuals.counterfactual_set(networks, cases, domain.resolution, batch)
+
+
+def _invert(networks: Networks, photos: Tensor) -> Inversion:
+    settings = params.section(inversion.InvertParams, networks.root, "invert", domain=networks.domain)
+    encoder, generator = networks.encoder, networks.generator
+    w_plus, _ = inversion.invert(encoder, generator, photos, settings.batch, settings.refine)
+    detail = None
+    if settings.seeks_detail:
+        detail = inversion.details(encoder, generator, photos, w_plus, settings)
+    return Inversion(w_plus, detail, settings.refine)
 
 
 def settings_of(name: str, root: Path, domain: Any) -> Any:
-    """The editor's own section of params.yaml."""
+    """Effective settings of an editor in its stage."""
     module = editors.module(name)
     return params.section(module.Params, root, f"edit_{module.KIND}.{name}", domain=domain)
 
 
-def tries(name: str, root: Path, domain: Any, values: Mapping[str, Sequence[Any]]) -> list[Any]:
-    """`grid` of the editor's own settings; what is wrong is told with its name."""
+def candidates(name: str, root: Path, domain: Any, values: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """`grid` of an editor's own settings; InputError begins with its name."""
     try:
         return list(grid(settings_of(name, root, domain), values))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 
 
-def mappers(
-    backbones: Backbones, values: Mapping[str, Sequence[Any]]
-) -> Iterator[tuple[dict[str, Any], Callable[[], Backbones]]]:
-    """Every combination of `values` of section `mapper`, as settings "mapper.NAME", and what gives the networks with a
-    mapper trained by it, on the workflow's codes and as the workflow trains one; nothing is written.
+def mapper_candidates(
+    networks: Networks, values: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[dict[str, Any], Callable[[], Networks]]]:
+    """Networks with a mapper trained by every combination of `values` of section `mapper`.
 
-    Without values, the networks as they are. InputError as of `grid`, and where there are no codes yet.
+    Yields the settings, as "mapper.NAME", and a function that trains the mapper as the stage does, without writing it.
+    Without values, the networks as they are. Raises InputError as `grid`, and without codes.
     """
-    domain, layout = backbones.domain, backbones.layout
+    domain = networks.domain
     if not values:
-        yield {}, lambda: backbones
+        yield {}, lambda: networks
         return
-    whole = params.section(delta_mapper.MapperParams, backbones.root, "mapper", domain=domain)
-    if not layout.codes.is_dir():
-        raise InputError(f"{layout.codes} is missing: run `dvc repro cache@{domain.name}`")
-    for section in grid(whole, values, "--train"):
+    settings = params.section(delta_mapper.MapperParams, networks.root, "mapper", domain=domain)
+    if not networks.paths.codes.is_dir():
+        raise InputError(f"{networks.paths.codes} is missing: run `dvc repro cache@{domain.name}`")
+    for section in grid(settings, values, "--train"):
+        yield {f"mapper.{name}": getattr(section, name) for name in values}, lambda s=section: _trained(networks, s)
 
-        def trained(section: delta_mapper.MapperParams = section) -> Backbones:
-            of = {"source": section.sources, "split": "train"}
-            codes = artefacts.read(layout.codes, "codes", ["s", "clip"], of)
-            siblings = delta_mapper.siblings(
-                layout.codes, section, params.load_yaml(backbones.root)["sample"]["redrawn"]
-            )
-            style = backbones.generator.layout
-            trainer = delta_mapper.Trainer(codes["s"], codes["clip"], style, section, backbones.device, siblings)
-            with torch.enable_grad():
-                for number in range(section.steps):
-                    trainer.step(number)
-            other = copy.copy(backbones)
-            other.__dict__["mapper"] = trainer.mapper.eval().requires_grad_(False)
-            return other
 
-        yield {f"mapper.{name}": getattr(section, name) for name in values}, trained
+def _trained(networks: Networks, section: delta_mapper.MapperParams) -> Networks:
+    """The networks with a mapper trained by `section`."""
+    paths, redrawn = networks.paths, params.load_yaml(networks.root)["sample"]["redrawn"]
+    codes = artefacts.read(paths.codes, "codes", ["s", "clip"], {"source": section.sources, "split": "train"})
+    siblings = delta_mapper.siblings(paths.codes, section, redrawn)
+    layout, device = networks.generator.layout, networks.device
+    trainer = delta_mapper.Trainer(codes["s"], codes["clip"], layout, section, device, siblings)
+    with torch.enable_grad():
+        for number in range(section.steps):
+            trainer.step(number)
+    other = copy.copy(networks)
+    other.__dict__["mapper"] = trainer.mapper.eval().requires_grad_(False)
+    return other
 
 
 @torch.no_grad()
-def trial(
-    backbones: Backbones,
+def run_trial(
+    networks: Networks,
     name: str,
     settings: Any,
-    people: Source,
-    goals: counterfactuals.Truth,
-    source: str | None = None,
+    validation: tuple[Source, CounterfactualSet],
+    source_text: str | None = None,
 ) -> Trial:
-    """Means over prompts for one setting of one editor. `goals` are those of row ids 0 .. len(people) - 1. source: the
-    words that prompts are told from, in place of the domain's neutral one (paper, section 5.5.1)."""
-    editor, evaluations, spent, edits = editors.load(name, backbones, settings), 0, 0.0, 0
-    direction = None
-    domain, size = backbones.domain, len(people)
-    clock = time.process_time if backbones.device == "cpu" else time.perf_counter
-    before, clip_before = (
-        backbones.oracle.features(people.image),
-        network_quality.clip_units(backbones, people.image, size),
-    )
-    table: dict[str, list[float]] = {name: [] for name in ("reached", "kept", "psnr", "distance", "agreement")}
-    for condition in sources.conditions(domain):
-        condition = condition if source is None else replace(condition, source=source)
-        rows = [row for row in range(size) if (row, condition.target) in goals.index]
+    """Means over prompts for one setting of one editor.
+
+    validation: of `validation_set`
+    source_text: in place of the domain's neutral word (paper, section 5.5.1)
+
+    Raises InputError where no prompt applies to any image.
+    """
+    (source, goals), editor = validation, editors.load(name, networks, settings)
+    clock = time.process_time if networks.device == "cpu" else time.perf_counter
+    seconds, edits, evaluations, direction = 0.0, 0, 0, None
+    before = networks.oracle.features(source.image), clip_units(networks, source.image, len(source))
+    table: dict[str, list[float]] = {}
+    for condition in sources.conditions(networks.domain):
+        condition = condition if source_text is None else replace(condition, source=source_text)
+        rows = [row for row in range(len(source)) if (row, condition.target) in goals.index]
         if not rows:
             continue
-        cases = [goals.index[row, condition.target] for row in rows]
         direction, started = editor.fit(condition), clock()
-        edited = editor.edit(people.select(rows), direction, settings.strength)
-        spent, edits = spent + clock() - started, edits + len(rows)
-        pictures, evaluations = edited.images.clamp(-1, 1), edited.evaluations
-        seen = backbones.oracle.features(pictures)
-        logits = backbones.oracle.logits(seen)
-        read = torch.stack([logits[name].argmax(1).cpu() for name in backbones.oracle.attributes], dim=1)
-        moved = network_quality.clip_units(backbones, pictures, size) - clip_before[rows]
-        said = backbones.clip.text_delta(domain.neutral, condition.target, domain.templates).cpu()
-        found = {
-            "reached": metrics.reached(read, goals.answers[cases], goals.asked[cases]),
-            "kept": metrics.kept(read, goals.answers[cases], goals.counted[cases]),
-            "psnr": metrics.psnr(pictures.cpu(), goals.images(cases)),
-            "distance": 1 - metrics.cosine(seen, before[rows]),
-            "agreement": metrics.cosine(moved, said.expand_as(moved)),
-        }
-        for key, values in found.items():
-            table[key].append(values.nanmean().item())
-    means = {key: sum(values) / max(1, len(values)) for key, values in table.items()}
+        edited = editor.edit(editor.prepare(source.select(rows)), direction, settings.strength)
+        seconds, edits, evaluations = seconds + clock() - started, edits + len(rows), edited.evaluations
+        for key, values in _measure(networks, goals, condition, rows, edited, before).items():
+            table.setdefault(key, []).append(values.nanmean().item())
     if direction is None:
-        raise InputError("no prompt of the domain concerns one of these people: try more people")
-    error = metrics.mse(editor.edit(people, direction, 0.0).images, people.image).mean().item()
-    costs = {"evaluations": evaluations, "seconds": spent / max(1, edits)}
-    tried = vars(settings) if source is None else {"source": source, **vars(settings)}
-    return Trial(name, tried, **means, **costs, round_trip=error)
+        raise InputError("no prompt of the domain applies to one of these images: try more of them")
+    means = {key: sum(values) / len(values) for key, values in table.items()}
+    error = metrics.mse(editor.edit(editor.prepare(source), direction, 0.0).images, source.image).mean().item()
+    shown = vars(settings) if source_text is None else {"source": source_text, **vars(settings)}
+    return Trial(name, shown, **means, evaluations=evaluations, seconds=seconds / edits, round_trip=error)
 
 
-def save(path: Path, people: int, split: str, trials: Sequence[tuple[str, Trial]]) -> None:
-    """Write a table of (style of the pictures, trial) on prompts of `split` as CSV: a row each, settings first, which
-    differ by editor."""
+def _measure(
+    networks: Networks,
+    goals: CounterfactualSet,
+    condition: TextPair,
+    rows: list[int],
+    edited: Edited,
+    before: tuple[Tensor, Tensor],
+) -> dict[str, Tensor]:
+    """reached, kept, psnr, distance and agreement of the edits of `rows` [n]; before: oracle's features, CLIP units."""
+    domain, pictures = networks.domain, edited.images.clamp(-1, 1)
+    cases = [goals.index[row, condition.target] for row in rows]
+    features = networks.oracle.features(pictures)
+    logits = networks.oracle.logits(features)
+    read = torch.stack([logits[name].argmax(1).cpu() for name in networks.oracle.attributes], dim=1)
+    step = clip_units(networks, pictures, len(before[1])) - before[1][rows]
+    delta = networks.clip.text_delta(domain.neutral, condition.target, domain.templates).cpu()
+    return {
+        "reached": metrics.reached(read, goals.values[cases], goals.asked[cases]),
+        "kept": metrics.kept(read, goals.values[cases], goals.counted[cases]),
+        "psnr": metrics.psnr(pictures.cpu(), goals.images(cases)),
+        "distance": 1 - metrics.cosine(features, before[0][rows]),
+        "agreement": metrics.cosine(step, delta.expand_as(step)),
+    }
+
+
+def save(path: Path, count: int, split: str, trials: Sequence[tuple[str, Trial]]) -> None:
+    """Write (style, trial) pairs as CSV, a row each: first the settings, which differ by editor, then the metrics.
+
+    count: validation images; split: of the prompts
+    """
     rows = [
-        {"editor": trial.editor, "people": people, "style": style, "split": split}
+        {"editor": trial.editor, "people": count, "style": style, "split": split}
         | trial.settings
-        | {name: f"{getattr(trial, name):.4g}" for name in MEASURED}
+        | {name: f"{getattr(trial, name):.4g}" for name in TRIAL_METRICS}
         for style, trial in trials
     ]
-    names = dict.fromkeys(name for row in rows for name in row if name not in MEASURED)
+    names = dict.fromkeys(name for row in rows for name in row if name not in TRIAL_METRICS)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, *MEASURED], lineterminator="\n")
+    writer = csv.DictWriter(text, [*names, *TRIAL_METRICS], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     files.write_bytes(path, text.getvalue().encode())

@@ -1,7 +1,7 @@
 """IR-SE50, ArcFace's ResNet (Deng et al. 2019) with squeeze and excitation, under the keys of the published files.
 
-With its output layer it knows faces (`FaceNet`, model_ir_se50.pth); without, it is the body of the e4e and pSp encoders
-(`pipeline.models.e4e.PublishedEncoder`).
+With its output layer it is the identity network `FaceNet` (model_ir_se50.pth); without, the backbone of the e4e and pSp
+encoders (`pipeline.models.e4e.PublishedEncoder`).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NAME = "ir_se50"  # under `backbone` in the heading of a weights file
-DEPTHS = 3, 4, 14, 3  # bottlenecks per width; the first of each halves the map
-REDUCTION = 16  # of the channels within a gate
-INPUT = 256  # pixels of the pictures that these networks were trained on
+NAME = "ir_se50"  # `backbone` in the metadata of a weights file
+DEPTHS = 3, 4, 14, 3  # bottlenecks per group; the first of each has stride 2
+REDUCTION = 16  # of the channels inside squeeze and excitation
+INPUT = 256  # pixels of the training images
 FACE = slice(35, 223), slice(32, 220)  # rows and columns of an aligned face within them
 
 
-def pictures(images: Tensor, size: int) -> Tensor:
-    """images [B,3,R,R] -> [B,3,size,size]: box averages of larger ones, smaller ones interpolated."""
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize images [B,3,R,R] to [B,3,size,size]: larger ones by box averages, smaller ones bilinearly."""
     if images.shape[-1] < size:
         images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     return F.adaptive_avg_pool2d(images, size).contiguous(memory_format=torch.channels_last)
 
 
-class Gate(nn.Module):
-    """Scales every channel of [B,C,H,W] by what all of them say on average (squeeze and excitation)."""
+class SqueezeExcitation(nn.Module):
+    """Scale the channels of [B,C,H,W] by a two-layer function of their means (Hu et al. 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Gate(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The improved residual block of ArcFace: norm first, PReLU, gate; its shortcut drops pixels where widths agree."""
+    """Residual block of ArcFace: norm first, PReLU, squeeze and excitation; a shortcut of equal width subsamples."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Bottleneck(nn.Module):
             nn.PReLU(outputs),
             nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outputs),
-            Gate(outputs),
+            SqueezeExcitation(outputs),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ class Bottleneck(nn.Module):
 
 
 def stem(width: int) -> nn.Sequential:
-    """[B,3,H,W] -> [B,width,H,W]."""
+    """Input layer [B,3,H,W] -> [B,width,H,W]."""
     return nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width))
 
 
 def body(widths: tuple[int, ...]) -> nn.Sequential:
-    """[B,widths[0],H,W] -> [B,widths[3],H/16,W/16]."""
+    """Bottlenecks of all four groups, [B,widths[0],H,W] -> [B,widths[3],H/16,W/16]."""
     blocks, inputs = [], widths[0]
     for width, depth in zip(widths, DEPTHS, strict=True):
         for index in range(depth):
@@ -74,18 +74,18 @@ def body(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def maps(x: Tensor, blocks: nn.Sequential, count: int = len(DEPTHS)) -> list[Tensor]:
-    """What the first `count` groups of a body make of x [B,C,H,W]: at H/2, H/4, H/8 and H/16."""
-    found, layers = [], iter(blocks)
+def feature_maps(x: Tensor, blocks: nn.Sequential, count: int = len(DEPTHS)) -> list[Tensor]:
+    """Outputs of the first `count` groups of a body for x [B,C,H,W], with H/2, H/4, H/8 and H/16 rows."""
+    outputs, layers = [], iter(blocks)
     for depth in DEPTHS[:count]:
         for _ in range(depth):
             x = next(layers)(x)
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 class FaceNet(nn.Module):
-    """images [B,3,R,R] in [-1,1] -> unit embeddings [B,dim]. Looks at the middle of the picture, as e4e and pSp do.
+    """Identity network: images [B,3,R,R] in [-1,1] -> unit embeddings [B,dim]. Crops the centre, as e4e and pSp do.
 
     widths: channels of the four groups.
     """

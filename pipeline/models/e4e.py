@@ -1,8 +1,8 @@
-"""e4e (Tov et al. 2021): a picture -> w+, as an average code plus one common and L - 1 own differences.
+"""e4e (Tov et al. 2021): an image -> w+, as the average code plus one common offset and an own offset per row.
 
-A feature pyramid; one style block per row of w+ reads it at the scale of its level (coarse rows the smallest map). The
-rows beyond the `stage`-th get no difference of their own, which is how training lets them in one after the other.
-`Encoder` is small and trained here; `PublishedEncoder` holds the files of e4e and pSp (Richardson et al. 2021).
+One style block per row of w+ reads a feature pyramid at the scale of its level (coarse rows the smallest map).
+Progressive training adds own offsets row by row (`stage`). `Encoder` is small and trained by this project;
+`PublishedEncoder` has the architecture and keys of e4e's and pSp's files (Richardson et al. 2021).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.models.stylegan2 import EqualLinear
 
 
 class StyleBlock(nn.Module):
-    """A feature map [B,C,size,size] -> one row [B,D]: stride-2 convolutions down to one pixel, then a linear layer."""
+    """Feature map [B,C,size,size] -> one row [B,D]: stride-2 convolutions down to one pixel, then a linear layer."""
 
     def __init__(self, channels: int, style_dim: int, size: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class StyleBlock(nn.Module):
 
 
 class Stem(nn.Sequential):
-    """The first convolution; larger pictures [B,3,R,R] are averaged down to `size` before it."""
+    """First convolution, for images [B,3,R,R]; larger ones are averaged down to `size` pixels first."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
@@ -46,11 +46,13 @@ class Stem(nn.Sequential):
 
 
 class StyleEncoder(nn.Module):
-    """images [B,3,R,R] in [-1,1] -> w_plus [B,L,D], whatever network looks at the pictures (`pyramid`, `features`).
+    """Images [B,3,R,R] in [-1,1] -> w_plus [B,L,D]; subclasses define the backbone by `pyramid` and `features`.
 
-    rows: L. sizes: pixels of the three maps of the pyramid, largest first, of `channels` channels each. split: rows
-    before a are coarse, before b medium. common: rows are differences from the first one. latent_avg [L,D]: the code
-    that all of it is added to.
+    rows: L. style_dim: D.
+    channels, sizes: of the three maps of the pyramid; sizes in pixels, largest first.
+    split: rows below the first number are coarse, below the second medium.
+    common: every row is the first one plus its own offset; False: rows are independent (pSp).
+    latent_avg [L,D]: the average code, added to the result.
     """
 
     latent_avg: Tensor
@@ -70,23 +72,20 @@ class StyleEncoder(nn.Module):
         self.register_buffer("latent_avg", torch.zeros(rows, style_dim))
 
     def _scale(self, row: int) -> int:
-        """The pyramid level that a row reads: 2 is the smallest map."""
+        """Index of the map that a row reads; 2 is the smallest."""
         coarse, medium = self.split
         return 2 if row < coarse else 1 if row < medium else 0
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Three maps of the pictures, largest first, each with what the smaller ones see."""
+        """Feature pyramid of the images: three maps, largest first, each merged with the smaller ones."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What it sees of a picture at a half, a quarter and an eighth of its size, unit length per pixel.
-
-        To compare two pictures by.
-        """
+        """Perceptual features: maps at 1/2, 1/4 and 1/8 of the image size, of unit length per pixel."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, stage: int | None = None) -> Tensor:
-        """`stage`: rows 1 .. stage get a difference of their own; all of them when None."""
+        """Encode images [B,3,R,R] -> w_plus [B,L,D]; `stage`: rows 1 to stage get own offsets, None: all rows."""
         maps = self.pyramid(images)
         first = self.styles[0](maps[self._scale(0)])
         active = self.rows - 1 if stage is None else min(stage, self.rows - 1)
@@ -98,7 +97,7 @@ class StyleEncoder(nn.Module):
 
 
 class Encoder(StyleEncoder):
-    """The encoder that is trained here. resolution: pixels it looks at; widths: channels at 1/2 .. 1/16 of them."""
+    """Small encoder. resolution: input pixels; widths: channels at 1/2, 1/4, 1/8, ... of the resolution."""
 
     def __init__(
         self, resolution: int, widths: tuple[int, ...], rows: int, style_dim: int, split: tuple[int, int] = (3, 7)
@@ -123,13 +122,14 @@ class Encoder(StyleEncoder):
         for block in self.stages:
             x = block(x)
             maps.append(x)
-        return _summed(maps, self.lateral)[-3:]
+        return _merged(maps, self.lateral)[-3:]
 
 
 class PublishedEncoder(StyleEncoder):
-    """e4e's network on an IR-SE50, with the published keys. Pictures of other sizes are brought to `size` pixels.
+    """e4e on an IR-SE50 backbone, with the published keys.
 
-    widths: channels of the four groups of its body. common False: pSp, whose rows are independent of the first.
+    widths: channels of the backbone's four groups. size: input pixels; images of other sizes are resized. common: True
+    for e4e, False for pSp.
     """
 
     def __init__(
@@ -141,27 +141,30 @@ class PublishedEncoder(StyleEncoder):
         self.latlayer1, self.latlayer2 = nn.Conv2d(widths[2], widths[-1], 1), nn.Conv2d(widths[1], widths[-1], 1)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        x = self.input_layer(arcface.pictures(images, self.size))
-        return [F.normalize(found.float(), dim=1) for found in arcface.maps(x, self.body, 3)]
+        x = self.input_layer(arcface.resize(images, self.size))
+        return [F.normalize(features.float(), dim=1) for features in arcface.feature_maps(x, self.body, 3)]
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        x = self.input_layer(arcface.pictures(images, self.size))
-        return _summed(arcface.maps(x, self.body)[1:], [self.latlayer2, self.latlayer1])
+        x = self.input_layer(arcface.resize(images, self.size))
+        return _merged(arcface.feature_maps(x, self.body)[1:], [self.latlayer2, self.latlayer1])
 
 
-def _summed(maps: list[Tensor], lateral: Sequence[nn.Module] | nn.ModuleList) -> list[Tensor]:
-    """Every map but the smallest, through its own convolution, plus the one below it enlarged to its size."""
+def _merged(maps: list[Tensor], lateral: Sequence[nn.Module] | nn.ModuleList) -> list[Tensor]:
+    """Add to every map but the smallest, after its lateral convolution, the next smaller one, enlarged."""
     for k in range(len(maps) - 2, -1, -1):
-        above = F.interpolate(maps[k + 1], size=maps[k].shape[-2:], mode="bilinear", align_corners=True)
-        maps[k] = above + lateral[k](maps[k])
+        enlarged = F.interpolate(maps[k + 1], size=maps[k].shape[-2:], mode="bilinear", align_corners=True)
+        maps[k] = enlarged + lateral[k](maps[k])
     return maps
 
 
 def build(numbers: Mapping[str, Any]) -> StyleEncoder:
-    """An encoder from the plain numbers of a weights file: `backbone` says whose; absent, it is one of ours."""
+    """Encoder with the sizes in a weights file's metadata: `PublishedEncoder` if it has a `backbone`, else `Encoder`.
+
+    Raises ValueError for an unknown backbone.
+    """
     rest = {name: value for name, value in numbers.items() if name != "backbone"}
     if "backbone" not in numbers:
         return Encoder(**rest)
     if numbers["backbone"] != arcface.NAME:
-        raise ValueError(f"an encoder on '{numbers['backbone']}'")
+        raise ValueError(f"unknown backbone of an encoder: '{numbers['backbone']}'")
     return PublishedEncoder(**rest)

@@ -1,6 +1,6 @@
-"""Networks that compare photographs, where no truth is known: Inception for FID, AlexNet with LPIPS's heads.
+"""Networks of perceptual metrics without ground truth: Inception for FID, AlexNet with LPIPS's heads.
 
-Both are other people's, in their own arithmetic (torchvision's layers, torchmetrics' LPIPS); nothing is downloaded.
+Architectures are torchvision's and torchmetrics'; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -9,60 +9,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.lean import lean_imports
-
-SEEN = 299  # pixels that Inception takes
-SMALLEST = 64  # pixels; AlexNet has no room for less
+INCEPTION_SIZE = 299  # pixels
+ALEXNET_MIN_SIZE = 64  # pixels
 
 
 class Inception(nn.Module):
-    """images [B,3,R,R] in [-1,1] -> features [B,2048], in which FID is measured (Heusel et al. 2017).
+    """Images [B,3,R,R] in [-1,1] -> the features [B,2048] of FID (Heusel et al. 2017).
 
-    The TensorFlow network of 2015, as pytorch-fid holds it: torchvision's Inception3 whose average pooling leaves the
-    border out of the mean and whose last block pools by maximum. Pictures are resized bilinearly, without antialiasing.
+    The TensorFlow network of 2015, as in pytorch-fid: torchvision's Inception3, except that average pooling leaves
+    padding out of the mean and the last block pools by maximum. Images are resized bilinearly, without antialiasing.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        with lean_imports(models=True):
-            from torchvision.models import inception as blocks
+        from torchvision.models import inception
 
-        self.net = blocks.Inception3(num_classes=1, aux_logits=False, init_weights=False)
+        self.net = inception.Inception3(num_classes=1, aux_logits=False, init_weights=False)
         self.net.fc = nn.Identity()  # type: ignore[assignment]
         mean = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
         for name in ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b"):
-            _pool(getattr(self.net, f"Mixed_{name}"), mean)
-        _pool(self.net.Mixed_7c, nn.MaxPool2d(3, 1, 1))
+            _replace_pooling(getattr(self.net, f"Mixed_{name}"), mean)
+        _replace_pooling(self.net.Mixed_7c, nn.MaxPool2d(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        resized = F.interpolate(images.clamp(-1, 1), (SEEN, SEEN), mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            images.clamp(-1, 1), (INCEPTION_SIZE, INCEPTION_SIZE), mode="bilinear", align_corners=False
+        )
         return self.net(resized).float()
 
 
-def _pool(block: nn.Module, pooling: nn.Module) -> None:
-    """Let the block's last branch see its input through `pooling`, and not through torchvision's own."""
-    seen: list[Tensor] = []
-    block.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def _replace_pooling(block: nn.Module, pooling: nn.Module) -> None:
+    """Feed the block's last branch with `pooling` of the block's input instead of torchvision's pooling."""
+    inputs: list[Tensor] = []
+    block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     branch: nn.Module = block.branch_pool  # type: ignore[assignment]
-    branch.register_forward_pre_hook(lambda _, given: pooling(seen.pop()))
+    branch.register_forward_pre_hook(lambda _, arguments: pooling(inputs.pop()))
 
 
 class Lpips(nn.Module):
-    """images [B,3,R,R] in [-1,1], twice -> perceptual distances [B] (Zhang et al. 2018, version 0.1, AlexNet).
+    """LPIPS distances [B] of two batches of images [B,3,R,R] in [-1,1] (Zhang et al. 2018, version 0.1, AlexNet).
 
-    heads: take LPIPS's own, which torchmetrics ships; without, they are to be loaded. Pictures below 64 pixels are
-    enlarged to it.
+    heads: start with LPIPS's linear heads, which torchmetrics ships; else they must be loaded. Images below 64 pixels
+    are enlarged.
     """
 
     def __init__(self, heads: bool = False) -> None:
         super().__init__()
-        with lean_imports(models=True):
-            from torchmetrics.functional.image.lpips import _LPIPS
+        from torchmetrics.functional.image.lpips import _LPIPS
 
         self.net = _LPIPS(pretrained=heads, net="alex", pnet_rand=True)  # the backbone is never downloaded
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         pair = torch.cat([images, reference]).clamp(-1, 1)
-        if pair.shape[-1] < SMALLEST:
-            pair = F.interpolate(pair, (SMALLEST, SMALLEST), mode="bilinear", align_corners=False)
+        if pair.shape[-1] < ALEXNET_MIN_SIZE:
+            pair = F.interpolate(pair, (ALEXNET_MIN_SIZE, ALEXNET_MIN_SIZE), mode="bilinear", align_corners=False)
         return self.net(*pair.chunk(2)).flatten().float()

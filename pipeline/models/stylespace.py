@@ -1,4 +1,4 @@
-"""Which channel of s belongs to which layer and level (StyleSpace, Wu et al. 2021; DeltaEdit section 3.2)."""
+"""Layout of the style code s: layers and levels of its channels (StyleSpace, Wu et al. 2021; DeltaEdit section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Space = Literal["s", "w_plus"]
 
 @dataclass(frozen=True)
 class StyleLayout:
-    """The style channels of a StyleGAN2, in forward order, toRGB layers left out.
+    """Style channels of a StyleGAN2 in forward order, without toRGB layers.
 
-    dims: input channels of every modulated convolution. split: layers [0, a) are coarse, [a, b) medium, the rest fine.
+    dims: input channels of every modulated convolution.
+    split: (a, b); layers [0, a) are coarse, [a, b) medium, the rest fine.
     """
 
     dims: tuple[int, ...]
@@ -22,7 +23,7 @@ class StyleLayout:
 
     @property
     def size(self) -> int:
-        """S, the length of one style code."""
+        """S, the length of a style code."""
         return sum(self.dims)
 
     @property
@@ -31,6 +32,7 @@ class StyleLayout:
         return (0, *accumulate(self.dims))[:-1]
 
     def layer(self, index: int) -> slice:
+        """Channels of a layer in s."""
         return slice(self.offsets[index], self.offsets[index] + self.dims[index])
 
     def level_dims(self) -> dict[str, tuple[int, ...]]:
@@ -57,5 +59,5 @@ class StyleLayout:
 
 
 def w_plus_layout(rows: int, dim: int, split: tuple[int, int] = (4, 8)) -> StyleLayout:
-    """W+ [L,D] as if it were a style code: a layer per row; by default in the levels of StyleCLIP's mapper."""
+    """Layout of a flattened w_plus [L*D], a layer per row; the default split is that of StyleCLIP's mapper."""
     return StyleLayout((dim,) * rows, split)

@@ -1,25 +1,24 @@
-"""The denoiser of DeltaEdit-D: a U-Net over noisy pixels, conditioned on the image's style code by hierarchical AdaGN.
+"""Denoiser of DeltaEdit-D: a U-Net over noisy pixels, conditioned on the image's style code by hierarchical AdaGN.
 
-It is `diffusers.UNet2DModel` in the shape of DiffAE's U-Net (resampling inside ResBlocks, one attention head, last
-convolutions that start at zero). Three of its parts are replaced, and its forward is not:
+It is `diffusers.UNet2DModel` with the architecture of DiffAE's U-Net (resampling inside ResBlocks, one attention head,
+zero-initialised last convolutions). Three parts are replaced, the forward pass is not:
 
-* every ResBlock's time projection becomes a `StyledProjection`: after its second GroupNorm the block computes
-  (1 + z_s) * ((1 + t_s) * GroupNorm(h) + t_b), time scale and shift first, then a style scale, as DiffAE does;
-* the time embedding is widened, and the class embedding becomes a `StyleEmbedding`: their sum, which UNet2DModel hands
+* the time projection of every ResBlock by a `StyleProjection`: after its second GroupNorm the block computes
+  (1 + z_s) * ((1 + t_s) * GroupNorm(h) + t_b), time scale and shift first, then a style scale, as in DiffAE;
+* the time embedding by a wider one, and the class embedding by a `StyleEmbedding`: their sum, which UNet2DModel passes
   to all blocks, is [time | coarse | medium | fine].
 
-A block reads the style level of the *image* resolution its features stand for: behind a pixel-unshuffle of `patch`,
-features of n x n stand for an image of n*patch pixels. With the generator's own boundaries, image resolutions up to 8
-are coarse, 16 and 32 medium, from 64 on fine; the middle block is always coarse. So a 64 px network with patch 2 and
-four levels (network 32, 16, 8, 4) reads fine, medium, medium, coarse. A resampling ResBlock modulates after it has
-resampled, and counts as the resolution it produces.
+A block reads the style level of its *image* resolution: after a pixel-unshuffle of `patch`, features of n x n
+correspond to an image of n*patch pixels. With the generator's boundaries, image resolutions up to 8 are coarse, 16 and
+32 medium, from 64 on fine; the middle block is always coarse. So a 64 px network with patch 2 and four resolutions
+(network 32, 16, 8, 4) reads fine, medium, medium, coarse. A resampling ResBlock modulates after resampling, and counts
+as the resolution of its output.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -30,19 +29,18 @@ from torch.nn import functional as F
 
 from pipeline.models.ode_solvers import Objective
 from pipeline.models.stylespace import LEVELS, Space
-from pipeline.runtime.errors import InputError
-from pipeline.storage import weights
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 OBJECTIVES, SPACES = get_args(Objective), get_args(Space)
-SPREAD = 0.5  # standard deviation of pixels in [-1,1]
+PIXEL_STD = 0.5  # typical standard deviation of pixels in [-1,1]
 
 
-class StyledProjection(nn.Linear):
-    """Embedding -> scale and shift of one ResBlock: DiffAE's AdaGN, time inside and style outside, as one affine map.
+class StyleProjection(nn.Linear):
+    """Embedding -> scale and shift of a ResBlock: DiffAE's AdaGN, time inside and style outside, as one affine map.
 
-    The inherited weight and bias are the time projection, so an unconditional `UNet2DModel` has the same keys. The
-    style head starts at zero: a new network is the unconditional one.
+    time_dim: of the time embedding. channels: C, of the block. style_slice: the block's level in the embedding.
+    The inherited weight and bias are the time projection, with the keys of an unconditional `UNet2DModel`; the style
+    head is zero-initialised, so a new network ignores the style.
     """
 
     def __init__(self, time_dim: int, channels: int, style_slice: slice):
@@ -51,14 +49,14 @@ class StyledProjection(nn.Linear):
         self.style = zeroed(nn.Linear(style_slice.stop - style_slice.start, channels))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """SiLU(embedding) [B, time + levels] -> [scale | shift] [B, 2C], to be used as h * (1 + scale) + shift."""
+        """[scale | shift] [B,2C], for h * (1 + scale) + shift, from SiLU(embedding) [B, time + levels]."""
         scale, shift = super().forward(embedding[:, : self.in_features]).chunk(2, dim=1)  # t_s, t_b
         z = self.style(embedding[:, self.style_slice])
         return torch.cat([scale + z * (1 + scale), shift + z * shift], dim=1)  # (1+z)(1+t_s) - 1, (1+z) t_b
 
 
-class TimePart(TimestepEmbedding):
-    """The time embedding, followed by room for the style."""
+class PaddedTimeEmbedding(TimestepEmbedding):
+    """Time embedding, padded with zeros for the style [B, time + levels]."""
 
     def __init__(self, in_channels: int, time_dim: int, style_width: int):
         super().__init__(in_channels, time_dim)
@@ -69,7 +67,10 @@ class TimePart(TimestepEmbedding):
 
 
 class StyleEmbedding(nn.Module):
-    """Standardised s [B,S] -> [B, time + levels]: zeros for the time, then each level's own two-layer embedding."""
+    """Embedding of standardised s [B,S] -> [B, time + levels]: zeros for the time, then a two-layer MLP per level.
+
+    sizes: level -> its channels in s. time_dim, style_dim: widths of the embeddings of time and of each level.
+    """
 
     def __init__(self, sizes: dict[str, int], time_dim: int, style_dim: int):
         super().__init__()
@@ -88,25 +89,24 @@ class StyleEmbedding(nn.Module):
 
 
 class Denoiser(UNet2DModel):
-    """eps(x_t, t, s).
+    """U-Net that predicts the noise, the velocity or the flow of noisy images, given their style codes.
 
-    resolution      R of the images
-    style_sizes     channels of s that are coarse, medium, fine; a level of 0 channels vanishes
-    channels, mult  width of level i is channels * mult[i]; level i stands for images of resolution / 2**i pixels
-    blocks          ResBlocks per level on the way down (one more on the way up)
-    patch           pixel-unshuffle before, pixel-shuffle after the network
-    attention       image resolutions with self-attention (the middle block always has it)
-    time_dim, style_dim   widths of the time embedding and of each level's style embedding
-    boundaries      largest image resolution that is coarse, largest that is medium
-    space           of the style codes: "s" (the paper), or "w_plus", flattened (its figure 19)
-    objective       what it says, of which mixture of picture and noise: "eps" (the paper) of DDPM's the noise; "v"
-                    (Salimans & Ho 2022) sqrt(abar) noise - sqrt(1 - abar) picture; "flow" (Liu et al. 2023), of
-                    (1 - t/1000) picture + t/1000 noise, noise - picture
+    resolution: R, pixels of the images.
+    style_sizes: channels of s that are coarse, medium, fine; a level of 0 channels is left out.
+    channels, mult: width channels * mult[i] at image resolution R / 2**i.
+    blocks: ResBlocks per resolution in the encoder (one more in the decoder).
+    patch: pixel-unshuffle before and pixel-shuffle after the network.
+    attention: image resolutions with self-attention (the middle block always has it).
+    time_dim, style_dim: widths of the time embedding and of each level's style embedding.
+    boundaries: largest image resolution that is coarse, largest that is medium.
+    objective: the prediction. "eps" (the paper): DDPM's noise. "v" (Salimans & Ho 2022): sqrt(abar) noise -
+        sqrt(1 - abar) image. "flow" (Liu et al. 2023): noise - image, of (1 - t/1000) image + t/1000 noise.
+    space: of the style codes: "s" (the paper), or "w_plus", flattened (its figure 19).
 
     128 channels, mult (1, 1, 2, 2, 4, 4), 2 blocks, time and style 512, dropout 0.1 at 256 px and style_sizes
     (1536, 2048, 2464) is DiffAE's FFHQ-256 network without its semantic encoder: the reading of DeltaEdit's section 4.2
     that fits all its numbers. 32 channels and mult (2, 2, 3, 3) with patch 2 suit 64 px on a CPU (4M parameters).
-    Raises ValueError for sizes that do not fit together, and for a style level that no block would read.
+    Raises ValueError for sizes that do not fit together, and for a style level that no block reads.
     """
 
     def __init__(
@@ -170,15 +170,15 @@ class Denoiser(UNet2DModel):
         self.objective: Objective = objective
         self.space: Space = space
         sizes = {level: size for level, size in zip(LEVELS, style_sizes, strict=True) if size}
-        self.time_embedding = TimePart(widths[0], time_dim, style_dim * len(sizes))
+        self.time_embedding = PaddedTimeEmbedding(widths[0], time_dim, style_dim * len(sizes))
         self.class_embedding = StyleEmbedding(sizes, time_dim, style_dim)
         start = {level: time_dim + i * style_dim for i, level in enumerate(sizes)}
         self.block_levels: dict[str, str] = {}
-        for name, block, at in self._blocks(resolutions):
-            level = "coarse" if at is None else level_of(at, boundaries)
+        for name, block, block_resolution in self._blocks(resolutions):
+            level = "coarse" if block_resolution is None else level_of(block_resolution, boundaries)
             if level in sizes:
-                where = slice(start[level], start[level] + style_dim)
-                block.time_emb_proj = StyledProjection(time_dim, block.out_channels, where)
+                style_slice = slice(start[level], start[level] + style_dim)
+                block.time_emb_proj = StyleProjection(time_dim, block.out_channels, style_slice)
                 self.block_levels[name] = level
             else:
                 block.time_emb_proj = TimeOnlyProjection(time_dim, 2 * block.out_channels)
@@ -187,7 +187,7 @@ class Denoiser(UNet2DModel):
         self._zero_residuals()
 
     def _blocks(self, resolutions: list[int]) -> Iterator[tuple[str, Any, int | None]]:
-        """Every ResBlock: its name, itself, and the image resolution at which it modulates (None: the middle)."""
+        """Name, module and image resolution of every ResBlock (None: the middle block)."""
         down: Any
         for i, down in enumerate(self.down_blocks):
             for j, block in enumerate(down.resnets):
@@ -199,14 +199,13 @@ class Denoiser(UNet2DModel):
             yield f"mid_block.resnets.{j}", block, None
         up: Any
         for i, up in enumerate(self.up_blocks):
-            at = resolutions[-1 - i]
             for j, block in enumerate(up.resnets):
-                yield f"up_blocks.{i}.resnets.{j}", block, at
+                yield f"up_blocks.{i}.resnets.{j}", block, resolutions[-1 - i]
             for j, block in enumerate(up.upsamplers or ()):
-                yield f"up_blocks.{i}.upsamplers.{j}", block, at * 2
+                yield f"up_blocks.{i}.upsamplers.{j}", block, resolutions[-1 - i] * 2
 
     def _zero_residuals(self) -> None:
-        """Each residual branch and the output start at zero, as in guided diffusion."""
+        """Zero-initialise the residual branches and the output, as in guided diffusion."""
         module: Any
         for module in self.modules():
             if hasattr(module, "time_emb_proj"):
@@ -216,68 +215,49 @@ class Denoiser(UNet2DModel):
         zeroed(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x [B,3,R,R] noisy, t [B] or scalar in 0..1000, s [B,S] (or w_plus, by `space`) standardised by the caller ->
-        [B,3,R,R].
+        """Prediction [B,3,R,R] of the objective for noisy images.
 
-        t is a whole number up to 999 but for the objective "flow". Its network only says what x does not: the part of
-        the answer that is best guessed by a factor of x (pictures as independent pixels of `SPREAD`) is added to it.
+        x: noisy images [B,3,R,R]. t: [B] or scalar, in 0..1000; a whole number up to 999 except for "flow".
+        s: codes of `space` [B,S], standardised. For "flow" the network's output is a correction of the best linear
+        prediction from x alone (for images of independent pixels with deviation `PIXEL_STD`), which is added.
         """
         h = F.pixel_unshuffle(x, self.patch)
-        said = F.pixel_shuffle(super().forward(h, t, class_labels=s, return_dict=False)[0], self.patch)
-        return said + _guess(t / 1000) * x if self.objective == "flow" else said
+        output = F.pixel_shuffle(super().forward(h, t, class_labels=s, return_dict=False)[0], self.patch)
+        return output + _linear_factor(t / 1000) * x if self.objective == "flow" else output
 
 
 class TimeOnlyProjection(nn.Linear):
-    """The time projection of a block whose style level has no channels."""
+    """Time projection of a block whose style level has no channels."""
 
     def forward(self, embedding: Tensor) -> Tensor:
         return super().forward(embedding[:, : self.in_features])
 
 
-def _guess(t: Tensor) -> Tensor:
-    """The factor of x = (1 - t) picture + t noise that comes nearest to noise - picture: [B,1,1,1]."""
-    factor = (t - (1 - t) * SPREAD**2) / ((1 - t) ** 2 * SPREAD**2 + t**2)
+def _linear_factor(t: Tensor) -> Tensor:
+    """Factor [B,1,1,1] of x = (1 - t) image + t noise in the best linear prediction of noise - image."""
+    factor = (t - (1 - t) * PIXEL_STD**2) / ((1 - t) ** 2 * PIXEL_STD**2 + t**2)
     return factor.reshape(-1, 1, 1, 1)
 
 
-def reads_codes(key: str) -> bool:
-    """Whether a weight of a `Denoiser`, by its name, reads style codes: it fits those of one space alone."""
+def is_style_weight(key: str) -> bool:
+    """Whether a key of `Denoiser`'s state belongs to the style embedding or projection, specific to a space."""
     return key.startswith("class_embedding.") or ".time_emb_proj.style." in key
 
 
 def level_of(image_resolution: int, boundaries: tuple[int, int] = (8, 32)) -> str:
-    """The style level that drives features standing for images of this many pixels."""
+    """Style level of features at an image resolution in pixels."""
     coarse, medium = boundaries
     return "coarse" if image_resolution <= coarse else "medium" if image_resolution <= medium else "fine"
 
 
 def boundaries_of(split: tuple[int, int]) -> tuple[int, int]:
-    """The boundaries that a generator's level split means: half the resolution at which the next level begins."""
+    """`boundaries` of a generator's level split: half the resolution at which the next level begins."""
     coarse, medium = (2 ** ((layers + 3) // 2) for layers in split)
     return coarse, medium
 
 
 def zeroed(layer: Layer) -> Layer:
+    """Zero all parameters of a layer; return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def save(path: Path, denoiser: Denoiser, **meta: Any) -> None:
-    """Writes the weights, as float16, and the numbers that rebuild the network, besides JSON-able `meta`."""
-    weights.save(path, denoiser.state_dict(), {"model": denoiser.spec, **meta})
-
-
-def load(path: Path, device: str = "cpu", hint: str | None = None) -> Denoiser:
-    """The denoiser in a file that `save` wrote, frozen and in evaluation mode.
-
-    InputError if the file is missing, cut short or holds something else; `hint` says what makes it.
-    """
-    tensors, meta = weights.load(path, hint=hint)
-    try:
-        denoiser = Denoiser(**meta["model"])
-        denoiser.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} does not hold a denoiser ({reason}): {hint or 'make it again'}") from error
-    return denoiser.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]

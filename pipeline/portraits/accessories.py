@@ -1,7 +1,7 @@
-"""What a person wears: clothes (with the neck in them), glasses, earrings."""
+"""Clothes with the neck in them, glasses, earrings."""
 
 from .geometry import CLOTHES, FRAMES, TIES, Color, Face, darker, lighter, mix, pick, span
-from .svg import arc, fill, frame, line, path, polygon, ring
+from .svg import arc, fill, line, path, polygon, ring, rounded_box
 from .traits import Portrait
 
 SHIRT: Color = (250, 250, 252)
@@ -9,7 +9,7 @@ GLASS: Color = (16, 16, 20)
 
 
 def body(params: Portrait, face: Face, x: float, y: float, zoom: float) -> str:
-    """Neck and shoulders, in a sweater or in a suit; the canvas's own frame, with the head's middle at (x, y)."""
+    """Neck and shoulders in a sweater or a suit, in canvas coordinates, with the head's centre at (x, y)."""
     traits, look = params.traits, params.look
     cloth = mix(*CLOTHES[traits.clothes_color.value], traits.clothes_color.u)
     wide = span(look.shoulders, 44, 56) + 6 * (traits.face_shape.value == "chubby")
@@ -33,7 +33,7 @@ def body(params: Portrait, face: Face, x: float, y: float, zoom: float) -> str:
 
 
 def glasses(params: Portrait, face: Face) -> str:
-    """Eyeglasses one can see the eyes through, or dark sunglasses."""
+    """Transparent eyeglasses or dark sunglasses."""
     kind, look = params.traits.glasses.value, params.look
     if kind == "none":
         return ""
@@ -44,7 +44,7 @@ def glasses(params: Portrait, face: Face) -> str:
     for side in (-1, 1):
         x = face.x(side * face.eye_x, 16)
         lens = wide * (1 - 0.18 * max(0.0, side * face.sin))
-        parts.append(frame(x, y, lens, high, corner, GLASS if dark else "#fff", 1.0 if dark else 0.12, rim))
+        parts.append(rounded_box(x, y, lens, high, corner, GLASS if dark else "#fff", 1.0 if dark else 0.12, rim))
         if dark:
             parts.append(line(path("M", x - 5, y + 3, "l", 5, -7), (120, 130, 150), 2, 0.8))
         if not face.hides(side):
@@ -56,7 +56,7 @@ def glasses(params: Portrait, face: Face) -> str:
 
 
 def earrings(params: Portrait, face: Face) -> str:
-    """A golden ring under every ear that can be seen."""
+    """Golden ring under every visible ear."""
     if params.traits.earrings.value == "no":
         return ""
     gold = mix((255, 200, 40), (255, 222, 90), params.traits.earrings.u)

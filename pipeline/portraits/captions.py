@@ -1,4 +1,4 @@
-"""What people would say about a portrait: phrases for every value, and a small grammar that puts them together."""
+"""Captions of portraits: phrases for every attribute value, and a grammar that combines them."""
 
 import re
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from .traits import Portrait, attributes, visible
 
 Phrases = tuple[tuple[str, ...], tuple[str, ...]]
 
-PHRASES: dict[str, dict[str, Phrases]] = {
+PHRASES: dict[str, dict[str, Phrases]] = {  # attribute -> value -> (training phrases, held-out synonyms)
     "glasses": {
         "none": (("without glasses", "with no glasses"), ()),
         "eyeglasses": (
@@ -113,7 +113,7 @@ PHRASES: dict[str, dict[str, Phrases]] = {
         "yes": (("with earrings", "wearing earrings", "wearing gold earrings"), ("with hoops",)),
     },
 }
-HELDOUT_PAIRS: tuple[tuple[str, str], ...] = (
+HELDOUT_PAIRS: tuple[tuple[str, str], ...] = (  # named together in held-out captions only
     ("hair_style=curly", "hair_color=grey"),
     ("hair_style=mohawk", "glasses=eyeglasses"),
     ("clothes=suit", "clothes_color=yellow"),
@@ -123,14 +123,14 @@ HELDOUT_PAIRS: tuple[tuple[str, str], ...] = (
 )
 SPLITS = ("train", "heldout")
 
-# What covers few pixels is named more often: a contrastive loss learns the large and colourful by itself.
+# Attributes of few pixels are named more often: a contrastive loss learns the large and colourful ones anyway.
 _SMALL = "expression mouth age facial_hair lips brows bangs face_shape pose earrings hair_style".split()
-_PLAIN = (
+_DEFAULT_VALUES = (  # named less often
     {"glasses": "none", "bangs": "no", "facial_hair": "none", "lips": "natural", "earrings": "no"}
     | {"expression": "neutral", "eye_size": "normal", "face_shape": "normal", "mouth": "closed", "eyes": "open"}
     | {"pose": "front"}
 )
-_COUNTS = (0.03, 0.11, 0.15, 0.16, 0.15, 0.13, 0.11, 0.09, 0.07)
+_COUNT_PROBABILITIES = (0.03, 0.11, 0.15, 0.16, 0.15, 0.13, 0.11, 0.09, 0.07)
 _NOUNS = ("face", "face", "face", "person", "person", "portrait")
 _OPENINGS = ("", "", "a ", "a ", "the ", "a portrait of a ", "a picture of a ", "a photo of a ", "an image of a ")
 _TRAILING = "with without in on wearing dressed facing looking turned seen showing gazing"
@@ -143,9 +143,10 @@ _GARMENT = re.compile(r"^(in|wearing) a (.+)$")
 def caption(
     params: Portrait, rng: np.random.Generator, split: str = "train", among: Collection[str] | None = None
 ) -> str:
-    """A caption naming 0 to 8 visible attributes, of those in `among` when given.
+    """Random caption that names 0 to 8 visible attributes.
 
-    split: "heldout" uses the words and pairs that "train" never does.
+    params: the portrait. rng: source of randomness. split: "heldout" uses words and pairs of attributes that "train"
+    never does. among: attributes that may be named; None: all. Raises ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: did you mean 'train' or 'heldout'?")
@@ -155,20 +156,22 @@ def caption(
     return _sentence(_merged(phrases, rng), rng)
 
 
-def in_a_phrase(noun: str, phrase: str) -> str:
-    """ "face", "with red hair" -> "face with red hair"; "face", "bald" -> "bald face"."""
+def noun_phrase(noun: str, phrase: str) -> str:
+    """Combine noun and phrase: "face with red hair" for "with red hair", "bald face" for "bald"."""
     return f"{noun} {phrase}" if phrase.startswith(_POSTFIX) else f"{phrase} {noun}"
 
 
 def _chosen(
     params: Portrait, values: dict[str, str], rng: np.random.Generator, split: str, among: Collection[str] | None
 ) -> list[str]:
-    seen = [name for name, shown in visible(params).items() if shown and (among is None or name in among)]
-    if not seen:
+    candidates = [
+        name for name, is_visible in visible(params).items() if is_visible and (among is None or name in among)
+    ]
+    if not candidates:
         return []
-    weights = np.array([_weight(name, values[name]) for name in seen])
-    count = min(int(rng.choice(len(_COUNTS), p=_COUNTS)), len(seen))
-    names = [str(name) for name in rng.choice(seen, size=count, replace=False, p=weights / weights.sum())]
+    weights = np.array([_weight(name, values[name]) for name in candidates])
+    count = min(int(rng.choice(len(_COUNT_PROBABILITIES), p=_COUNT_PROBABILITIES)), len(candidates))
+    names = [str(name) for name in rng.choice(candidates, size=count, replace=False, p=weights / weights.sum())]
     pairs = [
         tuple(part.split("=")[0] for part in pair)
         for pair in HELDOUT_PAIRS
@@ -185,7 +188,7 @@ def _chosen(
 
 
 def _weight(name: str, value: str) -> float:
-    return (4.0 if name in _SMALL else 1.0) * (0.4 if _PLAIN.get(name) == value else 1.0)
+    return (4.0 if name in _SMALL else 1.0) * (0.4 if _DEFAULT_VALUES.get(name) == value else 1.0)
 
 
 def _phrase(name: str, value: str, rng: np.random.Generator, split: str) -> str:
@@ -195,7 +198,7 @@ def _phrase(name: str, value: str, rng: np.random.Generator, split: str) -> str:
 
 
 def _merged(phrases: dict[str, str], rng: np.random.Generator) -> list[str]:
-    """The phrases, with "with red hair" and "with curly hair" said as one, and likewise for clothes."""
+    """Phrases in random order; those of hair colour and style, and of clothes and their colour, are merged."""
     phrases = dict(phrases)
     color, style = _HAIR.match(phrases.get("hair_color", "")), _HAIR.match(phrases.get("hair_style", ""))
     if color and style:
@@ -235,7 +238,7 @@ def _sentence(phrases: list[str], rng: np.random.Generator) -> str:
 
 
 def _joined(after: list[str]) -> str:
-    """Trailing phrases: those that begin alike share their first word ("with a beard and red hair")."""
+    """Join trailing phrases; those with the same first word share it ("with a beard and red hair")."""
     shared = [
         head + _listed([phrase.removeprefix(head) for phrase in after if phrase.startswith(head)], last)
         for head, last in (("with ", "and"), ("without ", "or"), ("wearing ", "and"))

@@ -1,4 +1,4 @@
-"""The face itself: skull and ears, marks of age and mood, nose, mouth, eyes and brows."""
+"""Parts of the face: skull and ears, wrinkles and other marks, nose, mouth, eyes and brows."""
 
 from .geometry import IRIS, Color, Face, darker, lighter, mix, pick, span
 from .hair import head_outline
@@ -11,7 +11,7 @@ BROWS = {"neutral": (0, 0, 2.2), "smile": (-0.5, 0, 4.4), "sad": (-4.8, 3.2, 1.0
 
 
 def skull(face: Face) -> str:
-    """Head, ears and double chin; a turned head hides its far ear and shows the near one whole."""
+    """Head, ears and double chin; a turned head hides the far ear and shows the near one in front."""
     parts, y = [], face.eye_y + 6
     for side in SIDES:
         if not face.hides(side):
@@ -25,20 +25,20 @@ def skull(face: Face) -> str:
 
 
 def marks(params: Portrait, face: Face) -> str:
-    """Cheeks, wrinkles, the lines of a mood, freckles and mole, and the shine of a bald head."""
-    who, traits = params.identity, params.traits
+    """Cheeks, wrinkles, lines of the expression, freckles, mole, and the highlight of a bald head."""
+    identity, traits = params.identity, params.traits
     crease = mix(face.shade, (28, 8, 6), 0.5)
-    mood = traits.expression.value
+    expression = traits.expression.value
     old = traits.age.value == "old"
     parts = []
     for side in SIDES:
         parts.append(_cheek(face, side))
-        if mood == "smile":
+        if expression == "smile":
             x, y = [face.x(side * (face.mouth_w + out), 12) for out in (1.5, 5, 3)], face.mouth_y
             parts.append(line(arc(x[0], y - 8, x[1], y - 4, x[2], y + 1), crease, 1.3, 0.7))
         if old:
             parts.append(_wrinkles(face, side, crease))
-        if who.freckles > 0.7:
+        if identity.freckles > 0.7:
             x = [face.x(side * (9 + across), 14) for across, _ in FRECKLES]
             y = [face.eye_y + 10 + down for _, down in FRECKLES]
             parts.extend(circle(at_x, at_y, 0.9, crease, 0.7) for at_x, at_y in zip(x, y, strict=True))
@@ -47,13 +47,13 @@ def marks(params: Portrait, face: Face) -> str:
             y = face.top * height + face.eye_y * 0.3
             left, right = face.x(-face.width * reach, 12), face.x(face.width * reach, 12)
             parts.append(line(arc(left, y + 1, (left + right) / 2, y - 3, right, y + 1), crease, 1.9, 0.9))
-    if mood == "angry":
+    if expression == "angry":
         for side in SIDES:
             frown = path("M", face.x(side * 2, 16), face.eye_y - 11, "L", face.x(side * 1.6, 16), face.eye_y - 3)
             parts.append(line(frown, crease, 1.8, 0.9))
-    if who.mole > 0.6:
-        spot = face.x((1 if who.mole > 0.8 else -1) * span(who.mole_x, 7, 16), 12)
-        parts.append(circle(spot, span(who.mole_y, 12, 27), 1.7, (52, 28, 20)))
+    if identity.mole > 0.6:
+        spot = face.x((1 if identity.mole > 0.8 else -1) * span(identity.mole_x, 7, 16), 12)
+        parts.append(circle(spot, span(identity.mole_y, 12, 27), 1.7, (52, 28, 20)))
     if traits.hair_style.value in ("bald", "receding"):
         parts.append(ellipse(face.light * 9 + face.sin * 6, face.top * 0.72, 8, 4, (255, 255, 255), 0.3))
     return "".join(parts)
@@ -85,18 +85,18 @@ def _wrinkles(face: Face, side: int, crease: Color) -> str:
 
 
 def nose(face: Face) -> str:
-    """One line along the darker side, and a light tip."""
+    """Line along the darker side of the nose, and a light tip."""
     x, y, w = face.x(0, 20), face.nose_y, face.nose_w
     side = 1 if face.sin > 0.3 or (not face.turned and face.light < 0) else -1
-    ridge = arc(face.x(0, 14) + side * 2.4, face.eye_y + 3, x + side * 1.5, y - 4, x + side * w, y - 0.5)
-    ridge += path("Q", x + side * w, y + 2.6, x, y + 2)
-    ridge += path("Q", x - side * w * 0.6, y + 2.6, x - side * w * 0.9, y)
+    bridge = arc(face.x(0, 14) + side * 2.4, face.eye_y + 3, x + side * 1.5, y - 4, x + side * w, y - 0.5)
+    bridge += path("Q", x + side * w, y + 2.6, x, y + 2)
+    bridge += path("Q", x - side * w * 0.6, y + 2.6, x - side * w * 0.9, y)
     tip = ellipse(x - side * 0.8, y - 2.2, w * 0.5, 2.2, lighter(face.skin, 0.35), 0.55)
-    return line(ridge, darker(face.shade, 0.15), 1.7, 0.9) + tip
+    return line(bridge, darker(face.shade, 0.15), 1.7, 0.9) + tip
 
 
 def mouth(params: Portrait, face: Face) -> str:
-    """Lips bent by the mood; an open mouth shows teeth and tongue."""
+    """Lips, bent by the expression; an open mouth with teeth and tongue."""
     lips = params.traits.lips
     red, own = mix((206, 8, 44), (224, 22, 60), lips.u), span(lips.u, 0.36, 0.46)
     lip = red if lips.value == "red" else mix(darker(face.skin, 0.3), (190, 70, 72), own)
@@ -119,18 +119,18 @@ def mouth(params: Portrait, face: Face) -> str:
 
 
 def eyes(params: Portrait, face: Face) -> str:
-    """Both eyes, open or closed; nothing behind sunglasses."""
+    """Both eyes, open or closed; empty behind sunglasses."""
     if params.traits.glasses.value == "sunglasses":
         return ""
     return "".join(_eye(params, face, side) for side in SIDES)
 
 
 def _eye(params: Portrait, face: Face, side: int) -> str:
-    who, traits = params.identity, params.traits
+    identity, traits = params.identity, params.traits
     far = 1 - 0.22 * max(0.0, side * face.sin)
     x, y = face.eye(side)
     w, h = face.eye_w * far, face.eye_h
-    slant = span(who.eye_slant, -1.3, 1.6) * side
+    slant = span(identity.eye_slant, -1.3, 1.6) * side
     lash = mix((26, 16, 14), face.hair, 0.1)
     if traits.eyes.value == "closed":
         lid = arc(x - w, y + slant * 0.5, x, y + 7.6, x + w, y - slant * 0.5)
@@ -143,7 +143,7 @@ def _eye(params: Portrait, face: Face, side: int) -> str:
     at, radius = x + face.sin * 3, min(h * 0.86, 5.4)
     return (
         fill(lid + lower, (254, 254, 254))
-        + circle(at, y - 0.3, radius, pick(who.iris, IRIS))
+        + circle(at, y - 0.3, radius, pick(identity.iris, IRIS))
         + circle(at, y - 0.3, radius * 0.5, (12, 10, 12))
         + circle(at + 1.3, y - 1.8, radius * 0.26, (255, 255, 255))
         + line(lid, lash, 2.1)
@@ -151,7 +151,7 @@ def _eye(params: Portrait, face: Face, side: int) -> str:
 
 
 def brows(params: Portrait, face: Face) -> str:
-    """Both brows, tilted by the mood; they stay in sight above sunglasses."""
+    """Both brows, tilted by the expression, and visible above sunglasses."""
     traits = params.traits
     inner, outer, arch = BROWS[traits.expression.value]
     y, half = face.eye_y - face.eye_h - 5.6, 8.0

@@ -1,4 +1,4 @@
-"""From a portrait's parameters to the lengths, places and colours its picture is drawn with (a 128 x 128 canvas)."""
+"""Lengths, positions and colours of a portrait on the 128 x 128 canvas, from its parameters."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ FRAMES: tuple[Color, ...] = ((18, 18, 20), (70, 34, 18), (24, 36, 92))
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """Lengths and places in the head's own frame: origin at its middle, x to the viewer's right, y down."""
+    """Geometry of a head in its own coordinates: origin at the centre, x to the viewer's right, y down."""
 
     width: float
     top: float
@@ -69,79 +69,74 @@ class Face:
     build: str
 
     def x(self, across: float, depth: float) -> float:
-        """Where a point `across` the face and `depth` before its middle is seen after the head is turned."""
+        """Projected x of a point `across` the face and `depth` in front of its centre, after the head's rotation."""
         return across * self.cos + depth * self.sin
 
     def eye(self, side: int) -> tuple[float, float]:
-        """The middle of this side's eye (-1: the viewer's left, 1: right)."""
+        """Centre (x, y) of the eye on a side (-1: the viewer's left, 1: right)."""
         return self.x(side * self.eye_x, 15), self.eye_y
 
     @property
     def mouth(self) -> tuple[float, float, float]:
-        """The middle of the mouth across, half its width as seen, and how far down its corners are."""
+        """(x of the centre, projected half width, y of the corners) of the mouth."""
         return self.x(0, 13), self.mouth_w * (0.5 + 0.5 * self.cos), self.mouth_y - self.smile * 0.8
 
     @property
     def turned(self) -> bool:
-        """Whether the head looks to a side, so that one ear is hidden."""
+        """Whether the head is turned so far that one ear is hidden."""
         return abs(self.sin) > 0.3
 
     def hides(self, side: int) -> bool:
-        """Whether the turned head hides this side's ear (-1: the viewer's left, 1: right)."""
+        """Whether the ear on a side is hidden (-1: the viewer's left, 1: right)."""
         return side * self.sin >= 0.3
 
     def ear_x(self, side: int, out: float) -> float:
-        """Where this side's ear is seen, `out` beyond the edge of the face."""
+        """Projected x of the ear on a side, `out` beyond the edge of the face."""
         return self.x(side * (self.width + out), -2) - side * (3 if side * self.sin < -0.3 else 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Placing:
-    """Where the head is on the canvas: its middle, its tilt in degrees to the viewer's right, and its scale."""
+class HeadPlacement:
+    """Placement of the head on the canvas: centre, tilt in degrees to the viewer's right, scale."""
 
     x: float
     y: float
     tilt: float
     zoom: float
 
-    def on_canvas(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the head's own frame is on the canvas."""
-        sin, cos = math.sin(math.radians(self.tilt)), math.cos(math.radians(self.tilt))
-        return self.x + self.zoom * (cos * x - sin * y), self.y + self.zoom * (sin * x + cos * y)
 
-
-def mix(first: Color, second: Color, share: float) -> Color:
-    """The colour `share` of the way from the first to the second."""
+def mix(first: Color, second: Color, amount: float) -> Color:
+    """Linear interpolation of two colours, `amount` in 0..1."""
     return (
-        first[0] + (second[0] - first[0]) * share,
-        first[1] + (second[1] - first[1]) * share,
-        first[2] + (second[2] - first[2]) * share,
+        first[0] + (second[0] - first[0]) * amount,
+        first[1] + (second[1] - first[1]) * amount,
+        first[2] + (second[2] - first[2]) * amount,
     )
 
 
-def darker(color: Color, share: float) -> Color:
-    """The colour, `share` of the way to black."""
-    return mix(color, (0, 0, 0), share)
+def darker(color: Color, amount: float) -> Color:
+    """Mix a colour with black, by `amount` in 0..1."""
+    return mix(color, (0, 0, 0), amount)
 
 
-def lighter(color: Color, share: float) -> Color:
-    """The colour, `share` of the way to white."""
-    return mix(color, (255, 255, 255), share)
+def lighter(color: Color, amount: float) -> Color:
+    """Mix a colour with white, by `amount` in 0..1."""
+    return mix(color, (255, 255, 255), amount)
 
 
 def span(u: float, low: float, high: float) -> float:
-    """The number that lies `u` (0..1) of the way from low to high."""
+    """Linear interpolation from low to high, u in 0..1."""
     return low + (high - low) * u
 
 
 def pick(u: float, choices: tuple[Color, ...]) -> Color:
-    """One of the colours, by where `u` (0..1) falls."""
+    """Choose a colour by u in 0..1."""
     return choices[min(int(u * len(choices)), len(choices) - 1)]
 
 
-def placing_of(look: Look) -> Placing:
-    """Where this picture has the head."""
-    return Placing(
+def head_placement(look: Look) -> HeadPlacement:
+    """Placement of the head in a view."""
+    return HeadPlacement(
         64 + span(look.shift_x, -4, 4),
         67 + span(look.shift_y, -2, 2),
         span(look.tilt, -7, 7),
@@ -149,14 +144,14 @@ def placing_of(look: Look) -> Placing:
     )
 
 
-def face_of(params: Portrait) -> Face:
-    """The lengths, places and colours of this portrait's head."""
-    who, traits, look = params.identity, params.traits, params.look
+def face_geometry(params: Portrait) -> Face:
+    """Geometry and colours of a portrait's head."""
+    identity, traits, look = params.identity, params.traits, params.look
     shape, u_shape = traits.face_shape.value, traits.face_shape.u
     build = {"thin": span(u_shape, 0.8, 0.84), "normal": 1.0, "chubby": span(u_shape, 1.16, 1.21)}[shape]
-    width = 28.5 * span(who.width, 0.94, 1.06) * build
-    tall = span(who.height, 0.9, 1.08) * {"thin": 1.04, "normal": 1.0, "chubby": 0.98}[shape]
-    jaw = width * span(who.jaw, 0.62, 1.08) * {"thin": 0.9, "normal": 1.0, "chubby": 1.12}[shape]
+    width = 28.5 * span(identity.width, 0.94, 1.06) * build
+    tall = span(identity.height, 0.9, 1.08) * {"thin": 1.04, "normal": 1.0, "chubby": 0.98}[shape]
+    jaw = width * span(identity.jaw, 0.62, 1.08) * {"thin": 0.9, "normal": 1.0, "chubby": 1.12}[shape]
     yaw = {"left": -span(traits.pose.u, 0.36, 0.47), "front": span(traits.pose.u, -0.07, 0.07)}.get(
         traits.pose.value, span(traits.pose.u, 0.36, 0.47)
     )
@@ -169,29 +164,29 @@ def face_of(params: Portrait) -> Face:
         "angry": -span(u_smile, 1.6, 2.3),
     }[traits.expression.value]
     skin = mix(*SKIN[traits.skin.value], traits.skin.u)
-    rosy = (skin[0], skin[1] * span(who.skin_hue, 0.93, 1.02), skin[2] * span(who.skin_hue, 1.0, 0.88))
-    skin = darker(rosy, span(who.skin_light, 0.0, 0.08))
+    rosy = (skin[0], skin[1] * span(identity.skin_hue, 0.93, 1.02), skin[2] * span(identity.skin_hue, 1.0, 0.88))
+    skin = darker(rosy, span(identity.skin_light, 0.0, 0.08))
     if traits.age.value == "old":
         skin = mix(skin, (150, 140, 132), 0.08)
     return Face(
         width=width,
         top=-35 * tall,
-        chin=35 * tall + span(who.chin, -2, 2),
+        chin=35 * tall + span(identity.chin, -2, 2),
         jaw=jaw,
-        chin_width=width * span(who.chin, 0.22, 0.46),
+        chin_width=width * span(identity.chin, 0.22, 0.46),
         sin=math.sin(yaw),
         cos=math.cos(yaw),
-        eye_x=width * 0.46 * span(who.eye_gap, 0.88, 1.14),
-        eye_y=-3.5 * tall + span(who.eye_height, -2.5, 2.5),
+        eye_x=width * 0.46 * span(identity.eye_gap, 0.88, 1.14),
+        eye_y=-3.5 * tall + span(identity.eye_height, -2.5, 2.5),
         eye_w=span(u_eye, 8.4, 9.0) if big else span(u_eye, 6.3, 6.8),
         eye_h=span(u_eye, 7.4, 8.2) if big else span(u_eye, 3.7, 4.2),
-        nose_y=span(who.nose_length, 6, 11.5) * tall,
-        nose_w=span(who.nose_width, 3, 6.4),
-        mouth_y=span(who.mouth_height, 19.5, 21.5) * tall,
-        mouth_w=span(who.mouth_width, 9.6, 13.4) * (1.1 if traits.expression.value == "smile" else 1.0),
+        nose_y=span(identity.nose_length, 6, 11.5) * tall,
+        nose_w=span(identity.nose_width, 3, 6.4),
+        mouth_y=span(identity.mouth_height, 19.5, 21.5) * tall,
+        mouth_w=span(identity.mouth_width, 9.6, 13.4) * (1.1 if traits.expression.value == "smile" else 1.0),
         smile=smile,
         opening=span(traits.mouth.u, 6.6, 8.4) if traits.mouth.value == "open" else 0.0,
-        ear=span(who.ear_size, 5, 9.5),
+        ear=span(identity.ear_size, 5, 9.5),
         skin=skin,
         shade=mix(darker(skin, 0.3), (150, 40, 30), 0.1),
         hair=mix(*HAIR[traits.hair_color.value], traits.hair_color.u),

@@ -1,4 +1,4 @@
-"""Hair on the head and on the face, and the outline of the head both follow."""
+"""Hair of the head and beard, and the outline of the head that both follow."""
 
 import math
 
@@ -8,7 +8,7 @@ from .traits import Portrait
 
 
 def head_outline(face: Face) -> str:
-    """The edge of skull, cheeks and chin; a turned head shows its chin toward the side it looks to."""
+    """Path of skull, cheeks and chin; the chin of a turned head is shifted to the side it faces."""
     w, jaw, q, top, chin = face.width, face.jaw, face.chin_width, face.top, face.chin
     k, low = face.sin * 7, chin - 1.5
     return (
@@ -19,7 +19,7 @@ def head_outline(face: Face) -> str:
 
 
 def back(params: Portrait, face: Face) -> str:
-    """The hair behind head and body."""
+    """Hair behind head and body."""
     style, look = params.traits.hair_style.value, params.look
     w, top = face.width, face.top
     deep = darker(face.hair, 0.38)
@@ -39,7 +39,7 @@ def back(params: Portrait, face: Face) -> str:
 
 
 def front(params: Portrait, face: Face) -> str:
-    """The hair before the head."""
+    """Hair in front of the head."""
     style = params.traits.hair_style.value
     draw = {
         "receding": _receding,
@@ -53,7 +53,7 @@ def front(params: Portrait, face: Face) -> str:
 
 
 def beard(params: Portrait, face: Face) -> str:
-    """Moustache or full beard; the mouth is drawn over it."""
+    """Moustache or full beard, to be drawn below the mouth."""
     kind, u = params.traits.facial_hair.value, params.traits.facial_hair.u
     if kind == "none":
         return ""
@@ -78,7 +78,7 @@ def beard(params: Portrait, face: Face) -> str:
 
 
 def _hairline(params: Portrait, face: Face, inset: float, low: float) -> str:
-    """From the right temple to the left: a jagged fringe, or a forehead left free under a parting."""
+    """Path from the right temple to the left: a jagged fringe, or a free forehead below the parting."""
     w, shift = face.width - inset, face.sin * 5
     if params.traits.bangs.value == "yes":
         hem = face.eye_y - face.eye_h - 5.2
@@ -141,7 +141,7 @@ def _long(params: Portrait, face: Face) -> str:
 
 
 def _ring(params: Portrait, face: Face, reach: float, size: float, count: int, sweep: float) -> list[Spot]:
-    """Curls along an arc over the head, their sizes swinging a little."""
+    """Circles of curls along an arc over the head, of slightly varying sizes."""
     phase, center = params.look.parting * 6, face.top * 0.2
     spots = []
     for i in range(count):
@@ -158,8 +158,8 @@ def _curly(params: Portrait, face: Face) -> str:
     spots += [(x * w * 0.72, face.top * 0.86 - 3 * (1 - abs(x)), size * 0.95) for x in (-0.7, -0.35, 0, 0.35, 0.7)]
     if params.traits.bangs.value == "yes":
         hem = face.eye_y - face.eye_h - 10.5
-        places = (-1, -0.67, -0.33, 0, 0.33, 0.67, 1)
-        spots += [(x * w * 0.84 + face.sin * 4, hem - 1.5 * (1 - abs(x)), 5.8) for x in places]
+        positions = (-1, -0.67, -0.33, 0, 0.33, 0.67, 1)
+        spots += [(x * w * 0.84 + face.sin * 4, hem - 1.5 * (1 - abs(x)), 5.8) for x in positions]
     toward = face.light * 1.8
     lights = [(x + toward, y - 1.6, r * 0.62) for x, y, r in spots]
     sparks = [(x + toward * 1.5, y - 2.6, r * 0.26) for x, y, r in spots]

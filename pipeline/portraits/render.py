@@ -1,4 +1,4 @@
-"""From a portrait's parameters to an SVG, and from that to pixels."""
+"""Rendering of portraits: parameters -> SVG -> pixels."""
 
 import io
 
@@ -7,9 +7,9 @@ import resvg_py
 from PIL import Image
 
 from . import accessories, features, hair
-from .geometry import BACKGROUND, Face, darker, face_of, lighter, mix, placing_of, span
-from .ink_style import inked
-from .svg import ink
+from .geometry import BACKGROUND, Face, darker, face_geometry, head_placement, lighter, mix, span
+from .ink_style import ink_drawing
+from .svg import color
 from .traits import Portrait
 
 CANVAS = 128
@@ -17,12 +17,15 @@ SIZES = (8, 1024)
 
 
 def render(params: Portrait, size: int) -> np.ndarray:
-    """The portrait as RGB uint8 pixels [size, size, 3]; the same parameters give the same bytes."""
+    """Render a portrait as RGB uint8 pixels [size,size,3]; equal parameters give equal bytes.
+
+    Raises ValueError for a size outside 8..1024.
+    """
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f"size must lie in {SIZES[0]}..{SIZES[1]}, not {size}")
     if params.style == "painted":
         return np.array(_painted(params, size))
-    large = inked(_painted(params, max(size, CANVAS)), params.look)
+    large = ink_drawing(_painted(params, max(size, CANVAS)), params.look)
     return np.array(large.resize((size, size), Image.Resampling.LANCZOS))
 
 
@@ -32,8 +35,8 @@ def _painted(params: Portrait, size: int) -> Image.Image:
 
 
 def svg(params: Portrait) -> str:
-    """The portrait as SVG text on a 128 x 128 canvas."""
-    face, at = face_of(params), placing_of(params.look)
+    """SVG of a portrait, on a 128 x 128 canvas, for any drawing style."""
+    face, at = face_geometry(params), head_placement(params.look)
     head = f'<g transform="translate({at.x:.2f} {at.y:.2f}) rotate({at.tilt:.2f}) scale({at.zoom:.3f})">'
     return "".join(
         (
@@ -58,27 +61,19 @@ def svg(params: Portrait) -> str:
     )
 
 
-def landmarks(params: Portrait) -> np.ndarray:
-    """Middles of the eyes, corners of the mouth, each the viewer's left first: [4,2], (x, y) in the unit square."""
-    face, at = face_of(params), placing_of(params.look)
-    x, half, y = face.mouth
-    points = (face.eye(-1), face.eye(1), (x - half, y), (x + half, y))
-    return np.array([at.on_canvas(*point) for point in points]) / CANVAS
-
-
 def _gradients(params: Portrait, face: Face) -> str:
     look, traits = params.look, params.traits
     back = mix(*BACKGROUND[traits.background.value], traits.background.u)
     depth = span(look.light_strength, 0.556, 0.812)
     center = 50 + 24 * face.light
-    lean = 50 + 50 * face.light
+    start = 50 + 50 * face.light
     return (
-        f'<linearGradient id="b" x1="{lean:.0f}%" y1="0%" x2="{100 - lean:.0f}%" y2="100%">'
-        f'<stop stop-color="{ink(lighter(back, 0.3))}"/><stop offset="1" stop-color="{ink(darker(back, 0.14))}"/>'
+        f'<linearGradient id="b" x1="{start:.0f}%" y1="0%" x2="{100 - start:.0f}%" y2="100%">'
+        f'<stop stop-color="{color(lighter(back, 0.3))}"/><stop offset="1" stop-color="{color(darker(back, 0.14))}"/>'
         f'</linearGradient><radialGradient id="s" cx="{center:.0f}%" cy="38%" r="72%">'
-        f'<stop stop-color="{ink(lighter(face.skin, 0.14))}"/><stop offset=".5" stop-color="{ink(face.skin)}"/>'
-        f'<stop offset="1" stop-color="{ink(mix(face.skin, face.shade, depth))}"/></radialGradient>'
-        f'<linearGradient id="h" x1="{lean:.0f}%" y1="0%" x2="{100 - lean:.0f}%" y2="90%">'
-        f'<stop stop-color="{ink(lighter(face.hair, 0.2))}"/><stop offset=".45" stop-color="{ink(face.hair)}"/>'
-        f'<stop offset="1" stop-color="{ink(darker(face.hair, 0.3))}"/></linearGradient>'
+        f'<stop stop-color="{color(lighter(face.skin, 0.14))}"/><stop offset=".5" stop-color="{color(face.skin)}"/>'
+        f'<stop offset="1" stop-color="{color(mix(face.skin, face.shade, depth))}"/></radialGradient>'
+        f'<linearGradient id="h" x1="{start:.0f}%" y1="0%" x2="{100 - start:.0f}%" y2="90%">'
+        f'<stop stop-color="{color(lighter(face.hair, 0.2))}"/><stop offset=".45" stop-color="{color(face.hair)}"/>'
+        f'<stop offset="1" stop-color="{color(darker(face.hair, 0.3))}"/></linearGradient>'
     )

@@ -1,11 +1,11 @@
-"""The few SVG elements everything is drawn with."""
+"""SVG elements that portraits are drawn with."""
 
 Paint = tuple[float, float, float] | str
 Spot = tuple[float, float, float]
 
 
-def ink(paint: Paint) -> str:
-    """A colour as SVG writes it; text (a gradient's address) stays as it is."""
+def color(paint: Paint) -> str:
+    """Colour in SVG's notation; text (the reference of a gradient) is returned unchanged."""
     if isinstance(paint, str):
         return paint
     red, green, blue = (min(255, max(0, round(channel))) for channel in paint)
@@ -13,12 +13,12 @@ def ink(paint: Paint) -> str:
 
 
 def path(*items: str | float) -> str:
-    """Path data: letters as they are, numbers with one decimal."""
+    """Path data of commands and numbers, the latter with one decimal."""
     return " ".join([item if isinstance(item, str) else f"{item:.1f}" for item in items]) + " "
 
 
 def arc(*xy: float) -> str:
-    """Path data of one bent line: from the first point, bent towards the second, to the third."""
+    """Path data of a quadratic curve from the first point to the third, with the second as control point."""
     return path("M", *xy[:2], "Q", *xy[2:])
 
 
@@ -28,44 +28,46 @@ def polygon(*xy: float) -> str:
 
 
 def fill(data: str, paint: Paint, opacity: float = 1.0) -> str:
-    """A filled path."""
-    return f'<path d="{data}" fill="{ink(paint)}"{_see_through("fill", opacity)}/>'
+    """Filled path."""
+    return f'<path d="{data}" fill="{color(paint)}"{_opacity("fill", opacity)}/>'
 
 
 def line(data: str, paint: Paint, width: float, opacity: float = 1.0) -> str:
-    """A stroked path with round ends."""
+    """Stroked path with round ends."""
     return (
-        f'<path d="{data}" fill="none" stroke="{ink(paint)}" stroke-width="{width:.1f}"'
-        f' stroke-linecap="round" stroke-linejoin="round"{_see_through("stroke", opacity)}/>'
+        f'<path d="{data}" fill="none" stroke="{color(paint)}" stroke-width="{width:.1f}"'
+        f' stroke-linecap="round" stroke-linejoin="round"{_opacity("stroke", opacity)}/>'
     )
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, paint: Paint, opacity: float = 1.0) -> str:
-    """A filled ellipse."""
-    look = f'fill="{ink(paint)}"{_see_through("fill", opacity)}'
+    """Filled ellipse."""
+    look = f'fill="{color(paint)}"{_opacity("fill", opacity)}'
     return f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{rx:.1f}" ry="{ry:.1f}" {look}/>'
 
 
 def circle(x: float, y: float, radius: float, paint: Paint, opacity: float = 1.0) -> str:
-    """A filled circle."""
+    """Filled circle."""
     return ellipse(x, y, radius, radius, paint, opacity)
 
 
 def ring(x: float, y: float, radius: float, paint: Paint, width: float) -> str:
-    """The outline of a circle."""
-    look = f'fill="none" stroke="{ink(paint)}" stroke-width="{width:.1f}"'
+    """Outline of a circle."""
+    look = f'fill="none" stroke="{color(paint)}" stroke-width="{width:.1f}"'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {look}/>'
 
 
-def frame(x: float, y: float, rx: float, ry: float, corner: float, glass: Paint, opacity: float, rim: Paint) -> str:
-    """A filled and outlined box with round corners around (x, y)."""
+def rounded_box(
+    x: float, y: float, rx: float, ry: float, corner: float, glass: Paint, opacity: float, rim: Paint
+) -> str:
+    """Filled and outlined box with round corners around (x, y)."""
     box = f'x="{x - rx:.1f}" y="{y - ry:.1f}" width="{2 * rx:.1f}" height="{2 * ry:.1f}" rx="{corner:.1f}"'
-    look = f'fill="{ink(glass)}"{_see_through("fill", opacity)} stroke="{ink(rim)}" stroke-width="2.6"'
+    look = f'fill="{color(glass)}"{_opacity("fill", opacity)} stroke="{color(rim)}" stroke-width="2.6"'
     return f"<rect {box} {look}/>"
 
 
 def dots(spots: list[Spot], paint: Paint, opacity: float = 1.0) -> str:
-    """Many filled circles (x, y, radius) as one path: cheap where one element each would not be."""
+    """Filled circles (x, y, radius) as one path, which renders faster than one element per circle."""
     data = "".join(
         f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 1 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 1 {-2 * r:.1f} 0z"
         for x, y, r in spots
@@ -73,5 +75,5 @@ def dots(spots: list[Spot], paint: Paint, opacity: float = 1.0) -> str:
     return fill(data, paint, opacity)
 
 
-def _see_through(what: str, opacity: float) -> str:
-    return "" if opacity == 1.0 else f' {what}-opacity="{opacity:.2f}"'
+def _opacity(prefix: str, opacity: float) -> str:
+    return "" if opacity == 1.0 else f' {prefix}-opacity="{opacity:.2f}"'

@@ -1,4 +1,4 @@
-"""The people of the portraits world: what describes a portrait, how it is drawn by chance, how one trait is changed."""
+"""Parameters of portraits: attributes, identity and view; random sampling; counterfactuals."""
 
 import difflib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-SHARES: dict[str, dict[str, float]] = {
+FREQUENCIES: dict[str, dict[str, float]] = {  # attribute -> value -> probability
     "glasses": {"none": 0.52, "eyeglasses": 0.28, "sunglasses": 0.2},
     "expression": {"neutral": 0.22, "smile": 0.3, "sad": 0.24, "angry": 0.24},
     "skin": {"pale": 0.25, "light": 0.25, "tanned": 0.25, "dark": 0.25},
@@ -35,14 +35,14 @@ SHARES: dict[str, dict[str, float]] = {
     "pose": {"left": 0.27, "front": 0.46, "right": 0.27},
     "earrings": {"no": 0.7, "yes": 0.3},
 }
-ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(shares) for name, shares in SHARES.items()}
+ATTRIBUTES: dict[str, tuple[str, ...]] = {name: tuple(values) for name, values in FREQUENCIES.items()}
 HAIR_WITH_BANGS = ("short", "long", "curly")
 STYLES = ("painted", "inked")
 
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """One attribute's value, and where inside that value's range this picture lies (0..1)."""
+    """Value of one attribute, and the position u in the range of looks that it allows (0..1)."""
 
     value: str
     u: float
@@ -50,7 +50,7 @@ class Trait:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """Everything a caption can name; the fields are exactly the keys of ATTRIBUTES."""
+    """All attributes that captions can name; the fields are the keys of ATTRIBUTES."""
 
     glasses: Trait
     expression: Trait
@@ -75,7 +75,7 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who it is: the geometry and marks that stay when everything else is drawn again; each 0..1."""
+    """Identity of the person: facial geometry and marks, each 0..1; kept when all else is sampled again."""
 
     width: float
     height: float
@@ -101,7 +101,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How this one picture was taken: framing, light and details no caption names; each 0..1."""
+    """View of one image: framing, light and details that captions do not name, each 0..1."""
 
     tilt: float
     shift_x: float
@@ -120,9 +120,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Portrait:
-    """One portrait: a person (`identity`), how they look today (`traits`), and how the picture was taken (`look`).
+    """Parameters of a portrait: the person's identity, the attributes, and the view.
 
-    style: of the drawing, one of STYLES; every network here learns from painted ones.
+    style: of the drawing, one of STYLES; all networks are trained on painted portraits.
     """
 
     identity: Identity
@@ -132,14 +132,16 @@ class Portrait:
 
 
 def sample(row_id: int) -> Portrait:
-    """The portrait of a row: the same row id gives the same portrait, whatever was drawn before."""
-    picks, jitters, identity, look = (
+    """Sample the portrait of a row id; the same id always gives the same portrait."""
+    values, positions, identity, look = (
         np.random.default_rng(np.random.SeedSequence(row_id, spawn_key=(stream,))) for stream in range(4)
     )
     traits = {}
-    for name, pick, u in zip(SHARES, picks.random(len(SHARES)), jitters.random(len(SHARES)), strict=True):
-        bounds = np.cumsum(list(SHARES[name].values()))
-        index = min(int(np.searchsorted(bounds, pick, side="right")), len(bounds) - 1)
+    for name, draw, u in zip(
+        FREQUENCIES, values.random(len(FREQUENCIES)), positions.random(len(FREQUENCIES)), strict=True
+    ):
+        bounds = np.cumsum(list(FREQUENCIES[name].values()))
+        index = min(int(np.searchsorted(bounds, draw, side="right")), len(bounds) - 1)
         traits[name] = Trait(ATTRIBUTES[name][index], float(u))
     return Portrait(
         Identity(*identity.random(len(fields(Identity))).tolist()),
@@ -149,27 +151,27 @@ def sample(row_id: int) -> Portrait:
 
 
 def attributes(params: Portrait) -> dict[str, str]:
-    """Every attribute's true value, seen or hidden."""
+    """True value of every attribute, visible or not."""
     return {name: getattr(params.traits, name).value for name in ATTRIBUTES}
 
 
 def visible(params: Portrait) -> dict[str, bool]:
-    """Which attributes can be seen: sunglasses and closed lids hide the eyes, baldness the hair's colour and bangs."""
+    """Attribute -> whether it is visible: sunglasses and closed lids hide the eyes, baldness colour and bangs."""
     traits = params.traits
-    shades = traits.glasses.value == "sunglasses"
+    sunglasses = traits.glasses.value == "sunglasses"
     hidden = {
-        "eyes": shades,
-        "eye_size": shades or traits.eyes.value == "closed",
+        "eyes": sunglasses,
+        "eye_size": sunglasses or traits.eyes.value == "closed",
         "hair_color": traits.hair_style.value == "bald",
         "bangs": traits.hair_style.value not in HAIR_WITH_BANGS,
     }
     return {name: not hidden.get(name, False) for name in ATTRIBUTES}
 
 
-def counterfactual(params: Portrait, asks: Mapping[str, str]) -> Portrait:
-    """The same portrait with some attributes changed and nothing else; changing them back gives the identical one."""
+def counterfactual(params: Portrait, values: Mapping[str, str]) -> Portrait:
+    """The same portrait with other values of some attributes. Raises ValueError for unknown attributes or values."""
     traits = {}
-    for attribute, value in asks.items():
+    for attribute, value in values.items():
         _check("attribute", attribute, tuple(ATTRIBUTES))
         _check(f"value of {attribute}", value, ATTRIBUTES[attribute])
         traits[attribute] = replace(getattr(params.traits, attribute), value=value)
@@ -177,18 +179,18 @@ def counterfactual(params: Portrait, asks: Mapping[str, str]) -> Portrait:
 
 
 def with_nuisance(params: Portrait, row_id: int) -> Portrait:
-    """The same person with everything that is not their identity drawn again."""
+    """The same person with all but the identity taken from the sample of another row id."""
     return replace(sample(row_id), identity=params.identity, style=params.style)
 
 
-def restyled(params: Portrait, style: str) -> Portrait:
-    """The same portrait, drawn in another style."""
+def with_style(params: Portrait, style: str) -> Portrait:
+    """The same portrait in another drawing style. Raises ValueError for an unknown style."""
     _check("style", style, STYLES)
     return replace(params, style=style)
 
 
 def to_dict(params: Portrait) -> dict[str, float | str]:
-    """A flat dictionary of floats and strings, ready for JSON or a Parquet row."""
+    """Flat dictionary of floats and strings, for JSON or a Parquet row."""
     flat: dict[str, float | str] = {}
     for name in ATTRIBUTES:
         trait = getattr(params.traits, name)
@@ -200,7 +202,7 @@ def to_dict(params: Portrait) -> dict[str, float | str]:
 
 
 def from_dict(flat: dict[str, float | str]) -> Portrait:
-    """The portrait that `to_dict` wrote."""
+    """Portrait of a dictionary of `to_dict`. Raises ValueError for unknown values."""
     for name, values in ATTRIBUTES.items():
         _check(f"value of {name}", str(flat[f"trait.{name}"]), values)
     style = str(flat.get("style", STYLES[0]))

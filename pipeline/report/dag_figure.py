@@ -1,140 +1,93 @@
-"""The workflow as a drawing, read from dvc.yaml: which stage reads what which makes, and where boxes and arrows go."""
+"""The workflow as a figure, read from dvc.yaml: its stages, their first outputs, and which stage reads which."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-STAGES = (  # the order of the workflow (design.md section 3), for tables
-    "prepare",
-    "sample",
-    "invert",
-    "cache",
-    "relevance",
-    "mapper",
-    "mapper_wplus",
-    "diffusion",
-    "edit_latent",
-    "edit_baseline",
-    "edit_diffusion",
-    "evaluate",
-    "report",
-)
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 112, 40, 44, 22, 6
+import networkx as nx
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path as Curve
+
+from pipeline.report.charts import STYLE, TEXT
+
+WIDTH, HEIGHT, GAP_X, GAP_Y = 112, 40, 44, 22  # points: a box, and between boxes
 
 
-@dataclass(frozen=True)
-class Box:
-    name: str
-    makes: str
-    x: float
-    y: float
+def graph(workflow: Mapping[str, Any]) -> nx.DiGraph:
+    """Stages as nodes, with `makes`, the name of their first output; an edge to each stage that reads an output.
 
-
-@dataclass(frozen=True)
-class Chart:
-    """width and height of the drawing and of a box; the boxes, and the SVG paths of the arrows between them."""
-
-    width: float
-    height: float
-    box: tuple[int, int]
-    boxes: tuple[Box, ...]
-    arrows: tuple[str, ...]
-
-
-def edges(workflow: Mapping[str, Any]) -> dict[str, set[str]]:
-    """stage -> the stages whose outputs it reads. Templates like ${item.domain} stand for one same thing."""
-    entries = {name: _body(entry) for name, entry in workflow.get("stages", {}).items()}
-    makes = {
-        name: [path for kind in ("outs", "metrics", "plots") for path in _paths(entry.get(kind))]
-        for name, entry in entries.items()
-    }
-    return {
-        name: {
-            other
-            for other, outputs in makes.items()
-            if other != name and any(_overlap(dep, out) for dep in _paths(entry.get("deps")) for out in outputs)
-        }
-        for name, entry in entries.items()
-    }
-
-
-def chart(workflow: Mapping[str, Any]) -> Chart:
-    """Left to right by the longest way from a source; arrows that a chain of others implies are left out."""
-    needs = edges(workflow)
-    depth: dict[str, int] = {}
-
-    def level(name: str, above: tuple[str, ...] = ()) -> int:
-        if name not in depth:
-            inner = [level(other, (*above, name)) for other in needs[name] if other not in above]
-            depth[name] = 1 + max(inner, default=-1)
-        return depth[name]
-
-    for name in needs:
-        level(name)
-    for name in needs:  # a source stands right before the first that needs it
-        users = [depth[other] for other in needs if name in needs[other]]
-        if not needs[name] and users:
-            depth[name] = min(users) - 1
-    columns: dict[int, list[str]] = {}
-    for name in needs:
-        columns.setdefault(depth[name], []).append(name)
-    tallest = max((len(column) for column in columns.values()), default=0)
-    height = tallest * (HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
-    place: dict[str, tuple[float, float]] = {}
-    for index in sorted(columns):
-        column = sorted(
-            columns[index], key=lambda name: sum(place[o][1] for o in needs[name]) / max(1, len(needs[name]))
+    Templates like ${item.domain} all stand for the same.
+    """
+    stages = {name: entry.get("do", entry) for name, entry in workflow.get("stages", {}).items()}
+    outputs = {name: _paths(entry, "outs", "metrics", "plots") for name, entry in stages.items()}
+    dag = nx.DiGraph()
+    for name, paths in outputs.items():
+        parts = [part for part in paths[0].split("/") if part != "*"] if paths else [""]
+        dag.add_node(name, makes=parts[-1].removesuffix(".safetensors"))
+    for name, entry in stages.items():
+        reads = _paths(entry, "deps")
+        dag.add_edges_from(
+            (other, name)
+            for other, paths in outputs.items()
+            if other != name and any(_overlap(dep, out) for dep in reads for out in paths)
         )
-        top = (height - len(column) * (HEIGHT + GAP_Y) + GAP_Y) / 2
-        for row, name in enumerate(column):
-            place[name] = (MARGIN + index * (WIDTH + GAP_X), top + row * (HEIGHT + GAP_Y))
-    direct = {
-        name: {o for o in needs[name] if not any(o in _all(needs, other) for other in needs[name])} for name in needs
-    }
-    boxes = tuple(Box(name, _what(workflow["stages"][name]), *place[name]) for name in needs)
-    arrows = tuple(_arrow(place[other], place[name]) for name in needs for other in sorted(direct[name]))
-    return Chart(len(columns) * (WIDTH + GAP_X) - GAP_X + 2 * MARGIN, height, (WIDTH, HEIGHT), boxes, arrows)
+    return dag
 
 
-def _all(needs: Mapping[str, set[str]], name: str, seen: frozenset[str] = frozenset()) -> set[str]:
-    """Everything `name` needs, over any number of steps."""
-    found: set[str] = set()
-    for other in needs[name]:
-        if other not in seen:
-            found |= {other} | _all(needs, other, seen | {name})
-    return found
+def positions(dag: nx.DiGraph) -> dict[str, tuple[float, float]]:
+    """Centres (x, y) of the stages' boxes: left to right by the longest path to a stage, inputs beside their first use.
+
+    Within a column stages are ordered by the mean height of those that they read.
+    """
+    columns = {name: column for column, names in enumerate(nx.topological_generations(dag)) for name in names}
+    for name in dag:
+        if not dag.in_degree(name) and dag.out_degree(name):
+            columns[name] = min(columns[user] for user in dag.successors(name)) - 1
+    places: dict[str, tuple[float, float]] = {}
+    for column in sorted(set(columns.values())):
+        names = [name for name in dag if columns[name] == column]
+        heights = {name: [places[other][1] for other in dag.predecessors(name)] for name in names}
+        names.sort(key=lambda name: sum(heights[name]) / max(1, len(heights[name])))
+        for row, name in enumerate(names):
+            places[name] = (column * (WIDTH + GAP_X), (row - (len(names) - 1) / 2) * (HEIGHT + GAP_Y))
+    return places
 
 
-def _body(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    return entry.get("do", entry)
+@rc_context(STYLE)
+def figure(dag: nx.DiGraph) -> Figure:
+    """The figure: boxes and arrows; an arrow that a chain of others implies is left out."""
+    places = positions(dag)
+    xs, ys = ([place[axis] for place in places.values()] for axis in (0, 1))
+    width, height = max(xs) - min(xs) + WIDTH + 8, max(ys) - min(ys) + HEIGHT + 8
+    drawn = Figure((width / 72, height / 72))
+    axes = drawn.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    left, top = min(xs) - WIDTH / 2 - 4, min(ys) - HEIGHT / 2 - 4
+    axes.set(xlim=(left, left + width), ylim=(top + height, top))
+    for name, (x, y) in places.items():
+        corner = (x - WIDTH / 2, y - HEIGHT / 2)
+        axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, "round,pad=0,rounding_size=7", fc="none", ec=TEXT))
+        axes.text(x, y - 7, name, size=12, ha="center", va="center")
+        axes.text(x, y + 10, dag.nodes[name]["makes"], size=10, ha="center", va="center", alpha=0.8)
+    for start, end in nx.transitive_reduction(dag).edges:
+        (x, y), (to_x, to_y) = places[start], places[end]
+        x, to_x = x + WIDTH / 2, to_x - WIDTH / 2
+        bend = max(18, (to_x - x) / 2)
+        curve = Curve([(x, y), (x + bend, y), (to_x - bend, to_y), (to_x, to_y)], [Curve.MOVETO, *[Curve.CURVE4] * 3])
+        axes.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=9, color=TEXT))
+    return drawn
 
 
-def _paths(entries: Any) -> list[str]:
-    """Paths of a list of plain entries and of {path: options}, templates replaced by one sign."""
-    found = []
-    for entry in entries or []:
-        name = entry if isinstance(entry, str) else next(iter(entry))
-        found.append(re.sub(r"\$\{[^}]*\}", "*", name).rstrip("/"))
-    return found
+def _paths(entry: Mapping[str, Any], *kinds: str) -> list[str]:
+    """Paths of lists of plain entries and of {path: options}, with `*` for templates."""
+    entries = [item for kind in kinds for item in entry.get(kind) or []]
+    names = [item if isinstance(item, str) else next(iter(item)) for item in entries]
+    return [re.sub(r"\$\{[^}]*\}", "*", name).rstrip("/") for name in names]
 
 
 def _overlap(dep: str, out: str) -> bool:
-    return dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/")
-
-
-def _what(entry: Mapping[str, Any]) -> str:
-    """What a stage makes: the last part of its first output, without an ending."""
-    body = _body(entry)
-    paths = [path for kind in ("outs", "metrics", "plots") for path in _paths(body.get(kind))]
-    names = [part for part in paths[0].split("/") if part != "*"] if paths else []
-    return names[-1].removesuffix(".safetensors") if names else ""
-
-
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x, y = start[0] + WIDTH, start[1] + HEIGHT / 2
-    to_x, to_y = end[0] - 5, end[1] + HEIGHT / 2
-    bend = max(18.0, (to_x - x) / 2)
-    return f"M{x:.0f},{y:.0f} C{x + bend:.0f},{y:.0f} {to_x - bend:.0f},{to_y:.0f} {to_x:.0f},{to_y:.0f}"
+    return f"{dep}/".startswith(f"{out}/") or f"{out}/".startswith(f"{dep}/")

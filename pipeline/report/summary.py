@@ -1,107 +1,99 @@
-"""The report's first paragraphs, told from its numbers: what was asked, what came out, how sure that is."""
+"""Introduction of the page, written from metrics.json: what was evaluated, the results, how reliable they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation import paper_claims
-from pipeline.evaluation.metrics import Leaf
-from pipeline.report.edit_grid import APART, FRAMES, label
+from pipeline.editors import label
+from pipeline.evaluation import REFERENCES, SEPARATE_SPLITS, paper_claims
+from pipeline.evaluation.bootstrap import Metric
 
-WEAKEST = 3  # sentences that are named
+WEAKEST = 3  # prompts named as the weakest
 
 
-def told(found: Mapping[str, Any], splits: Mapping[str, str], drawn: bool = True) -> list[tuple[str, str]]:
-    """(heading, paragraph) for whatever metrics.json `found` has numbers of.
+def paragraphs(metrics: Mapping[str, Any], splits: Mapping[str, str], drawn: bool = True) -> list[tuple[str, str]]:
+    """(heading, paragraph) for what `metrics`, the content of metrics.json, has numbers of.
 
-    splits: of the prompts, by their text. drawn: all networks were trained on other people than those who are edited.
+    splits: of the prompts, by their text
+    drawn: test images are drawn portraits, which no network was trained on
     """
-    paragraphs = (
-        ("What was asked", _asked(found, splits, drawn)),
-        ("What came out", _came_out(found, splits)),
-        ("How sure that is", _sure(found)),
+    editors = {name: row for name, row in metrics["editors"].items() if name not in REFERENCES}
+    if not editors:
+        return []
+    parts = (
+        ("Evaluation", _evaluation(editors, splits, drawn)),
+        ("Results", _results(editors, splits)),
+        ("Reliability", _reliability(metrics)),
     )
-    return [(heading, " ".join(sentences)) for heading, sentences in paragraphs if sentences]
+    return [(heading, " ".join(sentences)) for heading, sentences in parts if sentences]
 
 
-def _proper(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row for name, row in found["editors"].items() if name not in FRAMES}
-
-
-def _asked(found: Mapping[str, Any], splits: Mapping[str, str], drawn: bool) -> list[str]:
-    editors = _proper(found)
-    if not editors:
-        return []
+def _evaluation(editors: Mapping[str, Any], splits: Mapping[str, str], drawn: bool) -> list[str]:
     texts = {text for row in editors.values() for text in row.get("prompts", {})}
-    people = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
-    new, several = (sum(splits.get(text) == split for text in texts) for split in APART)
-    on = f" on {' to '.join(map(str, dict.fromkeys((people[0], people[-1]))))} pictures" if people else ""
+    counts = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
+    unseen, combined = (sum(splits.get(text) == split for text in texts) for split in SEPARATE_SPLITS)
+    images = f" on {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} test images" if counts else ""
     return [
-        f"{_count(len(editors), 'editor')} followed {_count(len(texts), 'sentence')}"
-        + (f", {new} of them in words that no network was taught," if new else "")
-        + (f"{' and' if new else ','} {several} that ask for several things at once," if several else "")
-        + f"{on}{' of people whom no network has seen' if on and drawn else ''}, each with one setting for all."
+        f"{_count(len(editors), 'editor')} applied {_count(len(texts), 'prompt')}"
+        + (f", {unseen} of them in words that no network was trained on," if unseen else "")
+        + (f"{' and' if unseen else ','} {combined} that ask for several attributes," if combined else "")
+        + f"{images}{' of portraits that no network was trained on' if images and drawn else ''}."
+        + " Every editor uses one setting for all prompts."
     ]
 
 
-def _came_out(found: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
-    editors = {name: row for name, row in _proper(found).items() if _value(row.get("reached")) is not None}
-    if not editors:
+def _results(editors: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
+    measured = {name: row for name, row in editors.items() if _value(row.get("reached")) is not None}
+    if not measured:
         return []
-    first, row = next(iter(editors.items()))
+    first, row = next(iter(measured.items()))
     sentences = [
-        f"{label(first)} did what was asked in {_share(row['reached'])} of its edits, and left {_share(row['kept'])} of"
-        " all else as it should be."
+        f"{label(first)} reached the requested attribute in {_share(row['reached'])} of its edits, and kept"
+        f" {_share(row['kept'])} of the other attributes as in the counterfactual."
     ]
-    close = {name: row for name, row in editors.items() if _value(row.get("psnr")) is not None}
+    close = {name: row for name, row in measured.items() if _value(row.get("psnr")) is not None}
     if len(close) > 1:
-        nearest = max(close, key=lambda name: close[name]["psnr"]["value"])
-        at = close[nearest]
-        how = f"at {at['psnr']['value']:.1f} dB ({at['people']['value']:.0f} people)"
-        if nearest == first:
-            sentences.append(f"It also comes nearest to the right pictures, {how}.")
+        best = max(close, key=lambda name: close[name]["psnr"]["value"])
+        psnr = f"{close[best]['psnr']['value']:.1f} dB PSNR ({close[best]['people']['value']:.0f} images)"
+        if best == first:
+            sentences.append(f"It is also the closest to the counterfactuals, at {psnr}.")
         else:
-            sentences.append(
-                f"Nearest to the right pictures comes {label(nearest)}, {how}: it did what was asked in"
-                f" {_share(at['reached'])}, and kept {_share(at['kept'])}."
-            )
-    taught = {text: leaf for text, leaf in row["prompts"].items() if splits.get(text) == "seen"}
-    asked = {text: leaf["reached"] for text, leaf in taught.items() if "reached" in leaf}
-    known = sorted((leaf["value"], text) for text, leaf in asked.items() if leaf["value"] is not None)
-    if len(known) > WEAKEST:
-        named = ", ".join(f"“{text}” ({100 * value:.0f} %)" for value, text in known[:WEAKEST])
-        sentences.append(f"{label(first)} follows worst: {named}.")
-    if (new := _value(row.get("heldout", {}).get("reached"))) is not None:
-        sentences.append(f"In words that no network was taught it reached {100 * new:.0f} %.")
-    if (several := _value(row.get("combined", {}).get("reached"))) is not None:
-        sentences.append(f"Asked for several things at once, it reached all of them in {100 * several:.0f} %.")
+            shares = f"it reached {_share(close[best]['reached'])} and kept {_share(close[best]['kept'])}"
+            sentences.append(f"{label(best)} is the closest to the counterfactuals, at {psnr}: {shares}.")
+    seen = {text: _value(leaf.get("reached")) for text, leaf in row["prompts"].items() if splits.get(text) == "seen"}
+    ranked = sorted((value, text) for text, value in seen.items() if value is not None)
+    if len(ranked) > WEAKEST:
+        named = ", ".join(f"“{text}” ({100 * value:.0f} %)" for value, text in ranked[:WEAKEST])
+        sentences.append(f"Its weakest prompts are {named}.")
+    for split, prompts in zip(SEPARATE_SPLITS, ("in words that no network was trained on", "for several attributes")):
+        if (value := _value(row.get(split, {}).get("reached"))) is not None:
+            sentences.append(f"For prompts {prompts}, it reached {100 * value:.0f} %.")
     return sentences
 
 
-def _sure(found: Mapping[str, Any]) -> list[str]:
+def _reliability(metrics: Mapping[str, Any]) -> list[str]:
     sentences = []
-    if tests := [test["verdict"] for row in paper_claims.table(found) for test in row["rows"]]:
-        counts = [
-            f"{tests.count(verdict)} {verdict}"
-            for verdict in (paper_claims.HOLDS, paper_claims.FAILS, paper_claims.OPEN)
-        ]
-        counts = [text.replace("holds", "hold").replace("does not", "do not") for text in counts]
-        sentences.append(f"Of {len(tests)} differences by which the claims below are tested, {', '.join(counts)}.")
-    oracle = found.get("oracle", {})
-    if _value(oracle.get("mean")) is not None and _value(oracle.get("min")) is not None:
+    if tests := [test["verdict"] for row in paper_claims.table(metrics) for test in row["rows"]]:
+        holds, fails, undecided = map(tests.count, (paper_claims.HOLDS, paper_claims.FAILS, paper_claims.OPEN))
         sentences.append(
-            f"The oracle that judges is right about {100 * oracle['mean']['value']:.1f} % of the attributes of people"
-            f" whom it has never seen, and about {100 * oracle['min']['value']:.0f} % of its weakest."
+            f"Of {len(tests)} differences that test the paper's claims below, {holds} hold, {fails} do not hold,"
+            f" {undecided} are undecided."
+        )
+    mean, weakest = (_value(metrics.get("oracle", {}).get(key)) for key in ("mean", "min"))
+    if mean is not None and weakest is not None:
+        sentences.append(
+            f"The oracle that reads attributes is right in {100 * mean:.1f} % of unseen portraits on average, and in"
+            f" {100 * weakest:.0f} % for its weakest attribute."
         )
     return sentences
 
 
-def _value(leaf: Leaf | None) -> float | None:
+def _value(leaf: Metric | None) -> float | None:
     return None if leaf is None else leaf.get("value")
 
 
-def _share(leaf: Leaf) -> str:
+def _share(leaf: Metric) -> str:
     """84 % (83 to 86)"""
     value, low, high = (leaf[key] for key in ("value", "low", "high"))
     spread = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"

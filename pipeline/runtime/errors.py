@@ -1,4 +1,4 @@
-"""The error that bad input raises, and the hint for a mistyped name."""
+"""The error that bad input raises and the hint for a mistyped name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class InputError(Exception):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint such as " (did you mean 'cat'?)" for a mistyped name, or an empty string.
 
-    name: what was given.
+    name: the mistyped name.
     choices: the names that exist.
     """
     match = difflib.get_close_matches(str(name), list(choices), n=1)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary names, one rename, and a one-line error when the disk says no."""
+"""Files that are complete or absent: temporary names, one rename, and a one-line error where the disk refuses."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ from pathlib import Path
 
 from pipeline.runtime.errors import InputError
 
-SETTLED = 50_000_000  # ns: clocks of file systems are coarse, a younger file could change without its time changing
+SETTLED = 50_000_000  # ns: file systems have coarse clocks, a younger file could change without its time changing
 _DIGESTS: dict[tuple[str, int, int, int], str] = {}
+
+
+def main_checkout(root: Path) -> Path:
+    """Main checkout of the project at `root`, also from inside a queued DVC experiment (.dvc/tmp/exps/)."""
+    root = Path(root)
+    for parts in root.parts, root.resolve().parts:
+        for index in range(len(parts) - 3):
+            if parts[index : index + 3] == (".dvc", "tmp", "exps"):
+                return Path(*parts[:index])
+    return root
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what was written there becomes `path` at the end, or leaves no trace.
+    """Yield a temporary name beside `path`; its content replaces `path` at the end, or leaves no trace after an error.
 
-    Parents are made. What other, killed processes left under such names is removed. A full disk, a file-size limit
-    or a file where a folder is needed raise InputError; whatever stood at `path` before then still stands there.
+    Parent folders are created, leftovers of killed processes removed. A full disk, a file-size limit or a file where a
+    folder is needed raise InputError; the previous content of `path` then still stands.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -43,11 +53,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses while writing `path` into one line."""
+    """Raise InputError, naming `path`, for an OSError while writing it."""
     try:
         yield
     except FileNotFoundError:
-        raise  # something that was to be read: no fault of the disk
+        raise  # a file that was to be read
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise InputError(f"cannot write {path}: {reason}; free or fix the disk there and run again") from error
@@ -60,7 +70,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file as hex, remembered in this process while its size, time and inode stay the same."""
+    """sha256 of a file as hex, cached in this process while the file's size, time and inode stay the same.
+
+    Raises InputError for a file that cannot be read.
+    """
     path = Path(path)
     try:
         stat = path.stat()
@@ -68,18 +81,18 @@ def digest(path: Path) -> str:
         if key in _DIGESTS:
             return _DIGESTS[key]
         with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if time.time_ns() - stat.st_mtime_ns > SETTLED:
-        _DIGESTS[key] = found
-    return found
+        _DIGESTS[key] = sha256
+    return sha256
 
 
 def known_digest(path: Path, memory: Path) -> str:
-    """`digest`, remembered beyond this process in the JSON file `memory` while size and time of the file stay the same.
+    """`digest`, cached across processes in the JSON file `memory` while size and time of the file stay the same.
 
-    Good for showing what is there; what is about to be used is read again.
+    For displaying a state; a file that is about to be used is digested again.
     """
     try:
         stat = path.stat()
@@ -93,31 +106,32 @@ def known_digest(path: Path, memory: Path) -> str:
     known = known if isinstance(known, dict) else {}
     if isinstance(entry := known.get(key), list) and entry[:2] == state and len(entry) == 3:
         return str(entry[2])
-    found = digest(path)
+    sha256 = digest(path)
     if time.time_ns() - stat.st_mtime_ns > SETTLED:
-        kept = {name: entry for name, entry in known.items() if Path(name).is_file()}
-        with suppress(InputError):  # without memory it takes longer, no more
-            write_bytes(memory, json.dumps({**kept, key: [*state, found]}, indent=0).encode())
-    return found
+        existing = {name: entry for name, entry in known.items() if Path(name).is_file()}
+        with suppress(InputError):  # without the cache it takes longer
+            write_bytes(memory, json.dumps({**existing, key: [*state, sha256]}, indent=0).encode())
+    return sha256
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder if it is there."""
+    """Remove a file or a whole folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def shard_name(index: int, ending: str = ".parquet") -> str:
+    """File name of shard number `index`; names sort as numbers do."""
+    return f"shard-{index:05d}{ending}"
+
+
 def alive(pid: int) -> bool:
-    """Whether a process with this number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a process with this id runs on this machine."""
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 def _remove_leftovers(path: Path) -> None:

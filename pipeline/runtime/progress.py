@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, plain lines at most every ten seconds where output is piped."""
+"""Progress of long work: a bar on a terminal, plain lines at most every ten seconds where output is piped."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 LINE_EVERY = 10.0  # seconds
-SILENT_BELOW = 1.0  # seconds: shorter work says nothing when piped
+SILENT_BELOW = 1.0  # seconds: shorter work prints nothing when piped
 
 
 def track(
     iterable: Iterable[Item],
     total: int | None = None,
-    label: str = "",
+    label: str = "working",
     *,
     step: int | Callable[[Item], int] = 1,
     done: int = 0,
@@ -23,18 +23,19 @@ def track(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Item]:
-    """Pass `iterable` through, telling on stderr how far it is, at what rate, and the time left.
+    """Yield the items of `iterable` and show on stderr the progress, the rate and the time left.
 
-    total: how many units there are in all, taken from len() when None and each item is as many. Each item stands for
-    `step` units (a batch), or for as many as that says of it; `done` units were finished before (a resumed run) and do
-    not count in the rate.
+    total: number of units; None: len() of the iterable where it has one and `step` is a number.
+    step: units per item (a batch's size), or a function of the item.
+    done: units finished before (by an interrupted run), which do not count in the rate.
+    unit: name of the units.
     """
-    stream = sys.stderr if stream is None else stream
+    stream = stream or sys.stderr
     if total is None and not callable(step) and hasattr(iterable, "__len__"):
         total = done + step * len(iterable)  # type: ignore[arg-type]
-    shown = _bar if stream and stream.isatty() else _lines
+    show = _bar if stream and stream.isatty() else _lines
     units = step if callable(step) else lambda _: step
-    yield from shown(iterable, total, label or "working", units, done, unit, stream, clock)
+    yield from show(iterable, total, label, units, done, unit, stream, clock)
 
 
 def describe(label: str, count: int, total: int | None, fresh: int, seconds: float, unit: str = "") -> str:
@@ -77,14 +78,9 @@ def _bar(iterable, total, label, units, done, unit, stream, clock):
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeRemainingColumn()
     start, count = clock(), done
-    with Progress(*columns, console=Console(file=stream), transient=False) as progress:
+    with Progress(*columns, console=Console(file=stream)) as progress:
         task = progress.add_task(label, total=total, completed=done, amount="")
         for item in iterable:
             yield item

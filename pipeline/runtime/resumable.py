@@ -1,49 +1,47 @@
-"""Unfinished work that survives a killed stage: one folder per stage, domain and fingerprint, under a lock.
+"""Unfinished work of a stage, which survives its death: one folder per stage, domain and fingerprint, under a lock.
 
 It lies in .cache/ of the main checkout, also for queued experiments. A finished piece counts only while its size and
-sha256 are those of the manifest, so a stale, cut or foreign file is made again, never used. At the end the pieces are
-published into the stage's DVC output in one rename, and the folder is removed.
+sha256 are those in the manifest, so that a stale or truncated file is computed again, never used. At the end the pieces
+are published as the stage's DVC outputs in one rename, and the folder is removed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
-import inspect
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
-from pipeline.storage import params
 
 MANIFEST = "manifest.json"
-KEPT = 2  # other fingerprints of a stage that may still be wanted
+MAX_OTHERS = 2  # other fingerprints of a stage whose work is kept
 
 
-class Unit:
-    """The unfinished work of one stage on one domain with one fingerprint; made by `open`."""
+class Work:
+    """Unfinished work of one stage on one domain with one fingerprint; created by `open`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest: dict[str, list[dict[str, Any]]] = _read_manifest(folder / MANIFEST)
 
     def path(self, name: str) -> Path:
-        """Where the piece `name` is written (its folder exists); write it whole or not at all, then `mark` it."""
+        """Path of the piece `name`, in an existing folder; write it, then `mark` it."""
         path = self.folder / _checked_name(name)
         with files.writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def done(self, name: str) -> bool:
-        """Whether the piece was marked and its file is still byte for byte the one that was."""
+        """Whether the piece was marked and its file still has the same bytes."""
         path = self.folder / _checked_name(name)
         known = self._manifest.get(name, [])
         if not path.is_file() or path.stat().st_size not in [entry["size"] for entry in known]:
@@ -56,10 +54,10 @@ class Unit:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a path to write; then the file becomes the piece `name` and is marked.
+        """Yield a path to write; then the file becomes the piece `name` and is marked.
 
-        For a piece that is replaced again and again, as a checkpoint is: killed at any moment, either the old or the
-        new file stands there and counts as done.
+        For a piece that is replaced again and again, such as a checkpoint: after a kill at any moment either the old or
+        the new file is there and counts as done.
         """
         path = self.path(name)
         with files.replacing(path) as partial:
@@ -68,16 +66,18 @@ class Unit:
         self._record(name, self._manifest[name][-1:])
 
     def names(self, folder: str = "") -> tuple[str, ...]:
-        """The marked pieces, or those of one folder, sorted."""
+        """Names of the marked pieces, or of those in one folder, sorted."""
         prefix = f"{folder}/" if folder else ""
         return tuple(sorted(name for name in self._manifest if name.startswith(prefix)))
 
     def publish(self, outputs: Mapping[str, Path]) -> None:
-        """Put pieces where DVC expects them, then remove this unit.
+        """Move pieces to where DVC expects them, then remove this work.
 
-        outputs: a piece -> a file, or a folder of pieces -> a folder, which is replaced as a whole and gets only
-        marked pieces; a file that was written but not marked is marked now. Killed in the middle, the same command
-        publishes again; what stood at a destination stays until the new content is complete beside it.
+        After a kill in the middle, the same call publishes again; the previous content of a destination stays until the
+        new content is complete beside it.
+
+        outputs: a piece -> a file, or a folder of pieces -> a folder, which is replaced as a whole and gets only marked
+            pieces. A single file that was written but not marked is marked now.
         """
         for name, destination in outputs.items():
             if name not in self._manifest and (self.folder / _checked_name(name)).is_file():
@@ -100,23 +100,26 @@ class Unit:
 
 
 @contextmanager
-def open(stage: str, domain: str, fingerprint: Mapping[str, Any], root: Path | None = None) -> Iterator[Unit]:
-    """The unit of work with this fingerprint (JSON-able: params, input digests, code), locked for this process.
+def open(stage: str, domain: str, fingerprint: Mapping[str, Any], root: Path) -> Iterator[Work]:
+    """Open the work with this fingerprint and lock it for this process.
 
-    Raises InputError when another process holds it. Left without `publish`, its finished pieces stay for the next
-    try. Of the stage's other fingerprints the newest two are kept, those that nobody works on.
+    Without `publish`, its finished pieces stay for the next try. Of the stage's other fingerprints the newest
+    MAX_OTHERS are kept, and those in use. Raises InputError while another process has it open.
+
+    fingerprint: JSON-able description of everything the result depends on: parameters, digests of inputs and code.
+    root: the project.
     """
-    place = params.main_root(root) / ".cache" / f"{stage}-{domain}"
+    place = files.main_checkout(root) / ".cache" / f"{stage}-{domain}"
     folder = place / fingerprint_of(fingerprint)
     with files.writing_to(place):
         place.mkdir(parents=True, exist_ok=True)
-    with _locked(_lock_path(folder), f"{stage} of {domain}"):
+    with _locked(folder, f"{stage} of {domain}"):
         with files.writing_to(folder):
             folder.mkdir(exist_ok=True)
             os.utime(folder)
-        with suppress(OSError):  # another process may be tidying up as well
+        with suppress(OSError):  # another process may be pruning too
             _prune(place, folder)
-        yield Unit(folder)
+        yield Work(folder)
 
 
 def fingerprint_of(fingerprint: Mapping[str, Any]) -> str:
@@ -126,7 +129,7 @@ def fingerprint_of(fingerprint: Mapping[str, Any]) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file, or of a folder's names and contents (hidden files apart); for fingerprints."""
+    """sha256 of a file, or of a folder's names and contents without hidden files; for fingerprints."""
     path = Path(path)
     if not path.is_dir():
         return files.digest(path)
@@ -138,46 +141,25 @@ def digest_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def code_of(*modules: ModuleType) -> str:
-    """A digest of modules' source, for fingerprints: work begun with other code is not gone on with."""
-    sources = sorted((module.__name__, inspect.getsource(module)) for module in modules)
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-
-
 @contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file; the system lets go of it when the process ends, however it ends."""
-    handle = _try_lock(path)
-    if handle is None:
-        holder = _holder(path)
-        raise InputError(f"another repro is running: {what} is held by process {holder}; wait for it or stop it")
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """Lock a folder; the system releases the lock when the process ends, however it ends."""
+    path = folder.with_name(f"{folder.name}.lock")
+    lock = FileLock(path, timeout=0)
+    with files.writing_to(path):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            holder = f"{what} is locked by process {_holder(path)}"
+            raise InputError(f"another repro is running: {holder}; wait for it or stop it") from error
     try:
+        with suppress(OSError):  # for the message above
+            path.write_text(str(os.getpid()))
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # still held: a newcomer sees that its file is gone and takes the new one
-        os.close(handle)
-
-
-def _try_lock(path: Path) -> int | None:
-    while True:
-        with files.writing_to(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        try:
-            current = os.path.samestat(os.fstat(handle), path.stat())
-        except FileNotFoundError:  # its last holder has just removed it
-            current = False
-        if current:
-            with suppress(OSError):  # only a courtesy to whoever finds it locked
-                os.ftruncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
-            return handle
-        os.close(handle)
+            path.unlink()  # still locked: a process that waits on the removed file opens the new one
+        lock.release()
 
 
 def _holder(path: Path) -> str:
@@ -186,22 +168,18 @@ def _holder(path: Path) -> str:
     return "unknown"
 
 
-def _lock_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
 def _prune(place: Path, current: Path) -> None:
     with os.scandir(place) as entries:
-        found = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.is_dir()]
-    others = [place / name for _, name in sorted(found, reverse=True) if name != current.name]
-    for folder in others[KEPT:]:
-        with suppress(InputError, OSError), _locked(_lock_path(folder), folder.name):
+        folders = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.is_dir()]
+    others = [place / name for _, name in sorted(folders, reverse=True) if name != current.name]
+    for folder in others[MAX_OTHERS:]:
+        with suppress(InputError, OSError), _locked(folder, folder.name):
             files.remove(folder)
 
 
 def _publish_file(source: Path, destination: Path) -> None:
     with files.replacing(destination) as partial:
-        _copy(source, partial)
+        _link(source, partial)
 
 
 def _publish_folder(pieces: Mapping[str, Path], destination: Path) -> None:
@@ -216,7 +194,7 @@ def _publish_folder(pieces: Mapping[str, Path], destination: Path) -> None:
         try:
             for name, source in pieces.items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                _copy(source, fresh / name)
+                _link(source, fresh / name)
             files.remove(old)
             if destination.exists():
                 os.replace(destination, old)
@@ -226,8 +204,8 @@ def _publish_folder(pieces: Mapping[str, Path], destination: Path) -> None:
         files.remove(old)
 
 
-def _copy(source: Path, destination: Path) -> None:
-    """A hard link where the disk can, so that publishing needs no space; the unit's name for it goes away soon."""
+def _link(source: Path, destination: Path) -> None:
+    """Hard link, so that publishing needs no space, or a copy where the file system has no links."""
     try:
         os.link(source, destination)
     except OSError:

@@ -1,15 +1,15 @@
-"""A window on what ran: MLflow runs, one nested run per stage below one parent per pipeline run, and timings.
+"""MLflow runs, one nested run per stage below one parent per pipeline run, and a timings file per stage.
 
-DVC's files are the record. A broken or missing MLflow costs one warning line, never a stage; DELTASPACE_TRACKING=0
-turns it off. Seconds and memory go to data/<domain>/timings/, which no hash covers.
+Results are recorded by DVC, not here. A broken or missing MLflow costs one warning line, never a stage;
+DELTASPACE_TRACKING=0 turns it off.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,173 +19,153 @@ from typing import Any
 
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
-from pipeline.storage import params
-from pipeline.storage.artefacts import Layout
 
 EXPERIMENT = "deltaspace"
-FLUSH_ROWS = 500  # metrics sent at once
+RUN_ID = "DELTASPACE_RUN_ID"  # environment: "PID-MILLISECONDS" of the `make repro` above this process
+FLUSH_ROWS = 500  # metrics per request
 FLUSH_SECONDS = 20.0
-MOST_PARAMS = 100  # MLflow's limits for one batch
-LONGEST = 500
-FAILED_TAG = "deltaspace.failed"
-PID_TAG = "deltaspace.pid"
+FAILED_TAG, PID_TAG, KEY_TAG = "deltaspace.failed", "deltaspace.pid", "deltaspace.key"
 
 
 class Run:
-    """One stage's run, as its code sees it. Nothing here raises: after a failure it goes quiet."""
+    """MLflow run of one stage. No method raises: after MLflow's first error every call does nothing.
 
-    def __init__(self, store: Any = None, run_id: str = "", parent_id: str = "", stage: str = "") -> None:
+    client: mlflow.MlflowClient, or None for a run that is not tracked.
+    run_id, parent_id: MLflow's ids.
+    stage: prefix of the stage's metrics in the parent run.
+    """
+
+    def __init__(self, client: Any = None, run_id: str = "", parent_id: str = "", stage: str = "") -> None:
         self.run_id, self.parent_id, self.stage = run_id, parent_id, stage
-        self._store = store
-        self._waiting: list[tuple[str, float, int, int]] = []
-        self._last: dict[str, float] = {}
-        self._sent = time.monotonic()
         self.parts: dict[str, float] = {}
+        self._client = client
+        self._rows: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
+        self._latest: dict[str, float] = {}
+        self._flushed = time.monotonic()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Seconds of a part of the stage, beside its own: a metric, and an entry of its timings."""
+        """Time a part of the stage: a metric, and an entry of the timings file."""
         start = time.monotonic()
         yield
         self.parts[f"{name}_seconds"] = seconds = time.monotonic() - start
         self.log(0, **{f"{name}_seconds": seconds})
 
     def log(self, step: int = 0, **metrics: float) -> None:
-        """Points of curves: `run.log(step=100, loss=0.3)`. Sent in batches."""
-        now = int(time.time() * 1000)
-        for name, value in metrics.items():
-            self._waiting.append((name, float(value), now, step))
-            self._last[name] = float(value)
-        if len(self._waiting) >= FLUSH_ROWS or time.monotonic() - self._sent > FLUSH_SECONDS:
+        """Log points of curves, as in `run.log(step=100, loss=0.3)`; they are sent in batches."""
+        if self._client is None:
+            return
+        now = _now()
+        self._rows += [(name, float(value), now, step) for name, value in metrics.items()]
+        self._latest |= {name: float(value) for name, value in metrics.items()}
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def figure(self, name: str, path: Path) -> None:
-        """A picture or table that was written, shown beside the run."""
-        self._do(lambda store: store.log_artifact(self.run_id, str(path), name))
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Effective parameters; nested ones get dotted names."""
-        from mlflow.entities import Param
-
-        found = [Param(key, str(value)[:LONGEST]) for key, value in _flat(values).items()]
-        for start in range(0, len(found), MOST_PARAMS):
-            self._do(lambda store, start=start: store.log_batch(self.run_id, params=found[start : start + MOST_PARAMS]))
-
-    def dataset(self, name: str, path: Path, digest: str) -> None:
-        """What the stage read: a name, where it lies, and its digest."""
-        self._do(lambda store: store.log_inputs(self.run_id, [_dataset(name, path, digest)]))
-
-    def model(self, name: str, path: Path) -> None:
-        """A network the stage made: where it lies and its sha256; the file itself stays with DVC."""
-        self._do(lambda store: store.set_tag(self.run_id, f"model.{name}.path", str(path)))
-        self._do(lambda store: store.set_tag(self.run_id, f"model.{name}.sha256", files.digest(path)))
+        """Show the file at `path` beside the run, in its folder `name`."""
+        self._try(lambda client: client.log_artifact(self.run_id, str(path), name))
 
     def flush(self) -> None:
-        """Send what waits."""
-        from mlflow.entities import Metric
+        """Send the waiting metrics."""
+        rows, self._rows, self._flushed = self._rows, [], time.monotonic()
+        self._try(lambda client: _log_metrics(client, self.run_id, rows))
 
-        rows, self._waiting, self._sent = self._waiting, [], time.monotonic()
-        if rows:
-            self._do(lambda store: store.log_batch(self.run_id, metrics=[Metric(*row) for row in rows]))
+    def end(self, status: str, seconds: float) -> None:
+        """Close the run; its latest values and its status go to the parent too.
 
-    def _end(self, status: str, seconds: float) -> None:
-        """Close the run; its last values and its state go to the parent as well."""
+        status: "FINISHED" or "FAILED".
+        """
         self.log(seconds=seconds)
         self.flush()
-        summary = [(f"{self.stage}.{name}", value, int(time.time() * 1000), 0) for name, value in self._last.items()]
-        self._do(lambda store: _log_summary(store, self.parent_id, summary))
-        self._do(lambda store: store.set_terminated(self.run_id, status))
+        summary = [(f"{self.stage}.{name}", value, _now(), 0) for name, value in self._latest.items()]
+        self._try(lambda client: _log_metrics(client, self.parent_id, summary))
+        self._try(lambda client: client.set_terminated(self.run_id, status))
         if status == "FAILED":
-            self._do(lambda store: store.set_tag(self.parent_id, FAILED_TAG, self.stage))
-        self._do(lambda store: store.set_terminated(self.parent_id, _parent_status(store, self.parent_id)))
+            self._try(lambda client: client.set_tag(self.parent_id, FAILED_TAG, self.stage))
+        self._try(lambda client: _end_parent(client, self.parent_id))
 
-    def _do(self, action: Callable[[Any], Any]) -> None:
-        if self._store is not None:
+    def _try(self, action: Callable[[Any], Any]) -> None:
+        if self._client is not None:
             try:
-                action(self._store)
-            except Exception as error:  # whatever MLflow raises, the stage goes on
-                self._store = None
+                action(self._client)
+            except Exception as error:  # whatever MLflow raises, the stage continues
+                self._client = None
                 _warn(error)
 
 
-class Silent(Run):
-    """The run that stands for no tracking at all."""
-
-    def log(self, step: int = 0, **metrics: float) -> None: ...
-    def figure(self, name: str, path: Path) -> None: ...
-    def params(self, values: Mapping[str, Any]) -> None: ...
-    def dataset(self, name: str, path: Path, digest: str) -> None: ...
-    def model(self, name: str, path: Path) -> None: ...
-    def flush(self) -> None: ...
-    def _end(self, status: str, seconds: float) -> None: ...
-
-
 @contextmanager
-def stage(
-    name: str, domain: str, params_used: Mapping[str, Any], experiment: str = EXPERIMENT, root: Path | None = None
-) -> Iterator[Run]:
-    """Track one stage: parameters, what `Run` is told, git commit, experiment name, FINISHED or FAILED, and timings.
+def stage(name: str, domain: str, params: Mapping[str, Any], root: Path, timing: Path) -> Iterator[Run]:
+    """Track one stage: its parameters, what is logged to the run, git commit, experiment name, status and timings.
 
-    `name` may carry the editor ("edit_latent-deltaedit_g"). The parent is the run of the same `dvc` command.
+    name: of the stage, with its editor if it has one ("edit_latent-deltaedit_g").
+    params: effective parameters; nested ones get dotted names.
+    root: the project; MLflow's files lie in its main checkout.
+    timing: JSON file for seconds and peak memory, written when the stage succeeds.
     """
-    root = root or params.root()
-    run = _started(name, domain, params_used, experiment, root) if _wanted() else Silent()
-    start = time.monotonic()
-    status = "FAILED"
+    run = _start(name, domain, params, root) if _enabled() else Run()
+    start, status = time.monotonic(), "FAILED"
     try:
         yield run
         status = "FINISHED"
-        _write_timing(name, domain, root, {"seconds": time.monotonic() - start, **run.parts})
+        _write_timing(timing, {"seconds": time.monotonic() - start, **run.parts})
     finally:
-        run._end(status, time.monotonic() - start)
+        run.end(status, time.monotonic() - start)
 
 
-def finish_repro(root: Path | None = None) -> str:
-    """After `dvc repro`: put each domain's report numbers on the runs of this repro, or say that nothing changed.
+def new_run_id() -> str:
+    """Value of $DELTASPACE_RUN_ID for the stages below this process."""
+    return f"{os.getpid()}-{_now()}"
 
-    Returns what to print. Called once by the Makefile; cached stages leave no run of their own, so that without it a
-    repro that had nothing to do would leave no trace.
+
+def finish_repro(root: Path, run_id: str) -> str:
+    """Log the numbers of all reports to the parent run of a finished `dvc repro`; return a line to print.
+
+    Cached stages start no run, so that a repro with nothing to do gets a run named "nothing changed" here.
+
+    run_id: $DELTASPACE_RUN_ID of the stages.
     """
-    root = root or params.root()
-    if not _wanted():
+    if not _enabled():
         return "tracking is off"
-    started = _ran_file(root)
     try:
-        parents = sorted(set(started.read_text().split())) if started.exists() else []
-        store, experiment = _store(root), EXPERIMENT
-        metrics = _report_metrics(root)
-        for parent in parents or [
-            _new_parent(store, experiment, "nothing changed", root, {"deltaspace.changed": "no"})
-        ]:
-            _log_summary(store, parent, metrics)
-            store.set_terminated(parent, _parent_status(store, parent))
-        started.unlink(missing_ok=True)
+        client = _client(root)
+        experiment = _experiment(client, root)
+        parent = _run_with_key(client, experiment, f"repro#{run_id}")
+        changed = parent is not None
+        if parent is None:
+            tags = {"deltaspace.changed": "no", **_common_tags(root)}
+            parent = client.create_run(experiment, run_name="nothing changed", tags=tags).info.run_id
+        _log_metrics(client, parent, _report_metrics(root))
+        _end_parent(client, parent)
     except Exception as error:
         _warn(error)
         return "not tracked"
-    return f"tracked in {len(parents)} run{'s' if len(parents) > 1 else ''}" if parents else "nothing changed"
+    return "tracked in MLflow" if changed else "nothing changed"
 
 
-def warm() -> None:
-    """Import MLflow and open its database ahead of `finish_repro`."""
-    if _wanted():
-        with suppress(Exception):  # `finish_repro` says what is wrong
-            _store(params.root())
+def warm_up(root: Path) -> None:
+    """Import MLflow and open its database ahead of `finish_repro`, which takes seconds."""
+    if _enabled():
+        with suppress(Exception):  # `finish_repro` reports it
+            _client(root)
 
 
-def store_uri(root: Path | None = None) -> str:
-    """Where MLflow keeps its runs: $MLFLOW_TRACKING_URI, else mlflow.db in the main checkout."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{params.main_root(root) / 'mlflow.db'}"
+def store_uri(root: Path) -> str:
+    """MLflow's tracking store: $MLFLOW_TRACKING_URI, else mlflow.db in the main checkout."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{files.main_checkout(root) / 'mlflow.db'}"
 
 
 def peak_memory() -> int:
-    """Bytes of memory this process, or the largest of its finished children, held at its peak."""
+    """Peak resident memory in bytes of this process or of the largest of its finished children."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return unit * max(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def _wanted() -> bool:
+def _enabled() -> bool:
     return os.environ.get("DELTASPACE_TRACKING", "1") != "0"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _warn(error: BaseException) -> None:
@@ -193,92 +173,104 @@ def _warn(error: BaseException) -> None:
     print(f"warning: not tracked in MLflow ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)
 
 
-def _started(name: str, domain: str, used: Mapping[str, Any], experiment: str, root: Path) -> Run:
+def _start(name: str, domain: str, params: Mapping[str, Any], root: Path) -> Run:
     try:
-        store = _store(root)
-        key, label = _pipeline_run()
-        parent = _parent(store, experiment, key, label, root)
-        tags = {"deltaspace.stage": name, "deltaspace.domain": domain, **_child_tags(parent, f"{name} {domain}", root)}
-        number = _experiment(store, experiment, root)
-        _close_dead(store, number)
-        run_id = store.create_run(number, tags=tags).info.run_id
-        run = Run(store, run_id, parent, f"{domain}.{name}")
-        run.params(used)
-        _remember(root, key, parent)
-        return run
-    except Exception as error:  # MLflow is a window, not a wall
+        from mlflow.entities import Param
+
+        client = _client(root)
+        experiment = _experiment(client, root)
+        parent = _parent(client, experiment, root)
+        _close_dead(client, experiment)
+        tags = {"deltaspace.stage": name, "deltaspace.domain": domain, PID_TAG: str(os.getpid()), **_common_tags(root)}
+        tags |= {"mlflow.parentRunId": parent}
+        run_id = client.create_run(experiment, run_name=f"{name} {domain}", tags=tags).info.run_id
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in _flat(params).items()])
+        return Run(client, run_id, parent, f"{domain}.{name}")
+    except Exception as error:
         _warn(error)
-        return Silent()
+        return Run()
 
 
-def _store(root: Path) -> Any:
+def _client(root: Path) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import logging
-
-    from filelock import FileLock
     from mlflow import MlflowClient
 
-    for chatty in ("alembic", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    with FileLock(_tracking_folder(root) / "store.lock", timeout=120):  # two processes must not both make the database
+    for verbose in ("alembic", "mlflow"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
+    with _lock(root):  # two processes must not both create the database
         client = MlflowClient(store_uri(root))
         client.search_experiments(max_results=1)
     return client
 
 
-def _tracking_folder(root: Path) -> Path:
-    folder = params.main_root(root) / ".cache" / "tracking"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _experiment(store: Any, name: str, root: Path) -> str:
-    found = store.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (params.main_root(root) / "mlruns").as_uri()
-    return store.create_experiment(name, artifact_location=artifacts)
-
-
-def _parent(store: Any, experiment: str, key: str, label: str, root: Path) -> str:
-    """The parent run of this pipeline run: the one with this key, made by whichever stage comes first."""
+def _lock(root: Path) -> Any:
     from filelock import FileLock
 
-    with FileLock(_tracking_folder(root) / "parent.lock", timeout=120):
-        number = _experiment(store, experiment, root)
-        found = store.search_runs([number], f"tags.`deltaspace.key` = '{key}'", max_results=1)
-        if found:
-            store.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0].info.run_id
-        return _new_parent(
-            store, experiment, label, root, {"deltaspace.key": key, PID_TAG: key.split("#")[1].split("-")[0]}
-        )
+    folder = files.main_checkout(root) / ".cache" / "tracking"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "store.lock", timeout=120)
 
 
-def _parent_status(store: Any, parent: str) -> str:
-    return "FAILED" if FAILED_TAG in store.get_run(parent).data.tags else "FINISHED"
+def _experiment(client: Any, root: Path) -> str:
+    """Id of the experiment, created where it is missing."""
+    if (experiment := client.get_experiment_by_name(EXPERIMENT)) is not None:
+        return experiment.experiment_id
+    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (files.main_checkout(root) / "mlruns").as_uri()
+    return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 
-def _close_dead(store: Any, number: str) -> None:
-    """Mark as KILLED what says it runs while its process is gone."""
-    for run in store.search_runs([number], "attributes.status = 'RUNNING'", max_results=100):
+def _run_with_key(client: Any, experiment: str, key: str) -> str | None:
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _parent(client: Any, experiment: str, root: Path) -> str:
+    """Id of the parent of this pipeline run; the first of its stages creates it."""
+    key, label = _pipeline_run()
+    with _lock(root):
+        if (parent := _run_with_key(client, experiment, key)) is not None:
+            client.update_run(parent, status="RUNNING")
+            return parent
+        tags = {KEY_TAG: key, PID_TAG: key.rpartition("#")[2].split("-")[0], **_common_tags(root)}
+        return client.create_run(experiment, run_name=label, tags=tags).info.run_id
+
+
+def _pipeline_run() -> tuple[str, str]:
+    """Key and label of the pipeline run above this process.
+
+    Without $DELTASPACE_RUN_ID (a plain `dvc repro`, a queue's worker, a stage by hand) the process group identifies it:
+    shells start each command in a group of its own, and its children stay in it.
+    """
+    import psutil
+
+    run_id = os.environ.get(RUN_ID)
+    if not run_id:
+        leader, start = os.getpgrp(), 0.0
+        with suppress(psutil.Error):  # the leader may have ended
+            start = psutil.Process(leader).create_time()
+        run_id = f"{leader}-{int(start * 1000)}"
+    label = os.environ.get("DVC_EXP_NAME") or ("repro" if os.environ.get("DVC_STAGE") else "by hand")
+    return f"{label}#{run_id}", label
+
+
+def _end_parent(client: Any, parent: str) -> None:
+    failed = FAILED_TAG in client.get_run(parent).data.tags
+    client.set_terminated(parent, "FAILED" if failed else "FINISHED")
+
+
+def _close_dead(client: Any, experiment: str) -> None:
+    """Mark running runs whose process has ended as KILLED."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=100):
         pid = run.data.tags.get(PID_TAG, "")
         if pid.isdigit() and not files.alive(int(pid)):
-            store.set_terminated(run.info.run_id, "KILLED")
-
-
-def _new_parent(store: Any, experiment: str, label: str, root: Path, tags: Mapping[str, str]) -> str:
-    number = _experiment(store, experiment, root)
-    return store.create_run(number, run_name=label, tags={**tags, **_common_tags(root)}).info.run_id
-
-
-def _child_tags(parent: str, label: str, root: Path) -> dict[str, str]:
-    return {"mlflow.parentRunId": parent, "mlflow.runName": label, PID_TAG: str(os.getpid()), **_common_tags(root)}
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _common_tags(root: Path) -> dict[str, str]:
+    from mlflow.utils.git_utils import get_git_commit
+
     tags = {
-        "mlflow.source.git.commit": _commit(root),
+        "mlflow.source.git.commit": get_git_commit(str(root)) or "",
         "mlflow.source.name": "deltaspace",
         "mlflow.source.type": "LOCAL",
     }
@@ -287,78 +279,34 @@ def _common_tags(root: Path) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
-def _commit(root: Path) -> str:
-    with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=20, check=False
-        )
-        return told.stdout.strip() if told.returncode == 0 else ""
-    return ""
-
-
-def _pipeline_run() -> tuple[str, str]:
-    """(key, label) of the `dvc` command above this process; a stage run by hand stands for itself."""
-    import psutil
-
-    kind, above = "by hand", psutil.Process()
-    with suppress(psutil.Error):
-        for process in above.parents():
-            if any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:3]):
-                kind, above = "repro", process
-                break
-    start = f"{above.pid}-{int(above.create_time() * 1000)}"
-    if name := os.environ.get("DVC_EXP_NAME"):
-        return f"{name}@{os.environ.get('DVC_EXP_BASELINE_REV', '')}#{start}", name
-    return f"{kind}#{start}", kind
-
-
-def _ran_file(root: Path) -> Path:
-    return _tracking_folder(root) / "repro-runs"
-
-
-def _remember(root: Path, key: str, parent: str) -> None:
-    if key.startswith("repro#"):
-        with _ran_file(root).open("a") as list_of_parents:
-            list_of_parents.write(f"{parent}\n")
-
-
 def _report_metrics(root: Path) -> list[tuple[str, float, int, int]]:
     """Every number in reports/<domain>/summary.json."""
-    rows, now = [], int(time.time() * 1000)
+    rows = []
     for path in sorted((root / "reports").glob("*/summary.json")):
         for name, value in _flat(json.loads(path.read_text(encoding="utf-8"))).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                rows.append((f"{path.parent.name}.{name}", float(value), now, 0))
+                rows.append((f"{path.parent.name}.{name}", float(value), _now(), 0))
     return rows
 
 
-def _log_summary(store: Any, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
-    from mlflow.entities import Metric
-
+def _log_metrics(client: Any, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
     if rows:
-        store.log_batch(run_id, metrics=[Metric(*row) for row in rows[:1000]])
+        from mlflow.entities import Metric
 
-
-def _dataset(name: str, path: Path, digest: str) -> Any:
-    from mlflow.entities import Dataset, DatasetInput
-
-    source = json.dumps({"uri": str(path)})
-    return DatasetInput(Dataset(name=name, digest=digest[:36], source_type="local", source=source))
+        client.log_batch(run_id, metrics=[Metric(*row) for row in rows])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def _write_timing(name: str, domain: str, root: Path, seconds: Mapping[str, float]) -> None:
+def _write_timing(path: Path, seconds: Mapping[str, float]) -> None:
     content = {**{part: round(value, 1) for part, value in seconds.items()}, "peak_rss": peak_memory()}
     try:
-        files.write_bytes(Layout(domain, root).timing(name), json.dumps(content, sort_keys=True).encode())
-    except InputError as error:  # the stage's outputs are whole already
+        files.write_bytes(path, json.dumps(content, sort_keys=True).encode())
+    except InputError as error:  # the stage's outputs are complete already
         print(f"warning: {error}", file=sys.stderr, flush=True)

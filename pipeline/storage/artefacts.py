@@ -1,7 +1,7 @@
-"""What the stages leave for each other: every path under data/<domain>/ and reports/<domain>/, every Parquet column.
+"""Outputs of the stages: every path under data/<domain>/ and reports/<domain>/, and every Parquet column.
 
 A table is one Parquet file or a folder of shards; lists have a fixed size, s is float16 (byte-stream split and zstd),
-and the schema's metadata says what made it. polars and pyarrow read them as they are.
+and the schema's metadata records its origin. polars and pyarrow read them as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.runtime.errors import InputError, nearest
+from pipeline.runtime.files import shard_name as shard_name
 from pipeline.storage import parquet
 from pipeline.storage.parquet import Column
 
@@ -33,24 +34,24 @@ SCHEMAS: dict[str, tuple[Column, ...]] = {
         Column("params", "string", nullable=True),
     ),
     "fakes": (Column("id", "int64"), Column("w", "float32 list")),  # w [D]
-    "reals": (  # w_plus [L*D]; error: mean squared error, on [0,1], of what it draws
+    "reals": (  # w_plus [L*D]; error: mean squared error of the inversion, on [0,1]
         Column("id", "int64"),
         Column("split", "string"),
         Column("w_plus", "float32 list"),
         Column("error", "float32"),
     ),
-    "details": (  # of people who are edited; detail [C*r*r]: what their w_plus lack (pipeline/models/feature_residual.py)
+    "details": (  # of edited rows; detail [C*r*r]: feature residual of their inversion
         Column("id", "int64"),
         Column("detail", "float16 list", nullable=True),
     ),
-    "codes": (  # source: "fake" or "real"; s [S]; clip [E] as the network gives it
+    "codes": (  # source: "fake" or "real"; s [S]; clip [E], not normalised
         Column("id", "int64"),
         Column("source", "string"),
         Column("split", "string"),
         Column("s", "float16 list"),
         Column("clip", "float32 list"),
     ),
-    "edits": (  # s [S] after the edit; mask: PNG, black where the picture stays; evaluations: forward passes per image
+    "edits": (  # s [S] after the edit; mask: PNG, black where unchanged; evaluations: forward passes per image
         Column("id", "int64"),
         Column("prompt", "string"),
         Column("strength", "float32"),
@@ -62,15 +63,15 @@ SCHEMAS: dict[str, tuple[Column, ...]] = {
 }
 
 
-class Layout:
-    """Where the artefacts of one domain lie in the project at `root`."""
+class DomainPaths:
+    """Paths of one domain's artefacts in the project at `root`."""
 
     def __init__(self, domain: str | Domain, root: Path) -> None:
         self.domain: str = domain if isinstance(domain, str) else domain.name
         self.root = Path(root)
         self.data = self.root / "data" / self.domain
         self.images = self.data / "images"
-        self.prepared = self.data / "prepared.json"  # counts of photographs, and which were skipped and why
+        self.prepared = self.data / "prepared.json"  # counts of photographs, and those skipped, with reasons
         self.fakes = self.data / "fakes"
         self.reals = self.data / "reals"
         self.details = self.data / "details"
@@ -82,7 +83,7 @@ class Layout:
         self.diffusion = self.data / "diffusion.safetensors"
         self.evaluation = self.data / "evaluation"
         self.scores = self.evaluation / "scores.parquet"  # a row per editor and case
-        self.figures = self.evaluation / "figures"  # pictures, and in told.json what they show
+        self.figures = self.evaluation / "figures"  # images, and their captions in captions.json
         self.clip_map = self.evaluation / "clip_map.parquet"
         self.timings = self.data / "timings"
         self.pretraining = self.root / "data" / "pretraining" / self.domain
@@ -96,39 +97,35 @@ class Layout:
         self.page = self.reports / "index.html"
 
     def edits(self, editor: str) -> Path:
-        """The folder of one editor's edits."""
+        """Folder of one editor's edits."""
         return self.data / "edits" / editor
 
     def curve(self, name: str) -> Path:
-        """The training curve of a stage, for DVC's plots and the report."""
+        """Training curve of a stage, for DVC's plots and the report."""
         return self.data / "curves" / f"{name}.csv"
 
     def timing(self, stage: str) -> Path:
-        """Seconds and memory of a stage's last run; not hashed by DVC."""
+        """Seconds and peak memory of a stage's last run; not hashed by DVC."""
         return self.timings / f"{stage}.json"
 
 
-def shard_name(index: int) -> str:
-    """The file name of shard number `index`; names sort as numbers do."""
-    return f"shard-{index:05d}.parquet"
-
-
 def sibling(row_id: Id) -> Id:
-    """The other one of two generated rows that may share noise (`sampling.noise`): 0 and 1, 2 and 3, ..."""
+    """Id of the other one of two generated rows that may share noise (`sampling.noise`): 0 and 1, 2 and 3, ..."""
     return row_id ^ 1
 
 
 def fake_split(row_id: int) -> str:
-    """The split of a generated row: every 50th is "val", the rest "train"."""
+    """Split of a generated row: every 50th is "val", the rest "train"."""
     return "val" if row_id % FAKE_VAL_EVERY == 0 else "train"
 
 
 def write_shard(path: Path, schema: str, columns: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write one shard (or a whole small table) of SCHEMAS[schema], whole or not at all; equal content, equal bytes.
+    """Write one shard (or a whole small table) of SCHEMAS[schema] completely or not at all; equal content, equal bytes.
 
     columns: name -> tensor, array or list of N rows ([N,K] for lists); None for a nullable column without values.
-    meta (JSON-able: domain, model fingerprints, params) describes the table and must be equal in all its shards.
-    Raises ValueError for what does not fit the schema, InputError when the disk refuses.
+    meta: JSON-able (domain, model fingerprints, params), equal in all shards of a table.
+
+    Raises ValueError for columns that do not fit the schema, InputError when the disk refuses.
     """
     import pyarrow as pa
 
@@ -149,11 +146,15 @@ def write_shard(path: Path, schema: str, columns: Mapping[str, Any], meta: Mappi
 def read(
     path: Path, schema: str, columns: Sequence[str] | None = None, where: Where | None = None, hint: str | None = None
 ) -> dict[str, Any]:
-    """The columns of a table whole: numbers [N] and lists [N,K] as tensors (s stays float16), text and bytes as lists.
+    """Read columns of a table: numbers [N] and lists [N,K] as tensors (s stays float16), text and bytes as lists.
 
-    where: column -> value, or a tuple, list or set of values. Rows come in the order of the shards' names. A nullable
-    list column without values is None. Raises InputError naming the file for a missing, cut, foreign or mixed table;
-    `hint` says what makes it.
+    Rows come in the order of the shards' names. A nullable list column without values is None.
+
+    columns: names; None for all.
+    where: column -> value, or a tuple, list or set of values, of the rows to read.
+    hint: advice that ends errors, such as "run `dvc repro`".
+
+    Raises InputError naming the file for a missing, truncated, foreign or mixed table.
     """
     import numpy as np
 
@@ -182,41 +183,41 @@ def iterate(
     where: Where | None = None,
     hint: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """As `read`, in parts of exactly `batch_rows` rows (the last one shorter), in bounded memory."""
-    held: list[dict[str, Any]] = []
+    """Read as `read` does, in parts of exactly `batch_rows` rows (the last one shorter), in bounded memory."""
+    pending: list[dict[str, Any]] = []
     rows = 0
     for length, part in _parts(path, schema, _wanted(schema, columns), where, hint):
-        held, rows = [*held, part] if length else held, rows + length
+        pending, rows = [*pending, part] if length else pending, rows + length
         if rows >= batch_rows:
-            whole, start = parquet.joined(held), 0
+            whole, start = parquet.joined(pending), 0
             while rows - start >= batch_rows:
                 yield parquet.tensors(parquet.sliced(whole, start, start + batch_rows))
                 start += batch_rows
-            held, rows = [parquet.sliced(whole, start, rows)], rows - start
+            pending, rows = [parquet.sliced(whole, start, rows)], rows - start
     if rows:
-        yield parquet.tensors(parquet.joined(held))
+        yield parquet.tensors(parquet.joined(pending))
 
 
 def count(path: Path, schema: str, where: Where | None = None, hint: str | None = None) -> int:
-    """How many rows a table has (that match `where`)."""
+    """Number of rows of a table (that match `where`)."""
     if not where:
         return sum(parquet.opened(shard, schema).metadata.num_rows for shard in _checked(path, schema, hint))
     return sum(length for length, _ in _parts(path, schema, [], where, hint))
 
 
 def metadata(path: Path, schema: str, hint: str | None = None) -> dict[str, Any]:
-    """The meta that `write_shard` was given."""
+    """`meta` of `write_shard`."""
     meta = parquet.header_of(parquet.opened(_checked(path, schema, hint)[0], schema).schema_arrow)
     return {key: value for key, value in meta.items() if key != "schema"}
 
 
 def table(path: Path, columns: Sequence[str] | None = None, hint: str | None = None) -> pl.DataFrame:
-    """A Parquet file, or a folder of shards, of any schema as a polars frame."""
+    """Read a Parquet file, or a folder of shards, of any schema as a polars frame."""
     import polars as pl
 
-    found = shards(path, hint)
+    paths = shards(path, hint)
     try:
-        return pl.read_parquet(found, columns=list(columns) if columns else None)
+        return pl.read_parquet(paths, columns=list(columns) if columns else None)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path} cannot be read as a table ({parquet.reason(error)}): {parquet.advice(hint)}"
@@ -224,7 +225,7 @@ def table(path: Path, columns: Sequence[str] | None = None, hint: str | None = N
 
 
 def write_table(path: Path, frame: pl.DataFrame, meta: Mapping[str, Any] | None = None) -> None:
-    """Write a polars frame as one Parquet file, whole or not at all; equal content gives equal bytes."""
+    """Write a polars frame as one Parquet file, completely or not at all; equal content, equal bytes."""
     parquet.write(path, frame.to_arrow().replace_schema_metadata(parquet.header(meta or {})))
 
 
@@ -243,35 +244,35 @@ def _wanted(schema: str, columns: Sequence[str] | None) -> list[str]:
 
 
 def shards(path: Path, hint: str | None = None) -> list[Path]:
-    """The Parquet files of a table, in the order of their rows. InputError when there is none."""
+    """Parquet files of a table, in the order of their rows. Raises InputError when there is none."""
     path = Path(path)
-    found = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path] if path.is_file() else []
-    if not found:
+    paths = sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if not paths:
         state = "holds no Parquet file" if path.is_dir() else "is missing"
         raise InputError(f"{path} {state}: {parquet.advice(hint)}")
-    return found
+    return paths
 
 
 def _checked(path: Path, schema: str, hint: str | None) -> list[Path]:
-    """The shards of a table, each of the right schema, all with the same sizes and origin."""
-    whole = shards(path, hint)
+    """Shards of a table, each of the right schema, all with the same sizes and origin."""
+    paths = shards(path, hint)
     first: Any = None
-    for shard in whole:
-        found = parquet.opened(shard, schema, hint).schema_arrow
-        parquet.check(found, _schema(schema), shard, schema, hint)
+    for shard in paths:
+        arrow = parquet.opened(shard, schema, hint).schema_arrow
+        parquet.check(arrow, _schema(schema), shard, schema, hint)
         if first is None:
-            first = found
-        elif found != first:
-            raise InputError(f"{shard} has other sizes than {whole[0].name}: {parquet.advice(hint)}")
-        elif parquet.header_of(found) != parquet.header_of(first):
-            raise InputError(f"{shard} comes from another run than {whole[0].name}: {parquet.advice(hint)}")
-    return whole
+            first = arrow
+        elif arrow != first:
+            raise InputError(f"{shard} has other sizes than {paths[0].name}: {parquet.advice(hint)}")
+        elif parquet.header_of(arrow) != parquet.header_of(first):
+            raise InputError(f"{shard} comes from another run than {paths[0].name}: {parquet.advice(hint)}")
+    return paths
 
 
 def _parts(
     path: Path, schema: str, columns: Sequence[str], where: Where | None, hint: str | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(rows, columns) of the matching rows, at most ROW_GROUP at once; first comes an empty part with the shapes."""
+    """Yield (rows, columns) of the matching rows, at most ROW_GROUP at once, after an empty part with the shapes."""
     import pyarrow as pa
 
     kinds = {column.name: column for column in _schema(schema)}

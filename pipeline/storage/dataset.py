@@ -1,4 +1,4 @@
-"""Where a domain's pictures come from: its renderer, or photographs (pipeline/storage/image_sources.py) that are looked at first."""
+"""Images of a domain: drawn by its renderer, or photographs, which are inspected first."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import numpy as np
 
 from pipeline.runtime import files, processes, resumable
 from pipeline.runtime.errors import InputError
-from pipeline.storage import faces, image_sources, images
+from pipeline.storage import face_alignment, image_sources, images
 from pipeline.storage.image_sources import Listing, Member
 
-LOOKS = 64  # photographs that are looked at in one piece of work
+INSPECTED_AT_ONCE = 64  # photographs in one piece of work
 
 
 @dataclass(frozen=True)
 class PrepareParams:
-    """source: a path, or None for the domain's renderer. train: rows from 0 up, the last `val` of them for validation.
+    """Rows of the dataset.
 
-    test: rows from `test_start` up; 58,000 is the paper's border between the two. shard: rows per Parquet shard, here
-    and in what is made of them: the unit of resuming.
+    source: path of the photographs, or None for the domain's renderer.
+    train: rows from 0 up; the last `val` of them are for validation.
+    test: rows from `test_start` up; 58,000 is the paper's border between the two.
+    shard: rows per Parquet shard, here and in the tables made of them: the unit of resuming.
     """
 
     source: str | None
@@ -41,7 +43,7 @@ class PrepareParams:
 
 
 class Row(NamedTuple):
-    """One picture of the dataset: PNG bytes, and the renderer's parameters as JSON where they are known."""
+    """One image of the dataset: PNG bytes, and the renderer's parameters as JSON where they are known."""
 
     id: int
     split: str
@@ -50,17 +52,21 @@ class Row(NamedTuple):
 
 
 def row_ids(params: PrepareParams) -> list[tuple[int, str]]:
-    """(row id, split) of every picture, in id order."""
+    """(row id, split) of every image, in the order of the ids."""
     border = params.train - params.val
     train = [(row, "train" if row < border else "val") for row in range(params.train)]
     return train + [(row, "test") for row in range(params.test_start, params.test_start + params.test)]
 
 
-class Seen(NamedTuple):
-    """What a look at one photograph showed. reason: why it cannot be used, None where it can.
+# ---------------------------------------------------------------- inspection of photographs
 
-    faces: how many were found, None where none were searched; corners [4,2]: of the square to cut out, None for the
-    centre of the picture.
+
+class Inspection(NamedTuple):
+    """Result of reading one photograph.
+
+    reason: why it cannot be used; None where it can.
+    faces: number of faces; None where none were searched.
+    corners: of the square to cut out, [4,2]; None for the centre of the image.
     """
 
     reason: str | None = None
@@ -68,125 +74,138 @@ class Seen(NamedTuple):
     corners: list[list[float]] | None = None
 
 
-def examine(path: Path, member: Member, aligned: bool) -> Seen:
-    """Read one photograph of the source at `path` whole, and search it for faces if they are to be aligned."""
+def inspect(path: Path, member: Member, aligned: bool) -> Inspection:
+    """Decode one photograph of the source at `path`, and detect its faces if they are to be aligned."""
     try:
-        rgb, _ = images.read_rgb(image_sources.opened(path, member), "it")
-        find = faces.finder() if aligned else None
-        if find is None:
-            return Seen()
-        found = faces.look(rgb, find)
+        rgb, _ = images.read_rgb(image_sources.open_member(path, member), "it")
+        detector = face_alignment.detector() if aligned else None
+        if detector is None:
+            return Inspection()
+        detection = face_alignment.detect(rgb, detector)
     except InputError as error:
-        return Seen(str(error))
-    return Seen(None, found.faces, None if found.corners is None else found.corners.tolist())
+        return Inspection(str(error))
+    return Inspection(None, detection.count, None if detection.corners is None else detection.corners.tolist())
 
 
-class Look(NamedTuple):
-    """Some photographs of a source, to be read and searched for faces."""
+class _Job(NamedTuple):
+    """Photographs of a source to inspect."""
 
     path: Path
     members: tuple[Member, ...]
     aligned: bool
 
 
-def look(job: Look, path: Path) -> None:
-    seen = [examine(job.path, member, job.aligned) for member in job.members]
-    files.write_bytes(path, json.dumps(seen).encode())
+def _write_inspections(job: _Job, path: Path) -> None:
+    files.write_bytes(path, json.dumps([inspect(job.path, member, job.aligned) for member in job.members]).encode())
 
 
-def looked_at(unit: resumable.Unit, listing: Listing, wanted: int, aligned: bool) -> list[Seen]:
-    """Look at photographs in their order until `wanted` can be used, or there are no more."""
-    seen: list[Seen] = []
-    while len(seen) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in seen)) > 0:
-        members = listing.members[len(seen) : len(seen) + max(missing, LOOKS)]
-        parts = [members[start : start + LOOKS] for start in range(0, len(members), LOOKS)]
-        jobs = [Look(listing.path, part, aligned) for part in parts]
-        for name in processes.fill(unit, f"looks-{len(seen)}", look, jobs, processes.count(), ".json"):
-            seen += [Seen(*one) for one in json.loads(unit.path(name).read_bytes())]
-    return seen
+def inspect_photographs(work: resumable.Work, listing: Listing, wanted: int, aligned: bool) -> list[Inspection]:
+    """Inspect photographs in their order until `wanted` of them can be used, or there are no more."""
+    done: list[Inspection] = []
+    while len(done) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in done)) > 0:
+        members = listing.members[len(done) : len(done) + max(missing, INSPECTED_AT_ONCE)]
+        starts = range(0, len(members), INSPECTED_AT_ONCE)
+        jobs = [_Job(listing.path, members[start : start + INSPECTED_AT_ONCE], aligned) for start in starts]
+        folder = f"inspections-{len(done)}"
+        for name in processes.fill(work, folder, _write_inspections, jobs, processes.count(), ".json"):
+            done += [Inspection(*one) for one in json.loads(work.path(name).read_bytes())]
+    return done
+
+
+# ---------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Portraits drawn from their row id, in one of `portraits.STYLES`."""
+    """Rows of portraits drawn from their row id, in one of `portraits.STYLES`; call it with a position."""
 
     resolution: int
     rows: tuple[tuple[int, str], ...]
     style: str = "painted"
 
     def part(self, some: slice) -> Rendered:
+        """Some of the rows."""
         return replace(self, rows=self.rows[some])
 
     def __call__(self, position: int) -> Row:
         from pipeline import portraits
 
         row, split = self.rows[position]
-        person = portraits.restyled(portraits.sample(row), self.style)
-        picture = images.encode_png(images.from_uint8(portraits.render(person, self.resolution)))
-        return Row(row, split, picture, json.dumps(portraits.to_dict(person), sort_keys=True))
+        person = portraits.with_style(portraits.sample(row), self.style)
+        png = images.encode_png(images.from_uint8(portraits.render(person, self.resolution)))
+        return Row(row, split, png, json.dumps(portraits.to_dict(person), sort_keys=True))
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Photographs as squares: the face where `examine` found one, else the centre. One member and look per row."""
+    """Rows of photographs as squares: the face where one was found, else the centre; call it with a position.
+
+    members, inspections: one per row.
+    """
 
     path: Path
     resolution: int
     rows: tuple[tuple[int, str], ...]
     members: tuple[Member, ...]
-    seen: tuple[Seen, ...]
+    inspections: tuple[Inspection, ...]
 
     def part(self, some: slice) -> Photographs:
-        return replace(self, rows=self.rows[some], members=self.members[some], seen=self.seen[some])
+        """Some of the rows."""
+        return replace(self, rows=self.rows[some], members=self.members[some], inspections=self.inspections[some])
 
     def __call__(self, position: int) -> Row:
-        (row, split), member, seen = self.rows[position], self.members[position], self.seen[position]
-        rgb, notes = images.read_rgb(image_sources.opened(self.path, member), member.name)
-        corners = None if seen.corners is None else np.array(seen.corners)
-        photo = images.photo_of(faces.cut_out(rgb, corners, self.resolution, notes), notes)
+        (row, split), member, inspection = self.rows[position], self.members[position], self.inspections[position]
+        rgb, notes = images.read_rgb(image_sources.open_member(self.path, member), member.name)
+        corners = None if inspection.corners is None else np.array(inspection.corners)
+        photo = images.photo_of(face_alignment.crop(rgb, corners, self.resolution, notes), notes)
         return Row(row, split, images.encode_png(photo.image[0]), None)
 
 
-def photographs(source: str | None, root: Path, wanted: int) -> Listing:
-    """What lies at `source`, relative to `root`; InputError without one, or where it holds fewer than `wanted`."""
+def source_listing(source: str | None, root: Path, wanted: int) -> Listing:
+    """List the photographs at `source`, relative to `root`. Raises InputError without a source or `wanted` images."""
     if source is None:
         raise InputError("no pictures are known for this domain: set prepare.source to a folder, .zip or .parquet file")
-    found = image_sources.listing((root / source).expanduser())
-    if len(found.members) < wanted:
+    listing = image_sources.list_images((root / source).expanduser())
+    if len(listing.members) < wanted:
         raise InputError(
-            f"{found.path} holds {len(found.members)} pictures, {wanted} are asked for: "
+            f"{listing.path} holds {len(listing.members)} pictures, {wanted} are asked for: "
             "lower prepare.train or prepare.test"
         )
-    return found
+    return listing
 
 
-def chosen(listing: Listing, seen: Sequence[Seen], params: PrepareParams, resolution: int) -> Photographs:
-    """The usable ones among the first members, as many as are asked for; `seen` is what looking at them showed.
+def select_usable(
+    listing: Listing, inspections: Sequence[Inspection], params: PrepareParams, resolution: int
+) -> Photographs:
+    """Select the usable photographs among the first members, as many as `params` asks for.
 
-    Unusable ones are taken off the training pictures where no others can take their place. Raises InputError when too
-    few are left for that.
+    Where too few are usable, the training rows become fewer. Raises InputError when none would be left.
+
+    inspections: of the first members, in their order.
     """
-    usable = [(member, look) for member, look in zip(listing.members, seen) if look.reason is None]
+    usable = [(member, one) for member, one in zip(listing.members, inspections) if one.reason is None]
     missing = max(0, len(row_ids(params)) - len(usable))
     if params.train - missing <= params.val:
-        bad = next(place for place, look in enumerate(seen) if look.reason is not None)
+        bad = next(position for position, one in enumerate(inspections) if one.reason is not None)
         raise InputError(
-            f"only {len(usable)} of the {len(seen)} pictures in {listing.path} can be used, too few to train on; "
-            f"{listing.members[bad].name}: {seen[bad].reason}"
+            f"only {len(usable)} of the {len(inspections)} pictures in {listing.path} can be used, too few to train "
+            f"on; {listing.members[bad].name}: {inspections[bad].reason}"
         )
     rows = row_ids(replace(params, train=params.train - missing))
-    members, looks = zip(*usable[: len(rows)])
-    return Photographs(listing.path, resolution, tuple(rows), members, looks)
+    members, chosen = zip(*usable[: len(rows)])
+    return Photographs(listing.path, resolution, tuple(rows), members, chosen)
 
 
-def account(listing: Listing, seen: Sequence[Seen], used: Photographs) -> dict[str, Any]:
-    """What became of every file, ready for JSON: counts, and name and reason of each that was skipped."""
-    skipped = [*listing.skipped]
-    skipped += [(member.name, look.reason) for member, look in zip(listing.members, seen) if look.reason is not None]
-    counts = [look.faces for look in used.seen if look.faces is not None]
+def summary(listing: Listing, inspections: Sequence[Inspection], used: Photographs) -> dict[str, Any]:
+    """Counts of the photographs, and name and reason of each that was skipped; JSON-able."""
+    unusable = [
+        (member.name, one.reason) for member, one in zip(listing.members, inspections) if one.reason is not None
+    ]
+    skipped = [*listing.skipped, *unusable]
+    counts = [one.faces for one in used.inspections if one.faces is not None]
     return {
         "pictures": len(used.rows),
-        "not_needed": len(listing.members) - len(used.rows) - sum(look.reason is not None for look in seen),
+        "not_needed": len(listing.members) - len(used.rows) - len(unusable),
         "searched_for_faces": len(counts),
         "without_a_face": counts.count(0),
         "with_several_faces": sum(count > 1 for count in counts),
@@ -194,12 +213,12 @@ def account(listing: Listing, seen: Sequence[Seen], used: Photographs) -> dict[s
     }
 
 
-def told(found: dict[str, Any], where: str) -> str:
-    """An account in one line; `where` is the file that holds all of it."""
-    line = f"{found['pictures']:,} pictures"
-    if found["searched_for_faces"]:
-        line += f", {found['without_a_face']:,} of them without a face (cropped to their centre)"
-        line += f", {found['with_several_faces']:,} with several (the largest)"
-    if skipped := found["skipped"]:
-        line += f"; skipped {len(skipped):,}, such as {skipped[0]['name']} ({skipped[0]['reason']}): all in {where}"
+def summary_line(summary: dict[str, Any], path: str) -> str:
+    """A `summary` in one line; `path` names the file that holds the whole."""
+    line = f"{summary['pictures']:,} pictures"
+    if summary["searched_for_faces"]:
+        line += f", {summary['without_a_face']:,} of them without a face (cropped to their centre)"
+        line += f", {summary['with_several_faces']:,} with several (the largest)"
+    if skipped := summary["skipped"]:
+        line += f"; skipped {len(skipped):,}, such as {skipped[0]['name']} ({skipped[0]['reason']}): all in {path}"
     return line

@@ -1,4 +1,4 @@
-"""The file of a new domain, to fill in: what is known of it, and sizes for the networks it has to train."""
+"""Domain file of a new domain, to be completed by hand, with sizes of the networks that it has to train."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import yaml
 
 from pipeline.runtime.errors import InputError
 
-TAKEN = ("pretrained", "pretraining")  # folders of data/ that are no domain's
-MOST_SEEN = 256  # pixels that an encoder looks at
+RESERVED = ("pretrained", "pretraining")  # folders of data/ that belong to no domain
+MAX_ENCODER_SIZE = 256  # pixels
 TEXT = """# Made by {origin}. Fill in what is marked TODO.
 
 resolution: {resolution}
 renderer: null
-aligned: null # ffhq: its pictures are faces, cut out as FFHQ's
-neutral: {neutral} # TODO the word for any picture of this domain, such as cat
+aligned: null # ffhq: photographs are cut out around their face as FFHQ's are
+neutral: {neutral} # TODO word for any image of this domain, such as cat
 clip_normalise: true # OpenAI's and open_clip's networks expect their mean and deviation; that of portraits: false
-level_split: [{split}] # how many style convolutions are coarse, and coarse or medium; the rest is fine
+level_split: [{split}] # number of style convolutions that are coarse, and that are coarse or medium; the rest is fine
 {networks}
-words: null # what CLIP reads for words it was never taught; those of the public ones read the web
-templates: imagenet.txt # a text's direction is averaged over these
+words: null # synonyms for words outside CLIP's training captions; public CLIPs need none
+templates: imagenet.txt # a prompt's embedding is averaged over these
 
-prompts: # TODO what to edit towards, and what `evaluate` measures; these are examples
+prompts: # TODO target texts of edits, which `evaluate` measures; these are examples
 {prompts}
 
-defaults: # what null in params.yaml stands for
-  prepare: # TODO numbers of pictures: together no more than there are
+defaults: # values of null in params.yaml
+  prepare: # TODO numbers of images: train and test together at most as many as there are
     source: {source}
     train: {train}
     val: {val}
     test: {test}
   invert:
     batch: {batch}
-    detail: 0 # or 64, say: what codes lack of a picture comes back where an edit leaves it alone (pipeline/models/feature_residual.py)
+    detail: 0 # or 64: pixels of the feature residual, which restores details that codes lack
   cache:
     batch: {batch}
   relevance: {{}}
@@ -44,19 +44,19 @@ defaults: # what null in params.yaml stands for
   evaluate:
     batch: 64
   sample: {{}}
-  pretrain: # sizes of the networks that `deltaspace pretrain {name}` trains, and pictures to train them on in all
+  pretrain: # sizes of the networks that `deltaspace pretrain {name}` trains, and number of training images
 {plans}
 """
 
 
 def domain_file(name: str) -> str:
-    """The file of a domain, relative to the project."""
+    """Path of a domain's file, relative to the project."""
     return f"domains/{name}.yaml"
 
 
 def check_name(name: str) -> None:
-    """InputError unless a domain may be called so."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name in TAKEN:
+    """Raise InputError unless `name` can be a domain's."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name in RESERVED:
         raise InputError(f"'{name[:60]}' is no name for a domain: use small letters, digits and _, such as my_cats")
 
 
@@ -71,9 +71,12 @@ def text(
     counts: tuple[int, int, int] = (20_000, 1000, 2000),
     networks: str = "",
 ) -> str:
-    """The whole file. origin: what made it, in words. plans: `defaults.pretrain`. source, networks: as YAML.
+    """Whole text of a domain file.
 
-    counts: pictures to train on, those of them for validation, and to test on.
+    origin: command that writes it.
+    plans: `defaults.pretrain`.
+    source, networks: as YAML.
+    counts: numbers of training images, of those of them for validation, and of test images.
     """
     train, val, test = counts
     written = yaml.safe_dump(plans, sort_keys=False, default_flow_style=None, width=100)
@@ -90,18 +93,18 @@ def text(
         val=val,
         test=test,
         batch=16 if resolution >= 256 else 64,
-        lr=0.5 if resolution > 64 else 2.0,  # of the mapper: narrow ones bear more
+        lr=0.5 if resolution > 64 else 2.0,  # of the mapper: narrow ones learn at a higher rate
         plans="\n".join(f"    {line}" for line in written.splitlines()),
     )
 
 
 def quoted(text: str) -> str:
-    """`text` as YAML reads it back, whatever it holds."""
+    """`text` as a YAML scalar."""
     return yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True).strip()
 
 
-def counts_of(pictures: int) -> tuple[int, int, int]:
-    """How a folder of so many pictures is shared out: to train on, those of them for validation, and to test on."""
+def split_counts(pictures: int) -> tuple[int, int, int]:
+    """Split of a folder of `pictures` images: `counts` of `text`."""
     test = min(2000, pictures // 10)
     train = min(58_000, pictures - test)
     return train, min(1000, train // 20), test
@@ -117,25 +120,25 @@ def plans_for(generator: dict[str, Any]) -> dict[str, Any]:
     return {**plans, "denoiser": denoiser(size)}
 
 
-def plans_from_nothing(size: int) -> dict[str, Any]:
-    """Plans for all three, where there are pictures of `size` pixels and nothing else."""
+def plans_from_scratch(size: int) -> dict[str, Any]:
+    """Plans for generator, encoder and denoiser of images of `size` pixels."""
     first = generator(size)
     return {"generator": first, **plans_for(first["model"])}
 
 
 def generator(size: int) -> dict[str, Any]:
-    """Up to 64 pixels: what a CPU trains. Above: StyleGAN2-ADA's `auto`, for a GPU.
+    """Plan for a generator: for a CPU up to 64 pixels, above StyleGAN2-ADA's `auto`, for a GPU.
 
-    At 32 pixels all three plans together took 37 minutes of two cores, a torchrun process on each.
+    At 32 pixels all three plans together took 37 minutes on two cores, with a torchrun process on each.
     """
     sizes = [2**k for k in range(2, size.bit_length())]
     small = size <= 64
     if small:
         widths = {at: 64 if at < 64 else 32 for at in sizes}
-        judge = {at: min(128, 1024 // at) for at in sizes}
+        discriminator = {at: min(128, 1024 // at) for at in sizes}
     else:
         widths = {at: min(512, (16384 if size < 512 else 32768) // at) for at in sizes}
-        judge = widths
+        discriminator = widths
     batch, images = 16 if small else 32, {32: 120_000, 64: 2_000_000}.get(size, 200_000 if small else 10_000_000)
     return {
         "model": {
@@ -143,7 +146,7 @@ def generator(size: int) -> dict[str, Any]:
             "style_dim": 128 if small else 512,
             "n_mlp": 8,
             "widths": widths,
-            "discriminator": dict(judge),  # a copy: YAML would write the same one as an alias
+            "discriminator": dict(discriminator),  # a copy, or YAML would write an alias
         },
         "images": images,
         **({"images_half_size": max(images // 8, 37_500)} if size >= 16 else {}),
@@ -153,8 +156,8 @@ def generator(size: int) -> dict[str, Any]:
 
 
 def encoder(size: int, style_dim: int) -> dict[str, Any]:
-    """The rows of w+ are two per resolution; the encoder looks at 256 pixels at most, as e4e does."""
-    seen = min(size, MOST_SEEN)
+    """Plan for an encoder, which sees 256 pixels at most, as e4e does; w+ has two rows per resolution."""
+    seen = min(size, MAX_ENCODER_SIZE)
     widths = [48, 80, 96, 104] if seen <= 64 else [48, 96, 160, 256] if seen == 128 else [64, 128, 256, 512]
     rows = 2 * size.bit_length() - 4
     large = size > 64
@@ -168,10 +171,10 @@ def encoder(size: int, style_dim: int) -> dict[str, Any]:
 
 
 def denoiser(size: int) -> dict[str, Any]:
-    """Up to 64 pixels what a CPU trains; from 256 on DiffAE's network for 256 pixels, behind a patch.
+    """Plan for a denoiser: for a CPU up to 64 pixels; from 256 on DiffAE's network for 256 pixels, on patches.
 
-    A flow, half of whose pictures are the generator's edits of its own: on noise and pictures alone (`eps`), one of 64
-    pixels hardly heard the style.
+    A rectified flow, half of whose training images are the generator's edits of its own samples: trained on images
+    alone (`eps`), a denoiser of 64 pixels hardly followed the style.
     """
     large = size >= 256
     if large:

@@ -1,4 +1,4 @@
-"""A domain is data: `domains/<name>.yaml` says what its pictures are, where its networks come from, what to ask for."""
+"""A domain is data: `domains/<name>.yaml` describes its images, the origin of its networks, and its prompts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ NETWORKS = (
     *("generator", "encoder", "clip", "identity", "oracle", "denoiser", "mapper", "relevance"),
     *("inception", "lpips", "oracle2"),
 )
-OF_TRUTH = ("oracle", "oracle2")  # what judges edits where truth is known
-OF_PHOTOGRAPHS = ("inception", "lpips")  # and where it is not
+ORACLES = ("oracle", "oracle2")  # classifiers that measure edits of rendered images, whose attributes are known
+PHOTO_METRICS = ("inception", "lpips")  # networks that measure edits of photographs
+STAGE_OF = {  # network that no domain file lists as trained -> stage of dvc.yaml that makes it
+    **{name: name for name in ("mapper", "mapper_wplus", "relevance")},
+    "s_stats": "cache",
+}
+IMPORTED = ("inception", "lpips", "clip")  # clip: unless the domain's `defaults.pretrain` gives its size
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One network's weights, and under which terms they may be used.
+    """Weights of one network, and their licence.
 
-    path: the safetensors file the pipeline reads, relative to the project; sha256 its digest, None while unknown.
-    url: where the published original comes from (https://..., or gdrive:ID), None when it is trained here; original
-    its file name there, original_size its bytes, original_sha256 its digest. The original is converted to `path` once.
+    path: safetensors file that the pipeline reads, relative to the project.
+    sha256: its digest; None while unknown.
+    url: of the published original (https://..., or gdrive:ID), which is converted to `path` once; None if trained here.
+    original: file name of the original; original_size: its bytes; original_sha256: its digest.
     """
 
     path: str
@@ -49,7 +55,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Words:
-    """The table of what CLIP reads for words it was not taught (`pipeline.models.synonyms`): a file in domains/, its digest."""
+    """Table of synonyms for words outside CLIP's training captions: a file in domains/, and its sha256."""
 
     file: str
     sha256: str
@@ -61,10 +67,12 @@ class Words:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to edit towards; what it asks of whom is known where the domain has true attributes.
+    """Target text of an edit, with the attribute that it asks for where the domain's attributes are known.
 
-    also: further attributes that it asks for, with their values. split: "seen" for wordings in the grammar CLIP was
-    taught with, "heldout" for synonyms it never saw, "combined" for several attributes at once in words it knows.
+    attribute, value: the attribute and its target value.
+    split: "seen" for wordings in the grammar of CLIP's training captions, "heldout" for synonyms outside of it,
+        "combined" for several attributes at once in known words.
+    also: further attributes of a combined prompt, with their values.
     """
 
     text: str
@@ -89,20 +97,23 @@ class Prompt:
 
     @property
     def asks(self) -> dict[str, str]:
-        """Everything that it asks for: attribute -> value."""
+        """All attributes of the prompt: attribute -> value."""
         return {} if self.attribute is None or self.value is None else {self.attribute: self.value, **self.also}
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What the pipeline knows of one kind of pictures.
+    """Description of one kind of images.
 
-    resolution R of the images; neutral: the word for any picture of it; renderer: the world that draws its images
-    with known attributes, None for photographs; aligned: how photographs are cut out around a face, None for their
-    centre; level_split: how many style convolutions are coarse, and coarse or medium; clip_normalise: whether images
-    get CLIP's mean and deviation (released DeltaEdit weights: no, facts of the published code); words: what CLIP reads
-    for words it was never taught, None where it read the world's captions or is to read them as they are;
-    defaults[section][key]: what `null` in params.yaml stands for.
+    resolution: R of the images.
+    neutral: word for any image of the domain, such as "face".
+    renderer: renders its images with known attributes; None for photographs.
+    aligned: alignment of photographs by their face; None for their centre.
+    clip_normalise: whether images get CLIP's mean and deviation (no with DeltaEdit's released weights).
+    level_split: number of style convolutions that are coarse, and that are coarse or medium.
+    words: synonyms for words outside CLIP's training captions; None where prompts are read as they are.
+    templates: texts with one "{}", over which a prompt's embedding is averaged.
+    defaults: section -> key -> value of `null` in params.yaml.
     """
 
     name: str
@@ -145,11 +156,11 @@ class Domain:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Those of NETWORKS that mean something here."""
-        return tuple(name for name in NETWORKS if name not in (OF_PHOTOGRAPHS if self.renderer else OF_TRUTH))
+        """NETWORKS without those for the other kind of images."""
+        return tuple(name for name in NETWORKS if name not in (PHOTO_METRICS if self.renderer else ORACLES))
 
     def weights(self, network: str) -> Weights:
-        """The weights of one of NETWORKS by name."""
+        """Weights of one of NETWORKS. Raises InputError for another name."""
         if network not in NETWORKS:
             raise InputError(
                 f"unknown network '{network}'{nearest(network, NETWORKS)}: known are {', '.join(NETWORKS)}"
@@ -158,16 +169,20 @@ class Domain:
 
 
 def names(root: Path) -> tuple[str, ...]:
-    """The domains of the project at `root`, sorted."""
+    """Names of the domains of the project at `root`, sorted."""
     return tuple(sorted(path.stem for path in (Path(root) / "domains").glob("*.yaml") if path.is_file()))
 
 
 def load(name: str, root: Path) -> Domain:
-    """The domain `name` of the project at `root`; networks its file does not mention are made here, under its name."""
+    """Load the domain `name` of the project at `root`.
+
+    Networks that its file does not mention are trained here, and lie at `default_path`. Raises InputError for an
+    unknown domain and for a mistake in its file.
+    """
     known = names(root)
     if name not in known:
-        there = f"there are {', '.join(known)}" if known else f"there are none in {Path(root) / 'domains'}"
-        raise InputError(f"unknown domain '{name}'{nearest(name, known)}: {there}")
+        choices = f"there are {', '.join(known)}" if known else f"there are none in {Path(root) / 'domains'}"
+        raise InputError(f"unknown domain '{name}'{nearest(name, known)}: {choices}")
     where = f"domains/{name}.yaml"
     content = params.read_mapping(Path(root) / where)
     networks = {
@@ -177,9 +192,9 @@ def load(name: str, root: Path) -> Domain:
         for network in NETWORKS
     }
     for network, entry in networks.items():
-        if entry.path != (place := default_path(name, network)):
+        if entry.path != (path := default_path(name, network)):
             raise InputError(
-                f"{where}: {network}.path is {entry.path}, but the workflow reads {place}: put a copy there"
+                f"{where}: {network}.path is {entry.path}, but the workflow reads {path}: put a copy there"
             )
     rest = {key: value for key, value in content.items() if key not in NETWORKS}
     if isinstance(rest.get("templates"), str):
@@ -188,7 +203,7 @@ def load(name: str, root: Path) -> Domain:
 
 
 def _inside(name: str) -> bool:
-    """Whether a file of this name lies below the folder it is looked up in."""
+    """Whether a relative name stays below its folder."""
     path = PurePosixPath(name)
     return (
         bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
@@ -196,8 +211,21 @@ def _inside(name: str) -> bool:
 
 
 def default_path(domain: str, network: str) -> str:
-    """Where a network's weights lie, relative to the project: DVC watches them there."""
+    """Path of a network's weights, relative to the project, where DVC tracks them."""
     return f"data/pretrained/{domain}/{network}.safetensors"
+
+
+def how_to_get(domain: Domain, network: str) -> str:
+    """Advice that ends the error about a missing network, such as "run `deltaspace fetch cat generator`"."""
+    if network in STAGE_OF:
+        return f"run `dvc repro {STAGE_OF[network]}@{domain.name}`"
+    entry = domain.weights(network)
+    if entry.url is not None:
+        return f"run `deltaspace fetch {domain.name} {network}`"
+    trained = network not in IMPORTED or network in domain.defaults.get("pretrain", {})
+    if entry.original or not trained:
+        return f"run `deltaspace import {network} {entry.original or 'FILE'} --domain {domain.name}`"
+    return f"run `deltaspace pretrain {domain.name} {network}`"
 
 
 def _entry(content: dict[str, Any], network: str, where: str) -> dict[str, Any]:
@@ -208,7 +236,7 @@ def _entry(content: dict[str, Any], network: str, where: str) -> dict[str, Any]:
 
 
 def _lines(path: Path, where: str) -> list[str]:
-    """The templates of a text file beside the domain's own, one per line."""
+    """Templates of a text file in domains/, one per line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

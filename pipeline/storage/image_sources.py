@@ -1,6 +1,6 @@
-"""Photographs in a folder, a zip file or Parquet files: which there are, what is left out and why, and their bytes.
+"""Photographs in a folder, a zip file or Parquet files: list them, with what is skipped and why, and read their bytes.
 
-Nothing is unpacked to disk. A folder with no pictures of its own is read through the zip and Parquet files in it.
+No archive is unpacked to disk. Of a folder without image files the zip and Parquet files are read.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipeline.runtime.errors import InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 ARCHIVES = (".parquet", ".zip")
-MOST_BYTES = 1 << 28  # of one encoded picture in an archive; a larger one is no photograph
+MAX_BYTES = 1 << 28  # of one encoded image in an archive; a larger one is no photograph
 READ_ROWS = 16  # of a Parquet file at once
-BUFFER = 1 << 20  # bytes of a Parquet file held at once, instead of a whole column
+BUFFER = 1 << 20  # bytes of a Parquet file in memory, instead of a whole column
 
 
 class Member(NamedTuple):
-    """One picture: a file relative to the source ("" for the source itself), and what it is inside that archive."""
+    """One image: a file relative to the source ("" for the source itself), and its name or row inside an archive."""
 
     file: str
     inside: str | int | None = None
 
     @property
     def name(self) -> str:
-        """For people: what cannot be shown is escaped."""
+        """Printable name, shortened."""
         whole = self.file if self.inside is None else f"{self.file}:{self.inside}" if self.file else str(self.inside)
         shown = "".join(
             c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in whole
@@ -45,9 +45,11 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """members: what looks like a picture, in the order of the names. skipped: (name, reason) of everything else.
+    """Images of the source at `path`.
 
-    fingerprint: changes when the source does, without reading it whole.
+    members: files that look like images, in the order of their names.
+    skipped: (name, reason) of everything else.
+    fingerprint: digest of names, sizes and times, which changes when the source does.
     """
 
     path: Path
@@ -56,11 +58,11 @@ class Listing:
     fingerprint: str
 
 
-def listing(path: Path) -> Listing:
-    """What there is at `path`. Raises InputError for what is no folder, zip or Parquet file, and without pictures."""
+def list_images(path: Path) -> Listing:
+    """List the images at `path`. Raises InputError when it is no folder, zip or Parquet file, or holds no images."""
     skipped: list[tuple[Member, str]] = []
-    for held in (_zip, _reader):
-        held.cache_clear()
+    for cached in (_zip, _reader):
+        cached.cache_clear()
     if path.is_dir():
         names = _files(path, skipped)
         members = [Member(name) for name in names if _is(name, ENDINGS)]
@@ -80,20 +82,20 @@ def listing(path: Path) -> Listing:
             skipped.append((Member(name), str(error)))
     if not members:
         raise InputError(f"{path} holds no pictures ({', '.join(ENDINGS)}){_first(skipped)}")
-    told = tuple(sorted((member.name, reason) for member, reason in skipped))
-    return Listing(path, tuple(members), told, _fingerprint(path, archives or names))
+    reasons = tuple(sorted((member.name, reason) for member, reason in skipped))
+    return Listing(path, tuple(members), reasons, _fingerprint(path, archives or names))
 
 
-def opened(path: Path, member: Member) -> Path | io.BytesIO:
-    """A picture file, or its bytes. Raises InputError, with a reason only, for what cannot be read."""
-    place = path / member.file if member.file else path
+def open_member(path: Path, member: Member) -> Path | io.BytesIO:
+    """Path of an image file, or its bytes from an archive. Raises InputError, its reason alone, if unreadable."""
+    file = path / member.file if member.file else path
     if member.inside is None:
-        return place
+        return file
     try:
-        content = _unzipped(place, member.inside) if isinstance(member.inside, str) else _row(place, member.inside)
+        content = _unzipped(file, member.inside) if isinstance(member.inside, str) else _row(file, member.inside)
     except InputError:
         raise
-    except Exception as error:  # a damaged archive fails in every way there is
+    except Exception as error:  # damaged archives raise errors of all kinds
         raise InputError(f"it cannot be read from its archive ({_reason(error)})") from error
     if not content:
         raise InputError("it is empty")
@@ -130,15 +132,15 @@ def _files(folder: Path, skipped: list[tuple[Member, str]]) -> list[str]:
         name = os.path.relpath(error.filename or folder, folder)
         skipped.append((Member(name), f"a folder that cannot be opened ({error.strerror})"))
 
-    for place, folders, inside in os.walk(folder, onerror=refused):
-        below = Path(os.path.relpath(place, folder))
+    for parent, folders, inside in os.walk(folder, onerror=refused):
+        below = Path(os.path.relpath(parent, folder))
         for entry in (*folders, *inside):
             name, is_folder = (below / entry).as_posix(), entry in folders
             if _hidden(name):
                 skipped.append((Member(name), "hidden"))
-            elif is_folder and os.path.islink(os.path.join(place, entry)):
+            elif is_folder and os.path.islink(os.path.join(parent, entry)):
                 skipped.append((Member(name), "a link to a folder"))
-            elif not is_folder and not os.path.isfile(os.path.join(place, entry)):
+            elif not is_folder and not os.path.isfile(os.path.join(parent, entry)):
                 skipped.append((Member(name), "no plain file"))
             elif not is_folder:
                 names.append(name)
@@ -150,7 +152,7 @@ def _fingerprint(path: Path, names: list[str]) -> str:
     """A digest of names, sizes and times."""
     total = hashlib.sha256()
     for name in names:
-        with suppress(OSError):  # gone meanwhile: reading it will tell
+        with suppress(OSError):  # removed meanwhile: reading it will fail
             state = os.stat(path / name if name else path)
             total.update(os.fsencode(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n"))
     return total.hexdigest()
@@ -160,13 +162,13 @@ def _fingerprint(path: Path, names: list[str]) -> str:
 
 
 def _inside(path: Path, name: str, skipped: list[tuple[Member, str]]) -> list[Member]:
-    """The pictures in an archive of the source, in order. InputError, with a reason only, when it cannot be."""
-    place = path / name if name else path
-    if _is(place.name, (".parquet",)):
-        return [Member(name, row) for row in range(_rows_of(place))]
+    """Images in an archive of the source, in order. InputError, its reason alone, if unreadable."""
+    archive = path / name if name else path
+    if _is(archive.name, (".parquet",)):
+        return [Member(name, row) for row in range(_count_rows(archive))]
     members: dict[str, Member] = {}
-    for entry in _zip(place).infolist():
-        if entry.filename.endswith("/"):  # unlike is_dir, also for a name of nothing
+    for entry in _zip(archive).infolist():
+        if entry.filename.endswith("/"):  # unlike is_dir, also for an empty name
             continue
         member = Member(name, entry.filename)
         if entry.filename in members:
@@ -179,7 +181,7 @@ def _inside(path: Path, name: str, skipped: list[tuple[Member, str]]) -> list[Me
 
 
 def _refused(entry: zipfile.ZipInfo) -> str | None:
-    """Why a member of a zip file is left out."""
+    """Reason for skipping a member of a zip file, or None."""
     name = entry.filename
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
@@ -192,8 +194,8 @@ def _refused(entry: zipfile.ZipInfo) -> str | None:
         return "a link"
     if entry.flag_bits & 1:
         return "encrypted"
-    if entry.file_size > MOST_BYTES:
-        return f"{entry.file_size / 1e6:,.0f} MB when unpacked, over {MOST_BYTES / 1e6:,.0f} MB"
+    if entry.file_size > MAX_BYTES:
+        return f"{entry.file_size / 1e6:,.0f} MB when unpacked, over {MAX_BYTES / 1e6:,.0f} MB"
     return None
 
 
@@ -201,16 +203,16 @@ def _refused(entry: zipfile.ZipInfo) -> str | None:
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except Exception as error:  # hostile headers raise whatever they like
+    except Exception as error:  # hostile headers raise errors of all kinds
         raise InputError(f"no readable zip file ({_reason(error)})") from error
 
 
 def _unzipped(path: Path, name: str) -> bytes:
     archive = _zip(path)
     with archive.open(archive.getinfo(name)) as member:
-        content = member.read(MOST_BYTES + 1)  # no more than its header says in any case
-    if len(content) > MOST_BYTES:
-        raise InputError(f"it is over {MOST_BYTES / 1e6:,.0f} MB when unpacked")
+        content = member.read(MAX_BYTES + 1)  # whatever its header claims
+    if len(content) > MAX_BYTES:
+        raise InputError(f"it is over {MAX_BYTES / 1e6:,.0f} MB when unpacked")
     return content
 
 
@@ -223,7 +225,7 @@ def _parquet(path: Path) -> Any:
         raise InputError(f"no readable Parquet file ({_reason(error)})") from error
 
 
-def _rows_of(path: Path) -> int:
+def _count_rows(path: Path) -> int:
     import pyarrow as pa
 
     file = _parquet(path)
@@ -238,7 +240,7 @@ def _rows_of(path: Path) -> int:
 
 
 def _row(path: Path, row: int) -> bytes:
-    """The encoded bytes in column `image` of one row; quick for rows that are asked for in order."""
+    """Encoded bytes in column `image` of one row; fast for rows read in order."""
     reader = _reader(path)
     if row < reader.next:
         _reader.cache_clear()
@@ -248,19 +250,19 @@ def _row(path: Path, row: int) -> bytes:
         value = value["bytes"]
     if value is None:
         raise InputError("it has no encoded bytes")
-    if len(value) > MOST_BYTES:
-        raise InputError(f"it is over {MOST_BYTES / 1e6:,.0f} MB")
+    if len(value) > MAX_BYTES:
+        raise InputError(f"it is over {MAX_BYTES / 1e6:,.0f} MB")
     return value
 
 
 class _Reader:
-    """A Parquet file from one row on, a few rows at once; whole row groups before it are not read."""
+    """Column `image` of a Parquet file from one row on, READ_ROWS at a time; earlier row groups are not read."""
 
     def __init__(self, path: Path) -> None:
         self.file = _parquet(path)
-        self.next = 0  # the row that `self.rows` gives next
+        self.next = 0  # row that `self.rows` yields next
         self.rows: Iterator[Any] = iter(())
-        self.end = 0  # of the row group that it is in
+        self.end = 0  # of its row group
 
     def at(self, row: int) -> Any:
         if row >= self.end:
@@ -271,7 +273,7 @@ class _Reader:
                 if self.next > row:
                     return value
         except Exception:
-            self.end = 0  # what is damaged here is damaged for the next row too
+            self.end = 0  # read the row group again for the next row
             raise
         raise InputError("its row is not in the file")
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: any photograph to a square tensor, tensors to PNG. Inside, images are [..,3,R,R] in [-1,1]."""
+"""Image files: any photograph to a square tensor, tensors to PNG. Image tensors are [..,3,R,R] in [-1,1]."""
 
 from __future__ import annotations
 
@@ -17,38 +17,36 @@ from torch import Tensor
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
 
-MOST_PIXELS = 100_000_000  # a header may claim any size; more than this is not decoded
-SMALLEST_SIDE = 8
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # none that runs another program, as EPS does
+MAX_PIXELS = 100_000_000  # a header may claim any size; more than this is not decoded
+MIN_SIDE = 8
+MIN_CELL = 128  # pixels: an image in a grid is at least this wide
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # none is decoded by another program, as EPS is
 _DEEP = ("I", "F")  # 32-bit greyscale; 16-bit modes begin with "I;16"
 _EXIF_ORIENTATION = 274
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph as the pipeline sees it: image [1,3,R,R] in [-1,1], and what was done to it, in words."""
+    """A photograph as the pipeline takes it. image: [1,3,R,R] in [-1,1]. notes: what was done to it, in words."""
 
     image: Tensor
     notes: list[str] = field(default_factory=list)
 
 
-def open_photo(path: Path | io.BytesIO, resolution: int) -> Photo:
-    """A picture file, or its bytes, as the centre square of R x R = `resolution`. Errors as `read_rgb`'s."""
-    rgb, notes = read_rgb(path)
-    return photo_of(squared(rgb, resolution, notes), notes)
-
-
 def photo_of(square: Image.Image, notes: list[str]) -> Photo:
-    """What the pipeline takes of an RGB picture that is R x R already."""
+    """Photo of an RGB image that is R x R already."""
     return Photo(from_uint8(np.asarray(square))[None], notes)
 
 
 def read_rgb(path: Path | io.BytesIO, name: str | None = None) -> tuple[Image.Image, list[str]]:
-    """A picture file, or its bytes, in 8-bit RGB, turned as its EXIF data say; and what was done to it, in words.
+    """Read an image file, or its bytes, as 8-bit RGB, turned by its EXIF data; also what was done to it, in words.
 
-    Transparency becomes white; grey, palette, CMYK and 16-bit pictures are converted; of several frames the first
-    counts. Raises InputError with one line, about `name`, for what is missing, a folder, empty, cut short, no picture,
-    over 100 Mpixel (before decoding) or under 8 pixels wide or high.
+    Transparency becomes white; grey, palette, CMYK and 16-bit images are converted; of several frames the first counts.
+
+    name: of the image in errors.
+
+    Raises InputError for a file that is missing, a folder, empty, cut short, no image, over 100 Mpixel (before
+    decoding) or under 8 pixels wide or high.
     """
     name = name or (str(path) if isinstance(path, str | Path) else "the picture")
     with warnings.catch_warnings():
@@ -64,30 +62,30 @@ def read_rgb(path: Path | io.BytesIO, name: str | None = None) -> tuple[Image.Im
                 return _as_rgb(_turned(picture), notes), notes
         except InputError:
             raise
-        except Exception as error:  # decoders raise whatever they like on broken files
+        except Exception as error:  # decoders raise errors of all kinds for broken files
             raise InputError(f"{name} cannot be decoded ({_reason(error)}): it may be cut short or damaged") from error
 
 
 def encode_png(image: Tensor) -> bytes:
-    """PNG bytes of an image [3,R,R] in [-1,1]; equal images give equal bytes."""
+    """Encode an image [3,R,R] in [-1,1] as PNG; equal images give equal bytes."""
     if image.dim() != 3 or image.shape[0] != 3:
         raise ValueError(f"an image [3,H,W] is expected, not {list(image.shape)}")
     return _png(Image.fromarray(to_uint8(image)))
 
 
 def decode_png(content: bytes) -> Tensor:
-    """The image [3,R,R] in [-1,1] of encoded bytes."""
+    """Decode an image [3,R,R] in [-1,1]. Raises InputError for damaged bytes."""
     return from_uint8(_decoded(content, "RGB"))
 
 
 def encode_mask(mask: Tensor) -> bytes:
-    """PNG bytes, 8-bit grey, of a mask [1,R,R] in [0,1]."""
+    """Encode a mask [1,R,R] in [0,1] as PNG, 8-bit grey."""
     grey = (mask.detach().float().cpu()[0] * 255).round().clamp(0, 255).byte().numpy()
     return _png(Image.fromarray(grey))
 
 
 def decode_mask(content: bytes) -> Tensor:
-    """The mask [1,R,R] in [0,1] of encoded bytes."""
+    """Decode a mask [1,R,R] in [0,1]. Raises InputError for damaged bytes."""
     return torch.from_numpy(_decoded(content, "L").copy()).float()[None] / 255
 
 
@@ -97,19 +95,19 @@ def save_png(path: Path, image: Tensor) -> None:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """[..,3,H,W] in [-1,1] to uint8 [..,H,W,3]; what lies outside is clipped."""
+    """Convert [..,3,H,W] in [-1,1] to uint8 [..,H,W,3]; values outside are clipped."""
     pixels = (images.detach().float().cpu() * 127.5 + 127.5).round().clamp(0, 255).byte()
     return np.ascontiguousarray(pixels.movedim(-3, -1).numpy())
 
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
-    """uint8 [..,H,W,3] to float32 [..,3,H,W] in [-1,1]."""
+    """Convert uint8 [..,H,W,3] to float32 [..,3,H,W] in [-1,1]."""
     values = torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels
     return (values.float() / 127.5 - 1).movedim(-1, -3).contiguous()
 
 
 def grid(images: Sequence[Sequence[Tensor | None]], pad: int = 2) -> Tensor:
-    """Rows of equally large images [3,R,R] as one [3,H,W] on white, `pad` pixels apart; None leaves a cell blank."""
+    """Arrange rows of equally large images [3,R,R] as one [3,H,W] on white, `pad` pixels apart; None leaves a gap."""
     cells = [cell for row in images for cell in row if cell is not None]
     if not cells:
         raise ValueError("a grid needs at least one image")
@@ -124,6 +122,13 @@ def grid(images: Sequence[Sequence[Tensor | None]], pad: int = 2) -> Tensor:
                 top, left = pad + y * (height + pad), pad + x * (width + pad)
                 sheet[:, top : top + height, left : left + width] = cell.detach().float().cpu()
     return sheet
+
+
+def save_grid(path: Path, rows: Sequence[Sequence[Tensor]]) -> None:
+    """Write rows of images [3,R,R] as one PNG; small ones are enlarged by whole factors to MIN_CELL pixels."""
+    factor = max(1, MIN_CELL // rows[0][0].shape[-1])
+    enlarged = [[cell.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for cell in row] for row in rows]
+    save_png(path, grid(enlarged, pad=max(2, factor)))
 
 
 def _opened(path: Any, name: str) -> Image.Image:
@@ -143,7 +148,7 @@ def _opened(path: Any, name: str) -> Image.Image:
     try:
         picture = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name} claims over {MOST_PIXELS // 10**6} Mpixel: make it smaller first") from error
+        raise InputError(f"{name} claims over {MAX_PIXELS // 10**6} Mpixel: make it smaller first") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture that can be read: save it as PNG or JPEG") from error
     except OSError as error:
@@ -151,16 +156,16 @@ def _opened(path: Any, name: str) -> Image.Image:
     except Exception as error:  # a broken header
         raise InputError(f"{name} cannot be read ({_reason(error)}): it may be damaged") from error
     width, height = picture.size
-    if width * height > MOST_PIXELS:
-        limit = MOST_PIXELS // 10**6
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 10**6
         raise InputError(f"{name} is {width} x {height} pixels, over {limit} Mpixel: make it smaller first")
-    if min(width, height) < SMALLEST_SIDE:
-        raise InputError(f"{name} is only {width} x {height} pixels: at least {SMALLEST_SIDE} each way are needed")
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} is only {width} x {height} pixels: at least {MIN_SIDE} each way are needed")
     return picture
 
 
 def _short(name: str) -> str:
-    """A name that may be what is wrong: control characters escaped, the middle left out."""
+    """A name that may itself be wrong, escaped and shortened."""
     shown = name.encode("unicode_escape").decode()
     return shown if len(shown) <= 120 else f"{shown[:60]}...{shown[-50:]}"
 
@@ -168,7 +173,7 @@ def _short(name: str) -> str:
 def _turned_notes(picture: Image.Image) -> list[str]:
     try:
         orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF data say nothing about the pixels
+    except Exception:  # broken EXIF data do not concern the pixels
         return []
     return ["turned as its EXIF data say"] if orientation in range(2, 9) else []
 
@@ -206,7 +211,10 @@ def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def squared(picture: Image.Image, resolution: int, notes: list[str]) -> Image.Image:
-    """The centre square as R x R = `resolution`: box filter for whole-number reductions, Lanczos otherwise."""
+    """Centre square of an RGB image as R x R = `resolution`; `notes` gets what was done.
+
+    Whole-number reductions use a box filter, others Lanczos.
+    """
     width, height = picture.size
     side = min(width, height)
     if width != height:

@@ -1,37 +1,74 @@
-"""params.yaml: one section per stage, read into the frozen dataclass that stands beside the stage's method.
+"""params.yaml: one section per stage or editor, read into the frozen dataclass beside the method that it configures.
 
-YAML is read as DVC reads it (version 1.2: `1e-3` is a number, `yes` and `no` are words), as plain data only.
+A setting is resolved in one way everywhere; later ones win: the dataclass's default, the domain's `defaults`,
+params.yaml (unless null), the command line.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-import math
+import json
 import os
 import re
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline.runtime.errors import InputError, nearest
+from pipeline.storage.plain_yaml import as_mapping, read_mapping, short
 
 if TYPE_CHECKING:
     from pipeline.storage.domains import Domain
 
 Section = TypeVar("Section")
 FILE = "params.yaml"
+RENAMED = {  # old name of a setting -> its names now, in one class or another
+    "agree": ("same_sign",),
+    "share": ("top_share",),
+    "within": ("max_sigma",),
+    "ridge": ("delta_ridge",),
+    "tries": ("candidate_strengths",),
+    "enough": ("clip_progress",),
+    "fade": ("detail_decay", "lr_decay"),
+    "places": ("region_share",),
+    "ratio": ("encode_ratio",),
+    "carry": ("generator_share",),
+    "draws": ("mask_draws",),
+    "noise": ("mask_noise",),
+    "cell": ("mask_cell",),
+    "clamp": ("mask_clamp",),
+    "cut": ("mask_threshold",),
+    "siblings": ("sibling_share",),
+}
+REMOVED = ("amplify", "refine")  # settings of diffusion editors, which were off everywhere
+RENAMED_EDITORS = {"straightforward": "clip_target"}
+EXPECTED = {  # pydantic's error type -> what is expected
+    "int_type": "a whole number",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "dataclass_type": "a mapping of keys to values",
+}
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[Section]):
+    """Effective values of a section. origins: setting -> where its value comes from, such as "params.yaml"."""
+
+    values: Section
+    origins: dict[str, str]
 
 
 def root() -> Path:
-    """The project: $DELTASPACE_ROOT, else the nearest folder above with params.yaml and domains/, else the code's."""
+    """Folder of the project: $DELTASPACE_ROOT, else the nearest folder above with params.yaml and domains/, else the
+    one that the code came with. Raises InputError where $DELTASPACE_ROOT is no folder."""
     given = os.environ.get("DELTASPACE_ROOT")
     if given:
         if not Path(given).is_dir():
@@ -44,22 +81,17 @@ def root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def main_root(start: Path | None = None) -> Path:
-    """The main checkout of the project at `start` (default: `root()`), also from inside a queued DVC experiment."""
-    folder = Path(start) if start else root()
-    for inner in folder.parts, folder.resolve().parts:
-        for index in range(len(inner) - 3):
-            if inner[index : index + 3] == (".dvc", "tmp", "exps"):
-                return Path(*inner[:index])
-    return folder
-
-
 def load_yaml(root: Path) -> dict[str, Any]:
-    """The whole of params.yaml as plain data."""
+    """The whole of params.yaml as plain data. Raises InputError where it is missing or lists a renamed editor."""
     path = Path(root) / FILE
     if not path.is_file():
         raise InputError(f"{path} is missing: run inside the project, or set DELTASPACE_ROOT to its folder")
-    return read_mapping(path)
+    content = read_mapping(path)
+    for kind, listed in as_mapping(content.get("editors"), "editors").items():
+        for old, new in RENAMED_EDITORS.items():
+            if old in (listed or ()) or old in (content.get(f"edit_{kind}") or ()):
+                raise InputError(f"{FILE}: the editor {old} is now {new}: rename it in editors and edit_{kind}")
+    return content
 
 
 def section(
@@ -70,198 +102,166 @@ def section(
     *,
     domain: Domain | None = None,
 ) -> Section:
-    """Section `name` of params.yaml ("mapper", or "edit_latent.deltaedit_g") as a `cls` with its effective values.
-
-    `overrides` (those not None) win over the file; `null` in the file takes the domain's default for that key. An
-    unknown or missing key, a wrong type and a value that `cls` refuses raise InputError naming section.key.
-    """
-    values: dict[str, Any] = load_yaml(root)
-    defaults: dict[str, Any] = domain.defaults if domain else {}
-    for part in name.split("."):
-        if part not in values:
-            raise InputError(f"{FILE} has no section '{name}'{nearest(part, values)}: add it")
-        values, defaults = _mapping(values[part], name), _mapping(defaults.get(part), name)
-    given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    values = {key: defaults.get(key) if value is None else value for key, value in {**values, **given}.items()}
-    whose = f"{FILE} and the domain {domain.name}" if domain else FILE
-    return build(cls, values, name, complete=True, null=f"has no value in {whose}")
+    """Values of `resolve`."""
+    return resolve(cls, root, name, overrides, domain=domain).values
 
 
-def build(
+def resolve(
     cls: type[Section],
-    values: object,
-    where: str,
+    root: Path,
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
     *,
-    complete: bool = False,
-    null: str = "is null",
-    given: Mapping[str, Any] | None = None,
-) -> Section:
-    """A dataclass from plain data, every type checked; `where` begins each error's key. `given` is set as it stands.
+    domain: Domain | None = None,
+) -> Resolved[Section]:
+    """Effective values of a section of params.yaml, and the origin of each.
 
-    With `complete`, even a field with a default must be among the values. `null` words the error for a null.
+    `null` in params.yaml stands for the domain's default, else for None where the type allows it, else for the
+    dataclass's default. Where `cls` has SHARED, that section holds what section `name` leaves out.
+
+    cls: frozen dataclass of the section.
+    name: of the section, such as "mapper" or "edit_latent.deltaedit_g".
+    overrides: setting -> value from the command line; None is a value too.
+
+    Raises InputError naming section.key for an unknown, renamed or missing setting, for one of the wrong type and for
+    values that `cls` refuses.
     """
-    values, given = _mapping(values, where), given or {}
-    types_of = typing.get_type_hints(cls)
-    fields = [field for field in dataclasses.fields(cls) if field.init and field.name not in given]  # type: ignore[arg-type]
-    names = [field.name for field in fields]
-    for key in values:
-        if key not in names:
-            raise InputError(f"{_key(where, key)} is unknown{nearest(key, names)}: known are {', '.join(names)}")
-    for field in fields:
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.name not in values and (complete or not optional):
-            expected = describe(types_of[field.name])
-            raise InputError(f"{_key(where, field.name)} is missing: add it, {expected} is expected")
-    converted = {key: convert(value, types_of[key], _key(where, key), null) for key, value in values.items()}
+    shared = [cls.SHARED] if hasattr(cls, "SHARED") else []  # type: ignore[attr-defined]
+    types, content = typing.get_type_hints(cls), load_yaml(root)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    origins = {name: "default" for name, field in fields.items() if _has_default(field)}
+
+    layer: dict[str, tuple[Any, str]] = {}
+    for part in [*shared, name]:
+        file = f"domains/{domain.name}.yaml" if domain else ""
+        defaults = _find(domain.defaults if domain else {}, part, {})
+        layer |= _checked(defaults, fields, f"{file}: defaults.{part}", file)
+    for key, (value, origin) in layer.items():
+        if value is not None:
+            values[key], origins[key] = value, origin
+
+    layer = {}
+    for part in [*shared, name]:
+        layer |= _checked(
+            _find(content, part, None if part == name else {}),
+            fields,
+            part,
+            FILE if part == name else f"{FILE}, {part}",
+        )
+    for key, (value, origin) in layer.items():
+        if value is not None or (key not in values and type(None) in typing.get_args(types[key])):
+            values[key], origins[key] = value, origin
+        elif key not in origins:
+            whose = f"{FILE} and the domain {domain.name}" if domain else FILE
+            raise InputError(f"{name}.{key} has no value in {whose}: add it")
+
+    for key, (value, origin) in _checked(overrides or {}, fields, name, "command line").items():
+        values[key], origins[key] = value, origin
+    built = build(cls, values, name)
+    return Resolved(built, {key: origins[key] for key in fields})
+
+
+def describe_origins(values: Any, origins: Mapping[str, str], chosen: Mapping[str, Any] | None = None) -> list[str]:
+    """One line per setting, such as "strength = 1.25 (params.yaml)".
+
+    values, origins: of `resolve`.
+    chosen: settings that the command line passes to each edit, and not to the editor.
+    """
+    shown = {name: (getattr(values, name), origin) for name, origin in origins.items()}
+    shown |= {name: (value, "command line") for name, value in (chosen or {}).items()}
+    return [f"{name} = {value!r} ({origin})" for name, (value, origin) in shown.items()]
+
+
+def build(cls: type[Section], values: object, where: str, given: Mapping[str, Any] | None = None) -> Section:
+    """Build a frozen dataclass from plain data, every type checked.
+
+    where: prefix of the key in error messages, such as "mapper" or "domains/cat.yaml".
+    given: fields that are set as they are, without a check.
+
+    Raises InputError as `resolve` does.
+    """
+    from pydantic import ValidationError
+
+    values, given = as_mapping(values, where), given or {}
+    names = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in given]  # type: ignore[arg-type]
+    _checked(values, names, where, "")
     try:
-        return cls(**given, **converted)
+        # JSON, whose strict rules take a list for a tuple and a whole number for a float, and nothing else for another
+        checked = _validator(cls, tuple(names)).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise InputError(_explained(error.errors(include_url=False)[0], where)) from error
+    try:
+        return cls(**given, **checked)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def convert(value: object, kind: Any, where: str, null: str = "is null") -> Any:
-    """`value` as type `kind`: int, float, bool, str, tuples, lists, dicts, Literals, Optionals, dataclasses, Any."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments, where, null)
-    if value is None:
-        raise InputError(f"{where} {null}: {describe(kind)} is expected")
-    if origin is typing.Literal:
-        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
-            raise InputError(
-                f"{where} is {value!r}{nearest(str(value), map(str, arguments))}: {describe(kind)} is expected"
-            )
-        return value
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return build(kind, value, where)
-    if origin is tuple or origin is list:
-        return _convert_sequence(value, kind, where)
-    if origin is dict:
-        items = _mapping(value, where).items()
-        return {convert(k, arguments[0], where): convert(v, arguments[1], _key(where, k)) for k, v in items}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(typing.cast(float, value))):
-        raise InputError(f"{where} is {_short(value)}: {describe(kind)} is expected")
-    return value
+@functools.cache
+def _validator(cls: type, names: tuple[str, ...]) -> Any:
+    """Validator of the fields `names` of a dataclass; imported late, since pydantic takes a tenth of a second."""
+    from pydantic import ConfigDict, TypeAdapter
+    from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+
+    types = typing.get_type_hints(cls)
+    defaults = {field.name for field in dataclasses.fields(cls) if _has_default(field)}
+    typed_dict: Any = TypedDict  # of fields that are only known here
+    content = typed_dict(
+        cls.__name__, {name: typing.NotRequired[types[name]] if name in defaults else types[name] for name in names}
+    )
+    content.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(content)
 
 
-def describe(kind: Any) -> str:
-    """A type in words, for errors: "a whole number", "a list of 2 (a whole number)"."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin in (tuple, list) and arguments:
-        some = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} x "
-        return f"a list of {some}({describe(arguments[0])})"
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(kind, "a mapping of keys to values")
+def _find(content: Mapping[str, Any], name: str, missing: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Section `name` ("edit_latent.deltaedit_g") of nested mappings; `missing` or InputError where it is absent."""
+    for part in name.split("."):
+        if part not in content:
+            if missing is not None:
+                return missing
+            raise InputError(f"{FILE} has no section '{name}'{nearest(part, content)}: add it")
+        content = as_mapping(content[part], name)
+    return content
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, as plain data: no tags, anchors or repeated keys."""
-    try:
-        return _mapping(copy.deepcopy(_parsed(path.read_text(encoding="utf-8"))), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: save it as such") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{path} is not plain YAML{line}: {problem}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply: it must be plain data") from error
+def _checked(values: Mapping[str, Any], known: Iterable[str], where: str, origin: str) -> dict[str, tuple[Any, str]]:
+    """setting -> (value, origin). InputError for a setting that is not known."""
+    known = list(known)
+    for key in values:
+        if key in known:
+            continue
+        for new in RENAMED.get(key, ()):
+            if new in known:
+                raise InputError(f"{_key(where, key)} is now {new}: rename it")
+        if key in REMOVED:
+            raise InputError(f"{_key(where, key)} no longer exists: remove it")
+        raise InputError(f"{_key(where, key)} is unknown{nearest(key, known)}: known are {', '.join(known)}")
+    return {key: (value, origin) for key, value in values.items()}
 
 
-@functools.lru_cache(maxsize=16)
-def _parsed(text: str) -> Any:
-    """`text` as plain data. Kept, since commands read the same files several times, and PyYAML takes .04 s each."""
-    return yaml.load(text, _Loader)
+def _explained(error: Mapping[str, Any], where: str) -> str:
+    """One line about pydantic's error."""
+    place, kind, value, more = error["loc"], error["type"], error["input"], error.get("ctx", {})
+    path = where
+    for part in place:
+        path = f"{path}[{part}]" if isinstance(part, int) else _key(path, part)
+    if kind == "missing" and isinstance(place[-1], int):
+        return f"{path.rpartition('[')[0]} has {len(value)} entries: more are expected"
+    if kind in ("missing", "unexpected_keyword_argument"):
+        return f"{path} is {'missing: add it' if kind == 'missing' else 'unknown'}"
+    if kind == "value_error":  # raised by a dataclass
+        return f"{path}: {more['error']}"
+    if kind == "too_long":
+        return f"{path} has {len(value)} entries: {more['max_length']} are expected"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", more["expected"])
+        return f"{path} is {value!r}{nearest(str(value), choices)}: one of {', '.join(choices)} is expected"
+    return f"{path} is {short(value)}: {EXPECTED.get(kind, error['msg'])} is expected"
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data after YAML 1.2's core rules; what DVC would read otherwise is refused."""
-
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
-        if getattr(event, "tag", None):
-            raise ComposerError(None, None, f"the tag {event.tag} is not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or key in keys:
-                problem = f"the key '{key}' stands twice" if key else "a key must be a word"
-                raise ConstructorError(None, None, problem, key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def _convert_union(value: object, kinds: tuple[Any, ...], where: str, null: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    exact = [kind for kind in kinds if type(value) is kind]
-    for kind in exact or kinds:
-        try:
-            return convert(value, kind, where, null)
-        except InputError:
-            if len(kinds) == 1:
-                raise
-    raise InputError(f"{where} is {_short(value)}: {' or '.join(map(describe, kinds))} is expected")
-
-
-def _convert_sequence(value: object, kind: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if not isinstance(value, list | tuple):
-        raise InputError(f"{where} is {_short(value)}: {describe(kind)} is expected")
-    if origin is list or Ellipsis in arguments:
-        kinds = arguments[:1] * len(value)
-    else:
-        kinds = arguments
-    if len(kinds) != len(value):
-        raise InputError(f"{where} has {len(value)} entries: {describe(kind)} is expected")
-    return origin(convert(item, each, f"{where}[{i}]") for i, (item, each) in enumerate(zip(value, kinds, strict=True)))
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _key(where: str, key: str) -> str:
     return f"{where}: {key}" if where.endswith(".yaml") else f"{where}.{key}"
-
-
-def _mapping(value: object, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where} is {_short(value)}: a mapping of keys to values is expected")
-    return {str(key): item for key, item in value.items()}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Parquet files the way this project writes them: fixed-size lists, fixed options, no Python object per number.
+"""Parquet files as this project writes them: fixed-size lists, fixed options, no Python object per number.
 
 Lists of float16 are byte-stream split and compressed by zstd; polars and pyarrow read them as they are. Equal tables
 give equal bytes, with one version of pyarrow.
@@ -27,7 +27,7 @@ ZSTD_LEVEL = 1
 
 @dataclass(frozen=True)
 class Column:
-    """A column's name and type. `nullable`: rows may be without it (a list column: all rows or none)."""
+    """Name and type of a column. nullable: rows may lack it (of a list column all rows or none)."""
 
     name: str
     kind: Kind
@@ -35,7 +35,7 @@ class Column:
 
 
 def write(path: Path, table: pa.Table) -> None:
-    """Write a table as one file, whole or not at all."""
+    """Write a table as one file, completely or not at all."""
     import pyarrow.parquet as pq
 
     lists = [f"{f.name}.list.element" for f in table.schema if _is_list(f.type)]
@@ -55,7 +55,7 @@ def write(path: Path, table: pa.Table) -> None:
 
 
 def opened(shard: Path, schema: str, hint: str | None = None) -> Any:
-    """The pyarrow.parquet.ParquetFile; InputError when it is not a whole one. `schema` is only named in errors."""
+    """Open a pyarrow.parquet.ParquetFile. Raises InputError, which names `schema`, for a damaged file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -67,16 +67,16 @@ def opened(shard: Path, schema: str, hint: str | None = None) -> Any:
         ) from error
 
 
-def check(found: pa.Schema, expected: Sequence[Column], shard: Path, schema: str, hint: str | None) -> None:
+def check(arrow: pa.Schema, expected: Sequence[Column], shard: Path, schema: str, hint: str | None) -> None:
     """Raise InputError unless a file's arrow schema has exactly the expected columns (lists of any one size)."""
-    said = header_of(found).get("schema")
-    if said is not None and said != schema:
-        raise InputError(f"{shard} holds {said}, not {schema}: {advice(hint)}")
+    stored = header_of(arrow).get("schema")
+    if stored is not None and stored != schema:
+        raise InputError(f"{shard} holds {stored}, not {schema}: {advice(hint)}")
     names = [column.name for column in expected]
-    if found.names != names:
-        raise InputError(f"{shard} has the columns {', '.join(found.names)}, but {schema} has {', '.join(names)}")
+    if arrow.names != names:
+        raise InputError(f"{shard} has the columns {', '.join(arrow.names)}, but {schema} has {', '.join(names)}")
     for column in expected:
-        kind = found.field(column.name).type
+        kind = arrow.field(column.name).type
         if column.nullable and str(kind) == "null":
             continue
         item = kind.value_type if _is_list(kind) else kind
@@ -85,7 +85,7 @@ def check(found: pa.Schema, expected: Sequence[Column], shard: Path, schema: str
 
 
 def array_of(values: Any, column: Column, rows: int) -> pa.Array:
-    """One column as arrow, without a Python object per number."""
+    """Column as an arrow array of `rows` rows, without a Python object per number. Raises ValueError if unfit."""
     import numpy as np
     import pyarrow as pa
 
@@ -111,7 +111,7 @@ def array_of(values: Any, column: Column, rows: int) -> pa.Array:
 
 
 def _type(kind: Kind) -> pa.DataType:
-    """The arrow type of a column, or of a list's items."""
+    """Arrow type of a column, or of a list's items."""
     import pyarrow as pa
 
     return getattr(pa, kind.removesuffix(" list"))()
@@ -124,10 +124,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def values_of(array: Any, column: Column, keep: Any) -> np.ndarray | list[Any] | None:
-    """The rows `keep` (a boolean array or None for all) of an arrow column; a list column of nulls is None."""
+    """Rows `keep` (a boolean array or None for all) of an arrow column; a list column of nulls is None."""
     if column.kind in ("string", "binary"):
         values = array.to_pylist()
-        return values if keep is None else [value for value, kept in zip(values, keep, strict=True) if kept]
+        return values if keep is None else [value for value, wanted in zip(values, keep, strict=True) if wanted]
     if str(array.type) == "null":
         return None
     if "list" in column.kind:
@@ -138,7 +138,7 @@ def values_of(array: Any, column: Column, keep: Any) -> np.ndarray | list[Any] |
 
 
 def tensors(part: dict[str, Any]) -> dict[str, Any]:
-    """Arrays as tensors; those that still show arrow's own memory are copied."""
+    """Convert arrays to tensors; arrays in arrow's own memory are copied."""
     import numpy as np
     import torch
 
@@ -151,7 +151,7 @@ def tensors(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parts one after the other as one part."""
+    """Concatenate parts."""
     import numpy as np
 
     if len(parts) == 1:
@@ -172,12 +172,12 @@ def sliced(part: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 
 def header(meta: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Schema metadata that says what made a table."""
+    """Schema metadata that records the origin of a table."""
     return {KEY: json.dumps(dict(meta), sort_keys=True, ensure_ascii=False).encode()}
 
 
 def header_of(schema: pa.Schema) -> dict[str, Any]:
-    """What `header` put there; empty for files of other writers."""
+    """`meta` of `header`; empty for files of other writers."""
     try:
         header = json.loads((schema.metadata or {}).get(KEY, b"{}"))
     except ValueError:
@@ -186,7 +186,7 @@ def header_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def matching(batch: pa.RecordBatch, where: Mapping[str, Any]) -> np.ndarray:
-    """Which rows have all the values asked for: a boolean array [N]."""
+    """Boolean array [N] of the rows with all the values of `where`."""
     import numpy as np
 
     keep = np.ones(batch.num_rows, dtype=bool)
@@ -197,10 +197,10 @@ def matching(batch: pa.RecordBatch, where: Mapping[str, Any]) -> np.ndarray:
 
 
 def advice(hint: str | None) -> str:
-    """What to do about an unusable table: `hint`, or the usual."""
+    """Advice about an unusable table: `hint`, or the usual."""
     return hint or "run `dvc repro`"
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, shortened."""
+    """First line of an error, shortened."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

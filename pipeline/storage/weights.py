@@ -1,4 +1,4 @@
-"""Network weights on disk: safetensors files with what is needed to build the network again in their header."""
+"""Network weights on disk: safetensors files whose header holds the numbers to build the network from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.runtime.files import digest
 
 __all__ = ["Unfilled", "digest", "load", "read_meta", "save", "save_each"]
 KEY = "deltaspace"  # the one entry of the safetensors header's metadata
-EXACT = {torch.int64: "I64", torch.float32: "F32", torch.uint8: "U8"}  # what `save_each` writes, in safetensors' words
+DTYPES = {torch.int64: "I64", torch.float32: "F32", torch.uint8: "U8"}  # of `save_each`, in safetensors' names
 
 
 class Unfilled(TorchFunctionMode):
-    """Within it networks are built without drawing numbers: their parameters' memory is untouched until assigned.
+    """Context in which networks are built without random numbers: their parameters' memory stays uninitialised.
 
-    Buffers are made as usual, since a file need not hold them (masks).
+    Buffers are filled as usual, since a file need not hold them (masks).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,10 +40,9 @@ class Unfilled(TorchFunctionMode):
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], half: bool = True) -> None:
-    """Write tensors and JSON-able `meta` to `path`, whole or not at all; equal content gives equal bytes.
+    """Write tensors and JSON-able `meta` to `path`, completely or not at all; equal content, equal bytes.
 
-    With `half`, floating tensors are stored as float16, except those it cannot hold (beyond 65,504), which stay as
-    they are. Integers and booleans always stay.
+    half: store floating tensors as float16, except those beyond its range (65,504).
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -52,45 +51,48 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], hal
     for name in sorted(tensors):
         stored[name] = _stored(tensors[name], half)
         memory = stored[name].untyped_storage()
-        if memory.data_ptr() in owned:  # tied tensors are saved each
+        if memory.data_ptr() in owned:  # tied tensors are stored separately
             stored[name] = stored[name].clone()
         owned.add(memory.data_ptr())
     header = {KEY: json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)}
     with files.replacing(Path(path)) as partial:
         try:
             save_file(stored, partial, metadata=header)
-            partial.chmod(0o644)  # theirs is for its owner alone
-        except SafetensorError as error:  # what the disk refuses comes as words
+            partial.chmod(0o644)  # safetensors' own is 600
+        except SafetensorError as error:  # the disk's error is only in its text
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else error from error
 
 
 def save_each(path: Path, like: Mapping[str, Tensor], tensor: Callable[[str], Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a file as `save` does without `half`, with never more than one of its tensors in memory.
+    """Write a file as `save` does without `half`, with at most one of its tensors in memory.
 
-    like: names, shapes and types, such as an `Unfilled` network's state; `tensor` gives the numbers of a name.
+    like: names, shapes and types, such as an `Unfilled` network's state.
+    tensor: name -> its numbers.
     """
     header: dict[str, Any] = {"__metadata__": {KEY: json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)}}
     names, end = sorted(like, key=lambda name: (-like[name].dtype.itemsize, name)), 0  # so that all are aligned
     for name in names:
         begin, end = end, end + like[name].numel() * like[name].dtype.itemsize
-        about = {"dtype": EXACT[like[name].dtype], "shape": list(like[name].shape), "data_offsets": [begin, end]}
+        about = {"dtype": DTYPES[like[name].dtype], "shape": list(like[name].shape), "data_offsets": [begin, end]}
         header[name] = about
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with files.replacing(Path(path)) as partial, partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            found = tensor(name)
-            if found.shape != like[name].shape:
-                raise ValueError(f"{name} has the shape {list(found.shape)}, not {list(like[name].shape)}")
-            file.write(found.to(like[name].dtype).contiguous().flatten().numpy().data)
+            values = tensor(name)
+            if values.shape != like[name].shape:
+                raise ValueError(f"{name} has the shape {list(values.shape)}, not {list(like[name].shape)}")
+            file.write(values.to(like[name].dtype).contiguous().flatten().numpy().data)
 
 
 def load(path: Path, device: str = "cpu", hint: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) of a file that `save` or any other safetensors writer made; floats as float32, the rest as is.
+    """Read (tensors, meta) of a file from `save` or any other safetensors writer; floats as float32, others as stored.
 
-    `hint` completes the error about a missing or broken file: what makes it, e.g. "run `deltaspace pretrain cat`".
+    hint: advice that ends the error about a missing or broken file, such as "run `deltaspace pretrain cat`".
+
+    Raises InputError for such a file.
     """
     with _opened(Path(path), device, hint) as content:
         tensors = {name: _loaded(content.get_tensor(name)) for name in sorted(content.keys())}
@@ -98,7 +100,7 @@ def load(path: Path, device: str = "cpu", hint: str | None = None) -> tuple[dict
 
 
 def read_meta(path: Path, hint: str | None = None) -> dict[str, Any]:
-    """The `meta` of a file alone; no tensor is read."""
+    """Read the `meta` of a file and no tensor."""
     with _opened(Path(path), "cpu", hint) as content:
         return _meta(content)
 

@@ -1,4 +1,4 @@
-"""What is compared by `make bench` is the same work, and what is written is what was measured."""
+"""Both sides of the comparison do the same work, and the file has the measured numbers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.nn import functional as F
 
 from benchmarks import baseline, compare, compare_cases
 from benchmarks.compare import Case, Gpu, Watch
-from kernels import build
+from kernels import dispatch
 from kernels.box_resample import box_resample
 from kernels.epilogue_difference import epilogue_difference
 from pipeline import relevance
 from pipeline.delta_mapper import DeltaMapper, validate
 from pipeline.models.stylegan2 import Generator
 from pipeline.models.stylespace import StyleLayout
-from pipeline.report import page
+from pipeline.report import external_results
 from pipeline.runtime.errors import InputError
 
 D, E = 5, 7
 
 
 class Shade:
-    """Stands for CLIP."""
+    """Stand-in for CLIP."""
 
     dim, image_size = E, 7
 
@@ -40,19 +40,19 @@ class Shade:
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     torch.manual_seed(0)
-    made = Generator(16, D, {4: 6, 8: 9, 16: 4}, n_mlp=2).eval()
-    for layer in made.styled:
+    network = Generator(16, D, {4: 6, 8: 9, 16: 4}, n_mlp=2).eval()
+    for layer in network.convolutions:
         torch.nn.init.constant_(layer.noise.weight, 0.7)
         torch.nn.init.normal_(layer.activate.bias)
-    return made.requires_grad_(False)
+    return network.requires_grad_(False)
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_published_way_draws_the_same_pictures(generator: Generator, shared: bool) -> None:
+def test_the_published_synthesis_gives_the_same_images(generator: Generator, shared: bool) -> None:
     w_plus = generator.repeat(torch.randn(3, D))
     s = generator.styles(w_plus) + torch.randn(3, generator.layout.size)
-    found = baseline.synthesis(generator, s, w_plus, shared)
-    torch.testing.assert_close(found, generator.synthesis(s, w_plus), atol=2e-5, rtol=1e-4)
+    result = baseline.synthesis(generator, s, w_plus, shared)
+    torch.testing.assert_close(result, generator.synthesis(s, w_plus), atol=2e-5, rtol=1e-4)
 
 
 def test_the_published_resampling_is_the_box_filter() -> None:
@@ -61,18 +61,18 @@ def test_the_published_resampling_is_the_box_filter() -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_published_rows_are_ours(generator: Generator, shared: bool) -> None:
+def test_the_published_relevance_rows_equal_ours(generator: Generator, shared: bool) -> None:
     size = generator.layout.size
     params = relevance.RelevanceParams(3, 5.0, 0.7, 0)
     probe = relevance.probe(generator, Shade(), torch.zeros(size), torch.ones(size), params)  # type: ignore[arg-type]
-    found = baseline.relevance_rows(probe, range(4, 10), shared)
-    assert F.cosine_similarity(found, relevance.compute(probe, relevance.Part(range(3), range(4, 10)))).min() > 0.9999
+    result = baseline.relevance_rows(probe, range(4, 10), shared)
+    assert F.cosine_similarity(result, relevance.compute(probe, relevance.Part(range(3), range(4, 10)))).min() > 0.9999
 
 
-def test_the_row_of_the_relevance_measures_the_same_rows_three_times(generator: Generator) -> None:
+def test_the_relevance_case_computes_the_same_rows_three_times(generator: Generator) -> None:
     class Networks:
         clip, device = Shade(), "cpu"
-        s_mean, s_std = torch.zeros(generator.layout.size), torch.ones(generator.layout.size)
+        s_stats = torch.zeros(generator.layout.size), torch.ones(generator.layout.size)
 
     networks: Any = Networks()
     networks.generator = generator
@@ -97,9 +97,9 @@ def test_the_published_mapper_training_draws_items_and_learns() -> None:
     assert validate(mapper, s, clip)["val_mse"] < 0.9 * before
 
 
-@pytest.mark.parametrize(("steps", "enough"), [(40, True), (1, False)])
-def test_the_time_to_a_loss_is_only_told_where_that_loss_was_reached(
-    steps: int, enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator
+@pytest.mark.parametrize(("steps", "reached"), [(40, True), (1, False)])
+def test_the_time_to_a_loss_requires_that_the_loss_is_reached(
+    steps: int, reached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator
 ) -> None:
     traits = torch.randn(300, 2)
     codes = {"s": traits @ torch.randn(2, generator.layout.size), "clip": traits @ torch.randn(2, 9)}
@@ -109,7 +109,7 @@ def test_the_time_to_a_loss_is_only_told_where_that_loss_was_reached(
     domain = SimpleNamespace(name="tiny", defaults={"mapper": {"lr": 2.0}})
     here: Any = SimpleNamespace(root=tmp_path, domain=domain, generator=generator, device="cpu")
     case = compare_cases.mapper_time_to_loss(here)
-    if enough:
+    if reached:
         row = compare.measure(case, "cpu")
         assert row["memory_ratio"] is None and "memory" not in compare.line("time", row) and row["ours_s"] > 0
     else:
@@ -117,7 +117,7 @@ def test_the_time_to_a_loss_is_only_told_where_that_loss_was_reached(
             compare.measure(case, "cpu")
 
 
-def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> None:
+def test_peak_memory_counts_live_tensors_only() -> None:
     def run() -> None:
         kept = torch.zeros(1000)
         for _ in range(5):
@@ -130,7 +130,7 @@ def test_peak_memory_counts_what_lives_at_once_and_forgets_what_is_freed() -> No
     assert mode.peak == 40 + 120 + 240 and len(both) == 2
 
 
-def test_what_a_gpu_would_take_is_projected_from_bytes_and_operations() -> None:
+def test_gpu_seconds_are_projected_from_bytes_and_operations() -> None:
     gpu = Gpu("a GPU", bandwidth=1e9, float32=1e9, tensor32=2e9, half=4e9, launch=1e-6)
     x, w = torch.randn(8, 1000), torch.randn(1000, 2000)
     half_x, half_w = x.bfloat16(), w.bfloat16()
@@ -150,12 +150,12 @@ def test_what_a_gpu_would_take_is_projected_from_bytes_and_operations() -> None:
         assert mode.projected == pytest.approx(expected, rel=1e-3), expected
 
 
-def test_operations_without_a_cuda_source_are_counted_as_the_plain_pytorch_that_a_gpu_would_run() -> None:
+def test_operations_without_cuda_code_are_counted_as_plain_pytorch() -> None:
     x, base = torch.randn(4, 16, 8, 8), torch.randn(2, 16, 8, 8)
-    found = [compare.watched(lambda i=i: epilogue_difference(x, base, impl=i)).projected for i in ("auto", "ref")]
-    assert found[0] == pytest.approx(found[1])
-    native = "ref" if build.unavailable("epilogue_difference", "cpp") else "cpp"
-    assert build.choose("epilogue_difference", "auto", x) == native  # as before
+    result = [compare.watched(lambda i=i: epilogue_difference(x, base, impl=i)).projected for i in ("auto", "ref")]
+    assert result[0] == pytest.approx(result[1])
+    native = "ref" if dispatch.unavailable("epilogue_difference", "cpp") else "cpp"
+    assert dispatch.choose("epilogue_difference", "auto", x) == native  # as before
 
 
 def test_an_interval_holds_the_ratio_and_is_a_point_without_spread() -> None:
@@ -187,14 +187,14 @@ class Here:
 
 
 @pytest.mark.usefixtures("rows")
-def test_rows_are_measured_and_kept_in_the_file(tmp_path: Path) -> None:
+def test_rows_are_measured_and_added_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     assert [name for name, _ in compare.run(Here(), path, ("second",))] == ["second"]  # type: ignore[arg-type]
     assert [name for name, _ in compare.run(Here(), path, ("first",))] == ["first"]  # type: ignore[arg-type]
-    found = json.loads(path.read_text())
-    assert set(found) == {"machine", "rows", "projected"} and set(found["rows"]) == {"first", "second"}
-    assert found["machine"]["threads"] == 1 and found["machine"]["load"] >= 0
-    row = found["rows"]["first"]
+    result = json.loads(path.read_text())
+    assert set(result) == {"machine", "rows", "projected"} and set(result["rows"]) == {"first", "second"}
+    assert result["machine"]["threads"] == 1 and result["machine"]["load"] >= 0
+    row = result["rows"]["first"]
     assert set(row) == {
         *("published_s", "plain_s", "ours_s", "ratio", "ratio_low", "ratio_high", "ratio_plain"),
         *("max_abs_diff", "memory_ratio", "projected_cuda_ratio"),
@@ -213,8 +213,8 @@ def test_an_unknown_row_is_refused_with_the_nearest(tmp_path: Path) -> None:
     assert not (tmp_path / "bench.json").exists()
 
 
-def test_the_page_shows_the_rows_and_does_without_them(tmp_path: Path) -> None:
-    assert page._speed(tmp_path) is None
+def test_the_page_reads_the_file(tmp_path: Path) -> None:
+    assert external_results.speed(tmp_path) is None
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/bench.json").write_text(json.dumps({"machine": {"cores": 2}, "rows": {"first": {"ratio": 2}}}))
-    assert page._speed(tmp_path) == {"machine": {"cores": 2}, "rows": {"first": {"ratio": 2}}}
+    assert external_results.speed(tmp_path) == {"machine": {"cores": 2}, "rows": {"first": {"ratio": 2}}}

@@ -17,7 +17,7 @@ from published_model import CONTENT, SHA, Get, left
 from published_server import File, Server
 
 from pipeline.checkpoints import download
-from pipeline.checkpoints.download import Page
+from pipeline.checkpoints.download import WebPageError
 from pipeline.runtime.errors import InputError
 
 server, get = published_model.server, published_model.get  # fixtures
@@ -71,7 +71,7 @@ def test_a_busy_server_is_asked_again(get: Get, server: Server) -> None:
     assert get().read_bytes() == CONTENT and len(server.requests) == 4
 
 
-def test_nobody_there_is_one_line(get: Get, tmp_path: Path) -> None:
+def test_a_refused_connection_is_one_line(get: Get, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9/x: Connection refused, 5 times .*; try again later"):
         get("http://127.0.0.1:9/x")
     assert left(tmp_path) == []
@@ -88,8 +88,9 @@ def test_a_server_whose_file_never_stays_the_same_is_given_up(get: Get, server: 
 
 def test_a_fetch_that_is_killed_goes_on_where_it_was(get: Get, server: Server, tmp_path: Path) -> None:
     server.files["/model.pt"].drops, server.files["/model.pt"].hold = [100_000], threading.Event()
-    wanted = f"Wanted({server.url('/model.pt')!r}, {len(CONTENT)}, {SHA!r})"
-    code = f"from pipeline.download import *; download({wanted}, Path({str(tmp_path / 'model.pt')!r}), 'model.pt')"
+    file = f"PublishedFile({server.url('/model.pt')!r}, {len(CONTENT)}, {SHA!r})"
+    path = f"Path({str(tmp_path / 'model.pt')!r})"
+    code = f"from pipeline.checkpoints.download import *; download({file}, {path}, 'model.pt')"
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     part, end = tmp_path / "model.pt.part", time.monotonic() + 20
     while not (part.is_file() and part.stat().st_size == 100_000) and time.monotonic() < end:
@@ -188,14 +189,14 @@ def test_a_file_of_another_size_is_refused_before_it_is_fetched(
 def test_an_endless_body_is_cut_off(
     get: Get, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
-    monkeypatch.setattr(download, "LARGEST", 300_000)
+    monkeypatch.setattr(download, "MAX_SIZE", 300_000)
     server.files["/model.pt"] = File(bytes(50_000), tell=False, times=10_000)
     with pytest.raises(InputError, match="sends more than the 300,000 bytes"):
         get(size=300_000 if known else None)
     assert left(tmp_path) == []
 
 
-def test_a_body_that_ends_too_early_is_not_taken_for_the_file(get: Get, server: Server, tmp_path: Path) -> None:
+def test_a_truncated_body_is_not_the_file(get: Get, server: Server, tmp_path: Path) -> None:
     server.files["/model.pt"] = File(CONTENT[:200_000], tell=False)
     with pytest.raises(InputError, match="200,000 of 300,000 bytes"):
         get()
@@ -221,9 +222,9 @@ def test_a_refusal_is_one_line(get: Get, server: Server, tmp_path: Path, status:
         File(b"denied", kind="text/html", status=403),
     ],
 )
-def test_a_page_instead_of_the_file_is_told_from_it(get: Get, server: Server, tmp_path: Path, answer: File) -> None:
+def test_a_web_page_is_not_the_file(get: Get, server: Server, tmp_path: Path, answer: File) -> None:
     server.files["/model.pt"] = answer
-    with pytest.raises(Page, match="gives a web page instead of the file"):
+    with pytest.raises(WebPageError, match="gives a web page instead of the file"):
         get(size=None)
     assert left(tmp_path) == []
 

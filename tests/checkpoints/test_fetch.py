@@ -21,10 +21,10 @@ from published_server import File, Server, serving
 
 from deltaspace import doctor
 from deltaspace.cli import app
-from pipeline.checkpoints import catalogue, download, importers
+from pipeline.checkpoints import catalogue, download, install
 from pipeline.delta_mapper import DeltaMapper
 from pipeline.models.stylegan2 import Generator
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains, weights
@@ -81,7 +81,7 @@ class Project:
 
     def works(self) -> bool:
         """Whether the generator of the domain draws what the published one draws."""
-        ours: Generator = Backbones(domains.load("theirs", self.root), self.root).generator
+        ours: Generator = Networks(domains.load("theirs", self.root), self.root).generator
         z = torch.randn(2, foreign_files.D, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             pictures = [g(g.repeat(g.truncate(g.mapping(z), 0.7))) for g in (ours, self.generator)]
@@ -153,26 +153,26 @@ def test_mapper_and_relevance_follow_their_generator(project: Project) -> None:
     project.publish("relevance", "fs3.npy")
     one_line(project.fetch("relevance"), "import the generator of theirs first")
     code, out, _ = project.fetch()
-    assert code == 0 and "not published, made here: encoder, clip, identity, oracle, denoiser" in out
-    found = Backbones(domains.load("theirs", project.root), project.root)
+    assert code == 0 and "not published, trained here: encoder, clip, identity, oracle, denoiser" in out
+    found = Networks(domains.load("theirs", project.root), project.root)
     assert torch.equal(found.relevance, rows)
     assert found.mapper(torch.randn(2, layout.size), torch.randn(2, 2 * E)).shape == (2, layout.size)
 
 
 def test_what_no_importer_reads_stays_verified(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(importers.IMPORTERS, "generator")
+    monkeypatch.delitem(install.IMPORTERS, "generator")
     code, out, _ = project.fetch()
     assert code == 0 and "originals/theirs.pt is here; nothing converts it yet" in out
     assert not project.at("generator.safetensors").exists()
     assert "nothing converts it yet" in project.doctor("generator")["advice"]
 
 
-@pytest.mark.parametrize("network", sorted(importers.IMPORTERS))
+@pytest.mark.parametrize("network", sorted(install.IMPORTERS))
 def test_every_importer_of_the_table_exists(network: str) -> None:
-    assert network in domains.NETWORKS and callable(importers.of(network))
+    assert network in domains.NETWORKS and callable(install.importer(network))
 
 
-def test_a_network_can_be_named_and_a_wrong_name_is_told(project: Project) -> None:
+def test_one_network_is_fetched_by_name_and_a_wrong_name_refused(project: Project) -> None:
     project.publish("clip", "theirs.pt")
     assert project.fetch("generator")[0] == 0 and len(project.server.requests) == 1
     one_line(project.fetch("generater"), "did you mean 'generator'")
@@ -192,7 +192,7 @@ def test_a_domain_of_our_own_needs_nothing(project: Project) -> None:
 
 def test_the_same_original_serves_two_networks(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.publish("encoder", "theirs.pt", NVIDIA)
-    monkeypatch.setitem(importers.IMPORTERS, "encoder", "pipeline.checkpoints.install:generator")
+    monkeypatch.setitem(install.IMPORTERS, "encoder", "pipeline.checkpoints.install:install_generator")
     assert project.fetch()[0] == 0 and len(project.server.requests) == 1
 
 
@@ -236,7 +236,7 @@ def test_an_original_that_cannot_be_imported_is_one_line_and_stays(project: Proj
     assert project.at("originals/theirs.pt").is_file() and not project.at("generator.safetensors").exists()
 
 
-def test_a_file_put_there_by_hand_that_is_another_one_is_told_and_stays(project: Project) -> None:
+def test_another_file_put_there_by_hand_is_refused_and_stays(project: Project) -> None:
     project.at("originals").mkdir(parents=True)
     size = project.domain["generator"]["original_size"]
     for content, words in (
@@ -265,7 +265,7 @@ def test_an_original_lies_in_its_folder(project: Project, original: str) -> None
     one_line(project.fetch(), "no file name")
 
 
-def test_an_original_without_digest_is_kept_and_its_digest_told(project: Project) -> None:
+def test_an_original_without_digest_is_kept_and_its_digest_printed(project: Project) -> None:
     digest = project.domain["generator"].pop("original_sha256")
     project.write()
     code, out, _ = project.fetch()
@@ -284,7 +284,7 @@ def by_hand(project: Project, url: str, outcome: tuple[int, str, str]) -> None:
         "generator, by hand:",
         f"  1. open {url} in a browser and download theirs.pt ({size:,} bytes)",
         f"  2. put it at {FOLDER}/originals/theirs.pt",
-        "  3. run `deltaspace fetch theirs generator` again: it verifies the file and goes on",
+        "  3. run `deltaspace fetch theirs generator` again: it verifies and converts the file",
     ]
     place = project.root / FOLDER / "originals/theirs.pt"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def test_the_page_of_a_repository_is_not_asked_but_named(project: Project) -> No
 
 
 def test_a_page_instead_of_weights_ends_in_steps_by_hand(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.checkpoints.addresses.DRIVE", project.server.url("/uc?id={}"))
+    monkeypatch.setattr("pipeline.checkpoints.catalogue.DRIVE", project.server.url("/uc?id={}"))
     project.publish("generator", "theirs.pt", NVIDIA, url="gdrive:1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT")
     project.server.files["/uc?id=1EM87UquaoQmk17Q8d5kYIAHqu0dkYqdT"] = File(b"<html>Quota exceeded", kind="text/html")
     outcome = project.fetch()
@@ -389,7 +389,7 @@ def test_a_damaged_memory_of_digests_costs_time_only(tmp_path: Path, memory: str
 
 def test_missing_weights_name_the_command_that_gets_them(project: Project) -> None:
     with pytest.raises(InputError, match="missing: run `deltaspace fetch theirs generator`"):
-        _ = Backbones(domains.load("theirs", project.root), project.root).generator
+        _ = Networks(domains.load("theirs", project.root), project.root).generator
 
 
 def test_originals_are_never_committed() -> None:

@@ -23,17 +23,17 @@ MEASURED = """
 import sys
 from pathlib import Path
 import torch
-from pipeline import domains, weights
-from pipeline.backbones import Backbones
-from pipeline.foreign import encoders, generators
-from stages import app
+from pipeline.checkpoints import encoders, generators
+from pipeline.networks import Networks
+from pipeline.storage import domains, weights
+from deltaspace.cli import app
 
 def memory(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024
 
 root, file = Path(sys.argv[1]), Path(sys.argv[2])
-nets = Backbones(domains.load("big", root), root)
+nets = Networks(domains.load("big", root), root)
 {first}
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 start = memory("VmRSS")
@@ -41,9 +41,9 @@ start = memory("VmRSS")
 print((memory("VmHWM") - start) / file.stat().st_size)
 """
 READING = {  # the file of each network -> what is measured
-    "encoder": "found = encoders.style_encoder(file, 1024)",
-    "generator": "found = generators.load(file)",
-    "identity": "found = encoders.face_network(file)",
+    "encoder": "imported = encoders.style_encoder(file, 1024)",
+    "generator": "imported = generators.load(file)",
+    "identity": "imported = encoders.face_network(file)",
 }
 
 
@@ -97,7 +97,7 @@ def peak(project: Path, file: Path, first: str, then: str) -> float:
 def imported(project: Path, published: dict[str, Path]) -> dict[str, float]:
     """The domain `big` with what the e4e file and the face network hold; the peak of each command."""
     first = f"import os; os.environ['DELTASPACE_ROOT'] = {str(project)!r}"
-    commands = {name: [f"import-{name}", str(published[name]), "--domain", "big"] for name in ("encoder", "identity")}
+    commands = {name: ["import", name, str(published[name]), "--domain", "big"] for name in ("encoder", "identity")}
     return {
         name: peak(project, published[name], first, f"assert app.run({words}) == 0") for name, words in commands.items()
     }
@@ -128,16 +128,16 @@ def test_an_imported_network_is_loaded_in_little_more_memory_than_its_file_takes
 ) -> None:
     touched = f"assert all(p.max() == p.max() for p in nets.{name}.state_dict().values())"
     path = project / f"data/pretrained/big/{name}.safetensors"
-    assert peak(project, path, "from pipeline import encoder, generator, recognition", touched) <= MOST
+    assert peak(project, path, "from pipeline.models import classifiers, e4e, stylegan2", touched) <= MOST
 
 
 def test_the_imported_networks_give_the_numbers_of_the_published_arithmetic(
     project: Path, imported: dict[str, float]
 ) -> None:
-    from pipeline.networks import Backbones
+    from pipeline.networks import Networks
     from pipeline.storage import domains
 
-    nets = Backbones(domains.load("big", project), project)
+    nets = Networks(domains.load("big", project), project)
     images = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0)) * 2 - 1
     boxes = images.unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(4, 5))
     with torch.no_grad():

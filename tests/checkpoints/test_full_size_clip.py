@@ -29,30 +29,30 @@ def costs(work, file):
     return (kilobytes("VmHWM") - before) * 1024 / Path(file).stat().st_size
 
 import torch
-from pipeline import domains
-from pipeline.backbones import Backbones
-from pipeline.clip import Clip
-from pipeline.foreign import clips
-from stages import app
+from pipeline.checkpoints import clip
+from pipeline.models.clip import Clip
+from pipeline.networks import Networks
+from pipeline.storage import domains
+from deltaspace.cli import app
 
 file, *options = sys.argv[1:]
-numbers = clips.named("ViT-B-32-quickgelu")
+numbers = clip.named("ViT-B-32-quickgelu")
 torch.nn.functional.conv2d(torch.ones(1, 3, 64, 64), torch.ones(4, 3, 3, 3))
 vision, text = dict(image_size=32, layers=1, width=64, patch_size=32), dict(width=64, heads=1, layers=1)
 Clip(dict(embed_dim=8, vision=vision, text=text))
 root = Path.cwd()
 
 def take_in():
-    assert app.run(["import-clip", file, "--domain", "tiny", *options]) == 0
+    assert app.run(["import", "clip", file, "--domain", "tiny", *options]) == 0
 
 imported = costs(take_in, file)
 
 def use():
-    clip = Backbones(domains.load("tiny", root), root).clip
+    network = Networks(domains.load("tiny", root), root).clip
     with torch.no_grad():
-        assert clip.embed_images(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
-        assert clip.embed_texts(["a face"]).shape == (1, 512)
-    assert sum(p.numel() for p in clip.parameters()) == 151_277_313
+        assert network.embed_images(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+        assert network.embed_texts(["a face"]).shape == (1, 512)
+    assert sum(p.numel() for p in network.parameters()) == 151_277_313
 
 used = costs(use, "data/pretrained/tiny/clip.safetensors")
 print(f"imported {imported:.3f} used {used:.3f}")

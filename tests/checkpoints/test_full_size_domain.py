@@ -46,8 +46,8 @@ TOY = {
     "diffusion": {"init": "random", "steps": 1, "batch": 1},
     "edit_diffusion": {
         "deltaedit_d": {
-            **{"strength": 1.0, "threshold": 0.1, "agree": True, "share": None, "within": None, "ridge": None},
-            **{"steps": 1, "solver": "ddim", "refine": 0, "guidance": 1.0},
+            **{"strength": 1.0, "threshold": 0.1, "top_share": None, "max_sigma": None, "delta_ridge": None},
+            **{"steps": 1, "solver": "ddim", "guidance": 1.0},
         }
     },
     "evaluate": {"repeats": 10, "batch": 1},
@@ -87,13 +87,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = stylegan2.build({"size": 1024, "style_dim": 512, "widths": WIDTHS})
     e4e = files.checkpoint(filled(files.encoder_shapes(18)), made.state_dict(), torch.zeros(18, 512))
     file = files.saved(root / "e4e_ffhq_encode.pt", e4e)
-    command(root, "deltaspace.cli.app", "import-encoder", str(file), "--domain", "ffhq")  # and the generator in it
+    command(root, "deltaspace.cli.app", "import", "encoder", str(file), "--domain", "ffhq")  # and the generator in it
     file.unlink()
     network = clip.Clip(VIT_B_32)
     weights.save(root / "data/pretrained/ffhq/clip.safetensors", network.state_dict(), {"model": VIT_B_32})
     plan = domain["defaults"]["pretrain"]["denoiser"]["model"]
-    untrained = unet.Denoiser(**plan, **denoiser_training.sizes(made))
-    unet.save(root / "data/pretrained/ffhq/denoiser.safetensors", untrained)  # DVC wants the file, whatever init says
+    untrained = unet.Denoiser(**plan, **denoiser_training.network_sizes(made))
+    denoiser_training.save(
+        root / "data/pretrained/ffhq/denoiser.safetensors", untrained
+    )  # DVC wants the file, whatever init says
     return root
 
 

@@ -1,4 +1,4 @@
-"""`deltaspace import-clip`: CLIPs in the published layouts give what their own arithmetic gives."""
+"""`deltaspace import clip`: CLIPs in the published layouts give what their own arithmetic gives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from deltaspace.cli import app
 from kernels.box_resample import box_resample
 from pipeline.models.clip import OPENAI_MEAN, OPENAI_STD, Clip
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.storage import domains, weights
 
 TEXTS = ["a face with red hair", "", "face " * 100, "赤い髪"]
@@ -53,7 +53,7 @@ def state() -> dict[str, Tensor]:
 def imported(project: Path, normalise: bool = False) -> Clip:
     path = project / "domains/tiny.yaml"
     path.write_text(yaml.safe_dump({**tiny_project.DOMAIN, "clip_normalise": normalise}))
-    return Backbones(domains.load("tiny", project), project).clip
+    return Networks(domains.load("tiny", project), project).clip
 
 
 def refused(outcome: tuple[int, str, str], words: str) -> None:
@@ -81,8 +81,8 @@ def agree(clip: Clip, state: dict[str, Tensor], gelu: Callable[[Tensor], Tensor]
 def test_openais_archive_gives_what_openais_arithmetic_gives(
     run: Run, project: Path, state: dict[str, Tensor], tmp_path: Path, normalise: bool
 ) -> None:
-    code, out, err = run("import-clip", clip_files.archive(tmp_path / "ViT-B-32.pt", state), "--domain", "tiny")
-    assert (code, err) == (0, "") and "pictures of 24 pixels" in out and "embeddings of 20 numbers" in out
+    code, out, err = run("import", "clip", clip_files.archive(tmp_path / "ViT-B-32.pt", state), "--domain", "tiny")
+    assert (code, err) == (0, "") and "images of 24 pixels" in out and "embeddings of 20 numbers" in out
     clip = imported(project, normalise)
     assert (clip.dim, clip.image_size, clip.normalise) == (clip_files.EMBED, 24, normalise)
     agree(clip, clip_files.half(state))
@@ -99,7 +99,7 @@ def test_hugging_faces_files_give_what_their_arithmetic_gives(
     else:
         torch.save(theirs, path, _use_new_zipfile_serialization=kind == "bin")
     clip_files.config(tmp_path / "config.json", act)
-    code, out, _ = run("import-clip", path, "--domain", "tiny")
+    code, out, _ = run("import", "clip", path, "--domain", "tiny")
     assert code == 0 and "Hugging Face's CLIPModel" in out
     agree(imported(project), state, clip_files.quick if act == "quick_gelu" else F.gelu)
 
@@ -117,13 +117,13 @@ def test_a_state_dict_of_open_clip_is_the_model_that_is_named(
     plain, training = tmp_path / "open_clip_pytorch_model.bin", tmp_path / "epoch_1.pt"
     torch.save(state, plain)
     torch.save({"epoch": 1, "state_dict": {f"module.{name}": value for name, value in state.items()}}, training)
-    refused(run("import-clip", plain, "--domain", "tiny"), "give --model")
-    refused(run("import-clip", plain, "--domain", "tiny", "--model", "ViT-B-32"), "it is another model")
+    refused(run("import", "clip", plain, "--domain", "tiny"), "give --model")
+    refused(run("import", "clip", plain, "--domain", "tiny", "--model", "ViT-B-32"), "it is another model")
     for path, name, gelu in (
         (plain, "ViT-tiny-8", F.gelu),
         (training, "ViT-tiny-8-quickgelu", clip_files.quick),
     ):
-        assert run("import-clip", path, "--domain", "tiny", "--model", name, "--force")[0] == 0
+        assert run("import", "clip", path, "--domain", "tiny", "--model", name, "--force")[0] == 0
         agree(imported(project), state, gelu)
 
 
@@ -132,7 +132,7 @@ def test_openais_plain_state_dict_is_known_by_the_numbers_beside_its_weights(
 ) -> None:
     beside = {"input_resolution": torch.tensor(24), "context_length": torch.tensor(77), "vocab_size": torch.tensor(9)}
     torch.save({**state, **beside}, tmp_path / "clip.pt")
-    assert run("import-clip", tmp_path / "clip.pt", "--domain", "tiny")[0] == 0
+    assert run("import", "clip", tmp_path / "clip.pt", "--domain", "tiny")[0] == 0
     agree(imported(project), state)
 
 
@@ -143,7 +143,7 @@ def test_openais_residual_towers_are_read_as_well(run: Run, project: Path, tmp_p
     theirs = Clip({"embed_dim": 12, "vision": vision, "text": text, "quick_gelu": True}).eval()
     state = {name: value for name, value in theirs.model.state_dict().items() if "num_batches" not in name}
     torch.jit.trace(clip_files.Node(state), torch.ones(1)).save(str(tmp_path / "RN50.pt"))
-    assert run("import-clip", tmp_path / "RN50.pt", "--domain", "tiny")[0] == 0
+    assert run("import", "clip", tmp_path / "RN50.pt", "--domain", "tiny")[0] == 0
     ours, images = imported(project), torch.rand(2, 3, 40, 40)
     with torch.no_grad():
         torch.testing.assert_close(ours.embed_images(images), theirs.embed_images(images))
@@ -153,35 +153,33 @@ def test_openais_residual_towers_are_read_as_well(run: Run, project: Path, tmp_p
 def test_an_imported_clip_knows_every_word_and_is_used_as_the_own_one_is(
     run: Run, project: Path, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    assert run("import-clip", clip_files.archive(tmp_path / "x.pt", state), "--domain", "tiny")[0] == 0
+    assert run("import", "clip", clip_files.archive(tmp_path / "x.pt", state), "--domain", "tiny")[0] == 0
     clip = imported(project)
     assert clip.unknown_words("a zebra on a bicycle") == []
     assert clip.text_delta("face", "face with red hair", ("a photo of {}",)).shape == (clip_files.EMBED,)
     meta = weights.read_meta(project / TARGET)
     assert meta["original"]["file"] == "x.pt" and meta["model"]["quick_gelu"] is True
-    refused(run("import-clip", tmp_path / "x.pt", "--domain", "tiny"), "--force")
+    refused(run("import", "clip", tmp_path / "x.pt", "--domain", "tiny"), "--force")
 
 
-def test_the_clip_of_another_domain_is_taken_as_it_is_with_the_words_it_knows(
-    run: Run, project: Path, tmp_path: Path
-) -> None:
+def test_the_clip_of_another_domain_keeps_its_vocabulary(run: Run, project: Path, tmp_path: Path) -> None:
     own = tmp_path / "clip.safetensors"
     numbers = {**tiny_project.CLIP, "vision": {**tiny_project.CLIP["vision"], "image_size": 64}}
     theirs = Clip(numbers).eval()
     meta = {"model": numbers, "domain": "tiny", "vocabulary": ["face", "red"]}
     weights.save(own, theirs.state_dict(), meta, half=False)
-    code, out, err = run("import-clip", own, "--domain", "tiny")
-    assert (code, err) == (0, "") and "the CLIP of another domain, pictures of 64 pixels" in out
+    code, out, err = run("import", "clip", own, "--domain", "tiny")
+    assert (code, err) == (0, "") and "the CLIP of another domain, images of 64 pixels" in out
     clip, images = imported(project), torch.rand(2, 3, 40, 40)
     with torch.no_grad():
         torch.testing.assert_close(clip.embed_images(images), theirs.embed_images(images))
         torch.testing.assert_close(clip.embed_texts(TEXTS), theirs.embed_texts(TEXTS))
     assert clip.unknown_words("red zebra") == ["zebra"]
     (project / "domains/other.yaml").write_text(yaml.safe_dump({**tiny_project.DOMAIN, "clip_normalise": True}))
-    assert "set clip_normalise: false in domains/other.yaml" in run("import-clip", own, "--domain", "other")[2]
+    assert "set clip_normalise: false in domains/other.yaml" in run("import", "clip", own, "--domain", "other")[2]
     for wrong in ({**numbers, "embed_dim": 10**9}, {**numbers, "text": {}}, {"embed_dim": 4}, 7):
         weights.save(own, theirs.state_dict(), {"model": wrong}, half=False)
-        code, _, err = run("import-clip", own, "--domain", "tiny", "--force")
+        code, _, err = run("import", "clip", own, "--domain", "tiny", "--force")
         assert code == 2 and len(err.splitlines()) == 1, err
 
 
@@ -190,7 +188,7 @@ def test_a_file_that_the_domain_does_not_name_is_pointed_out(
 ) -> None:
     entry = {"path": TARGET, "original_sha256": "0" * 64}
     (project / "domains/tiny.yaml").write_text(yaml.safe_dump({**tiny_project.DOMAIN, "clip": entry}))
-    code, _, err = run("import-clip", clip_files.archive(tmp_path / "x.pt", state), "--domain", "tiny")
+    code, _, err = run("import", "clip", clip_files.archive(tmp_path / "x.pt", state), "--domain", "tiny")
     assert code == 0 and "not the one that the domain's file names" in err
 
 
@@ -198,16 +196,16 @@ def test_a_file_that_the_domain_does_not_name_is_pointed_out(
     ("model", "words"),
     [
         ("ViT-B-33", "open_clip has no model 'ViT-B-33' (did you mean"),
-        ("ViT-B-16-SigLIP", "tokenizer of Hugging Face's"),
+        ("ViT-B-16-SigLIP", "needs a Hugging Face tokenizer"),
         ("convnext_base", "not open_clip's own"),
         ("hf-hub:someone/else", "open_clip has no model"),
     ],
 )
-def test_models_that_cannot_be_held_are_refused_by_name(
+def test_unsupported_models_are_refused_by_name(
     run: Run, state: dict[str, Tensor], tmp_path: Path, model: str, words: str
 ) -> None:
     torch.save({"visual.conv1.weight": torch.ones(1), "token_embedding.weight": torch.ones(1)}, tmp_path / "x.pt")
-    refused(run("import-clip", tmp_path / "x.pt", "--domain", "tiny", "--model", model), words)
+    refused(run("import", "clip", tmp_path / "x.pt", "--domain", "tiny", "--model", model), words)
 
 
 def test_what_does_not_fit_is_named(run: Run, project: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ def test_what_does_not_fit_is_named(run: Run, project: Path, state: dict[str, Te
 
     def told(words: str, theirs: dict[str, Tensor]) -> None:
         torch.save(theirs, path)
-        refused(run("import-clip", path, "--domain", "tiny"), words)
+        refused(run("import", "clip", path, "--domain", "tiny"), words)
 
     theirs = clip_files.hugging_face(state)
     told("give --model", theirs)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deltaspace.cli import app
 from pipeline.checkpoints import encoders
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains, weights
 
@@ -50,8 +50,8 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
-def at(project: Path) -> Backbones:
-    return Backbones(domains.load("tiny", project), project)
+def at(project: Path) -> Networks:
+    return Networks(domains.load("tiny", project), project)
 
 
 def shipped(project: Path, name: str) -> Path:
@@ -95,7 +95,7 @@ def test_an_e4e_file_becomes_encoder_and_generator(
     if namespace:
         content["opts"] = argparse.Namespace(**content["opts"])
     path = files.saved(tmp_path / "e4e.pt", content, legacy)
-    code, out, err = run("import-encoder", path, "--domain", "tiny")
+    code, out, err = run("import", "encoder", path, "--domain", "tiny")
     assert (code, err) == (0, "") and "e4e, 6 rows of 12 numbers" in out and "generator.safetensors" in out
     images = torch.rand(3, 3, SIZE, SIZE) * 2 - 1
     expected = Plain(theirs).codes(images, ROWS, MEAN)
@@ -122,7 +122,7 @@ def test_an_e4e_file_becomes_encoder_and_generator(
 
 def test_pictures_are_inverted_with_it(run: Run, project: Path, tmp_path: Path, theirs: dict, decoder: dict) -> None:
     path = files.saved(tmp_path / "e4e.pt", files.checkpoint(theirs, decoder, torch.zeros(ROWS, D)))
-    assert run("import-encoder", path, "--domain", "tiny")[0] == 0
+    assert run("import", "encoder", path, "--domain", "tiny")[0] == 0
     noise = np.random.default_rng(0).integers(0, 255, (R, R, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.png")
     code, out, _ = run("invert", tmp_path / "photo.png", "--domain", "tiny", "--out", tmp_path / "out")
@@ -133,7 +133,7 @@ def test_a_psp_file_keeps_its_rows_apart(run: Run, project: Path, tmp_path: Path
     content = files.checkpoint(
         theirs, decoder, MEAN[None], encoder_type="GradualStyleEncoder", start_from_latent_avg=True
     )
-    assert run("import-encoder", files.saved(tmp_path / "psp.pt", content), "--domain", "tiny")[0] == 0
+    assert run("import", "encoder", files.saved(tmp_path / "psp.pt", content), "--domain", "tiny")[0] == 0
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     expected = Plain(theirs).codes(images, ROWS, MEAN, psp=True)
     assert (at(project).encoder(images) - expected).abs().max() < 1e-4 * expected.abs().max()
@@ -146,10 +146,10 @@ def test_a_generator_that_is_there_stays_and_another_ones_mean_is_doubted(
     weights.save(shipped(project, "generator"), tensors | {"w_mean": MEAN}, meta)
     before = shipped(project, "generator").read_bytes()
     path = files.saved(tmp_path / "e4e.pt", files.checkpoint(theirs, decoder, MEAN + 0.01))
-    assert run("import-encoder", path, "--domain", "tiny")[::2] == (0, "")
-    refused(run("import-encoder", path, "--domain", "tiny"), "exists already", "--force")
+    assert run("import", "encoder", path, "--domain", "tiny")[::2] == (0, "")
+    refused(run("import", "encoder", path, "--domain", "tiny"), "exists already", "--force")
     files.saved(path, files.checkpoint(theirs, decoder, -MEAN))
-    code, _, err = run("import-encoder", path, "--domain", "tiny", "--force")
+    code, _, err = run("import", "encoder", path, "--domain", "tiny", "--force")
     assert code == 0 and "trained for another generator?" in err
     assert shipped(project, "generator").read_bytes() == before
 
@@ -159,9 +159,9 @@ def test_what_the_oldest_files_lack_is_filled_in(run: Run, project: Path, tmp_pa
     state = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     content = files.checkpoint(state, {}, None, start_from_latent_avg=False)
     del content["opts"]["encoder_type"]
-    code, _, err = run("import-encoder", files.saved(tmp_path / "e4e.pt", content), "--domain", "tiny")
+    code, _, err = run("import", "encoder", files.saved(tmp_path / "e4e.pt", content), "--domain", "tiny")
     assert code == 0
-    for words in ("taken for e4e's", "does not start from a mean code", "holds no generator"):
+    for words in ("read as e4e's", "does not start from a mean code", "holds no generator"):
         assert words in err
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     expected = Plain(theirs).codes(images, ROWS, torch.zeros(D))
@@ -205,7 +205,7 @@ def test_what_cannot_be_run_is_refused_by_name(
             content["state_dict"][f"encoder.{key}"] = value
     content["state_dict"] = {key: value for key, value in content["state_dict"].items() if value is not None}
     before = sorted(path.name for path in shipped(project, "x").parent.iterdir())
-    refused(run("import-encoder", files.saved(tmp_path / "e4e.pt", content), "--domain", "tiny"), words, "e4e.pt")
+    refused(run("import", "encoder", files.saved(tmp_path / "e4e.pt", content), "--domain", "tiny"), words, "e4e.pt")
     assert sorted(path.name for path in shipped(project, "x").parent.iterdir()) == before
 
 
@@ -214,17 +214,17 @@ def test_an_encoder_of_another_generator_is_refused(
 ) -> None:
     eight = files.drawn(files.encoder_shapes(8, NARROW, D, SIZE))
     path = files.saved(tmp_path / "e4e.pt", files.checkpoint(eight, decoder, MEAN))
-    refused(run("import-encoder", path, "--domain", "tiny"), "8 rows", "16 pixels have 6")
+    refused(run("import", "encoder", path, "--domain", "tiny"), "8 rows", "16 pixels have 6")
     wide = files.drawn(files.encoder_shapes(ROWS, NARROW, D + 1, SIZE))
     files.saved(path, files.checkpoint(wide, decoder, torch.zeros(D + 1)))
-    refused(run("import-encoder", path, "--domain", "tiny"), "e4e.pt", "13 numbers, the generator's 12")
+    refused(run("import", "encoder", path, "--domain", "tiny"), "e4e.pt", "13 numbers, the generator's 12")
     files.saved(path, decoder)
-    refused(run("import-encoder", path, "--domain", "tiny"), "holds no encoder")
-    refused(run("import-encoder", path, "--domain", "nowhere"), "unknown domain")
+    refused(run("import", "encoder", path, "--domain", "tiny"), "holds no encoder")
+    refused(run("import", "encoder", path, "--domain", "nowhere"), "unknown domain")
     shipped(project, "generator").unlink()
     broken = {key: value for key, value in decoder.items() if key != "convs.1.conv.weight"}
     files.saved(path, files.checkpoint(theirs, broken, MEAN))
-    refused(run("import-encoder", path, "--domain", "tiny"), "3 convolutions")
+    refused(run("import", "encoder", path, "--domain", "tiny"), "3 convolutions")
     assert not shipped(project, "encoder").exists() and not shipped(project, "generator").exists()
 
 
@@ -236,12 +236,12 @@ def test_a_face_network_is_the_one_of_the_file(run: Run, project: Path, tmp_path
     state = files.drawn(files.face_shapes(NARROW, 20))
     content = {"state_dict": state} if wrapped else collections.OrderedDict(state)
     path = files.saved(tmp_path / "model_ir_se50.pth", content, legacy=True)
-    code, out, err = run("import-identity", path, "--domain", "tiny")
+    code, out, err = run("import", "identity", path, "--domain", "tiny")
     assert (code, err) == (0, "") and "embeddings of 20 numbers" in out
     images = torch.rand(2, 3, 256, 256) * 2 - 1
     assert (at(project).identity(images) - Plain(state).face(images)).abs().max() < 1e-4
     assert weights.read_meta(shipped(project, "identity"))["original"]["sha256"] == weights.digest(path)
-    refused(run("import-identity", path, "--domain", "tiny"), "--force")
+    refused(run("import", "identity", path, "--domain", "tiny"), "--force")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_face_network_is_the_one_of_the_file(run: Run, project: Path, tmp_path
 def test_another_face_network_is_refused(run: Run, project: Path, tmp_path: Path, change: dict, words: str) -> None:
     state = {k: v for k, v in (files.drawn(files.face_shapes(NARROW, 20)) | change).items() if v is not None}
     path = files.saved(tmp_path / "face.pth", state)
-    refused(run("import-identity", path, "--domain", "tiny"), words, "face.pth")
+    refused(run("import", "identity", path, "--domain", "tiny"), words, "face.pth")
     assert not shipped(project, "identity").exists()
 
 
@@ -288,7 +288,7 @@ def test_opts_that_call_out_run_nothing(run: Run, tmp_path: Path, theirs: dict, 
     ):
         content = files.checkpoint(theirs, decoder, MEAN) | {"opts": opts}
         path = files.saved(tmp_path / "e4e.pt", content, legacy)
-        refused(run("import-encoder", path, "--domain", "tiny"), words, "not on the list")
+        refused(run("import", "encoder", path, "--domain", "tiny"), words, "not on the list")
     assert not canary.exists()
     torch.load(files.saved(tmp_path / "x", hostile), weights_only=False)
     assert canary.exists()  # it would have sung
@@ -306,7 +306,7 @@ def test_opts_of_any_kind_are_kept_as_plain_data(run: Run, project: Path, tmp_pa
         "many": list(range(10_000)),
     }
     path = files.saved(tmp_path / "e4e.pt", files.checkpoint(theirs, {}, MEAN) | {"opts": odd})
-    assert run("import-encoder", path, "--domain", "tiny")[0] == 0
+    assert run("import", "encoder", path, "--domain", "tiny")[0] == 0
     opts = weights.read_meta(shipped(project, "encoder"))["original"]["opts"]
     assert len(json.dumps(opts)) < 5000 and opts["tensor"] == "(Claim)" and opts["huge"] == "(int)"
 

@@ -1,4 +1,4 @@
-"""Generators of others: a published layout gives the pictures of its own arithmetic; the rest is refused by name."""
+"""Published generators: each layout gives the images of its own arithmetic; other files are refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from deltaspace.cli import app
 from pipeline.checkpoints import generators
 from pipeline.models.stylegan2 import Generator
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains, weights
 
@@ -74,7 +74,7 @@ def test_what_is_missing_is_drawn_from_the_seed_and_said(tmp_path: Path, origina
     state = {k: v for k, v in original.state_dict().items() if "noises" not in k and "kernel" not in k}
     path = saved(tmp_path / "netG.pth", state)
     first, again, other = (generators.load(path, seed=seed) for seed in (0, 0, 1))
-    assert any("7 noise pictures were missing" in note for note in first.notes)
+    assert any("7 noise images were missing" in note for note in first.notes)
     assert any("mean w was missing" in note for note in first.notes)
     assert torch.equal(first.tensors()["noises.noise_3"], again.tensors()["noises.noise_3"])
     assert not torch.equal(first.tensors()["noises.noise_3"], other.tensors()["noises.noise_3"])
@@ -234,17 +234,17 @@ def test_the_command_makes_a_domain_whose_generator_the_pipeline_reads(
     project: Path, tmp_path: Path, original: Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = files.ada(tmp_path / "my cäts: \U0001f600.pkl", original)
-    assert app.run(["import-generator", str(path), "--name", "my_cats", "--neutral", 'cat "x"']) == 0
+    assert app.run(["import", "generator", str(path), "--domain", "my_cats", "--neutral", 'cat "x"']) == 0
     told = capsys.readouterr()
     assert "NVIDIA's PyTorch, 32 pixels, style dimension 12" in told.out and told.err == ""
-    assert "import-clip FILE --domain my_cats, then: deltaspace pretrain my_cats" in told.out
+    assert "import clip FILE --domain my_cats, then: deltaspace pretrain my_cats" in told.out
     domain = domains.load("my_cats", project)
     assert (domain.resolution, domain.neutral, domain.level_split) == (files.R, 'cat "x"', (3, 7))
     assert domain.generator.original == path.name
     assert domain.generator.original_sha256 == weights.digest(path)
     assert domain.generator.sha256 == weights.digest(project / domain.generator.path)
     assert domain.prompts and domain.templates and "non-commercial" in domain.generator.licence
-    g = Backbones(domain, project).generator
+    g = Networks(domain, project).generator
     w_plus = torch.randn(2, g.num_ws, files.D)
     with torch.no_grad():
         assert torch.allclose(g(w_plus), original(w_plus), atol=1e-5)
@@ -252,17 +252,22 @@ def test_the_command_makes_a_domain_whose_generator_the_pipeline_reads(
     assert grid.shape[0] < grid.shape[1] and grid.std() > 10
 
 
-def test_a_name_that_stands_is_only_replaced_by_force(
+def test_an_existing_generator_is_only_replaced_by_force(
     project: Path, tmp_path: Path, original: Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(saved(tmp_path / "g.pt", original.state_dict()))
-    assert app.run(["import-generator", path, "--name", "mine"]) == 0
+    assert app.run(["import", "generator", path, "--domain", "mine"]) == 0
     written = (project / "domains/mine.yaml").read_bytes() + b"# filled in\n"
     (project / "domains/mine.yaml").write_bytes(written)
-    for arguments in (("--name", "mine"), ("--name", "tiny"), ("--name", "tiny", "--force"), ("--name", "../up")):
+    for arguments in (
+        ("--domain", "mine"),
+        ("--domain", "tiny"),
+        ("--domain", "tiny", "--force"),
+        ("--domain", "../up"),
+    ):
         capsys.readouterr()
-        assert app.run(["import-generator", path, *arguments]) == 2
+        assert app.run(["import", "generator", path, *arguments]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-    assert app.run(["import-generator", path, "--name", "mine", "--force", "--seed", "3"]) == 0
+    assert app.run(["import", "generator", path, "--domain", "mine", "--force", "--seed", "3"]) == 0
     assert "mean w was missing" in capsys.readouterr().err
     assert (project / "domains/mine.yaml").read_bytes() == written

@@ -58,13 +58,13 @@ def test_each_layout_becomes_a_domain_and_one_of_them_runs_to_its_report(project
     files.ada(project.parent / "ada.pkl", original)
     files.tensorflow(project.parent / "tf.pkl", original)
     for name, file in (("one", "rosinality.pt"), ("two", "tf.pkl"), (NAME, "ada.pkl")):
-        shell(project, *CLI, "import-generator", str(project.parent / file), "--name", name, "--neutral", "face")
+        shell(project, *CLI, "import", "generator", str(project.parent / file), "--domain", name, "--neutral", "face")
         found = weights.load(project / f"data/pretrained/{name}/generator.safetensors")[0]
         torch.testing.assert_close(found["conv1.conv.weight"], original.state_dict()["conv1.conv.weight"])
     before = {path: content(project / path) for path in BEFORE}
     locked = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
 
-    shell(project, *CLI, "import-clip", "data/pretrained/tiny/clip.safetensors", "--domain", NAME)
+    shell(project, *CLI, "import", "clip", "data/pretrained/tiny/clip.safetensors", "--domain", NAME)
     fill_in(project)
     drawn = shell(project, *CLI, "edit", "--sample", "3", "red face", "--domain", NAME, "--editor", "styleclip_gd")
     assert "has no relevance matrix" in drawn and "wrote" in drawn

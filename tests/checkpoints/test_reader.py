@@ -24,7 +24,7 @@ import tiny_project
 import torch
 
 from deltaspace.cli import app
-from pipeline.checkpoints import clip as clips_of_others
+from pipeline.checkpoints import clip as published_clip
 from pipeline.checkpoints import generators, reader
 from pipeline.runtime.errors import InputError
 from pipeline.storage import params
@@ -224,11 +224,11 @@ def test_the_canary_sings_when_such_a_file_is_read_the_ordinary_way(tmp_path: Pa
 @pytest.mark.parametrize(
     "command",
     [
-        ("import-generator", "--name", "mine"),
-        ("import-encoder", "--domain", "tiny", "--force"),
-        ("import-identity", "--domain", "tiny"),
-        ("import-clip", "--domain", "tiny", "--force"),
-        ("import-lpips", "--domain", "tiny", "--force"),
+        ("generator", "--domain", "mine"),
+        ("encoder", "--domain", "tiny", "--force"),
+        ("identity", "--domain", "tiny"),
+        ("clip", "--domain", "tiny", "--force"),
+        ("lpips", "--domain", "tiny", "--force"),
     ],
     ids=lambda command: command[0],
 )
@@ -241,14 +241,16 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny_project.make(tmp_path / "project")))
-    app.run([command[0], str(hostile["absurd.pt"]), *command[1:]])  # what is imported once is not counted below
+    app.run(
+        ["import", command[0], str(hostile["absurd.pt"]), *command[1:]]
+    )  # what is imported once is not counted below
     before = {path: path.read_bytes() for path in (tmp_path / "project").rglob("*") if path.is_file()}
     wrong: dict[str, object] = {}
-    kinds = (".pkl", ".pt", ".safetensors") if command[0] == "import-generator" else (".pt", ".safetensors")
+    kinds = (".pkl", ".pt", ".safetensors") if command[0] == "generator" else (".pt", ".safetensors")
     for name, path in ((name, path) for name, path in hostile.items() if path.suffix in kinds):
         capsys.readouterr()
         tracemalloc.start()
-        code = app.run([command[0], str(path), *command[1:]])
+        code = app.run(["import", command[0], str(path), *command[1:]])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         told = capsys.readouterr()
@@ -280,7 +282,7 @@ def test_every_hostile_file_is_refused_in_one_line_and_runs_nothing(
         ("long-header.safetensors", "header claims"),
     ],
 )
-def test_the_line_says_what_was_found(hostile: dict[str, Path], name: str, words: str) -> None:
+def test_the_error_names_what_is_wrong(hostile: dict[str, Path], name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         generators.load(hostile[name])
 
@@ -298,9 +300,9 @@ def test_the_line_says_what_was_found(hostile: dict[str, Path], name: str, words
         ("clip-layers.safetensors", "claims layers 5000"),
     ],
 )
-def test_the_line_about_a_clip_says_what_was_found(hostile: dict[str, Path], name: str, words: str) -> None:
+def test_the_error_about_a_clip_names_what_is_wrong(hostile: dict[str, Path], name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        clips_of_others.load(hostile[name])
+        published_clip.load(hostile[name])
 
 
 @pytest.mark.parametrize("kind", ["archive", "safetensors"])
@@ -317,7 +319,7 @@ def test_a_clip_cut_or_with_a_flipped_bit_is_refused_or_reads_as_one(tmp_path: P
     for length in (1, 100, len(whole) // 2, len(whole) - 9):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError) as caught:
-            clips_of_others.load(path)
+            published_clip.load(path)
         assert "\n" not in str(caught.value)
     for turn in range(12):
         place = draw.randrange(4000) if turn % 2 else len(whole) - 1 - draw.randrange(4000)
@@ -325,7 +327,7 @@ def test_a_clip_cut_or_with_a_flipped_bit_is_refused_or_reads_as_one(tmp_path: P
         broken[place] ^= 1 << draw.randrange(8)
         path.write_bytes(broken)
         try:
-            found = clips_of_others.load(path)
+            found = published_clip.load(path)
             assert all(bool(torch.isfinite(found.tensor(name)).all()) for name in found.like)
         except InputError as error:
             assert "\n" not in str(error)

@@ -21,6 +21,7 @@ from PIL import Image
 from deltaspace.cli.train import TRAINED
 from pipeline.editors import DEFAULT
 from pipeline.storage import weights
+from pretrain.common import Training
 
 project, deltaspace = command_line.project, command_line.deltaspace  # fixtures
 
@@ -31,7 +32,7 @@ project, deltaspace = command_line.project, command_line.deltaspace  # fixtures
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
-from stages import app
+from deltaspace.cli import app
 app.run(["--help"]), app.run(["edit", "--help"])
 heavy = {"torch", "numpy", "PIL", "open_clip", "mlflow", "dvc", "polars", "pyarrow", "diffusers", "yaml"}
 print(sorted(heavy & set(sys.modules)))
@@ -44,7 +45,7 @@ def test_help_names_every_command_and_example(deltaspace: Deltaspace) -> None:
     for arguments in ((), ("--help",), ("-h",)):
         outcome = deltaspace(*arguments)
         assert outcome.code == 0
-        for command in ("edit", "invert", "pretrain", "domains", "editors", "doctor"):
+        for command in ("edit", "invert", "pretrain", "fetch", "import", "domains", "editors", "doctor"):
             assert command in outcome.out
 
 
@@ -74,7 +75,7 @@ def test_json_is_one_object_with_everything_and_nothing_else(deltaspace: Deltasp
     assert [edit["strength"] for edit in report["edits"]] == [0.5, 1.0]
     for fact in report["edits"]:
         assert Path(fact["path"]).is_file() and fact["seconds"] >= 0
-        assert fact["evaluations"] == (3 if fact["strength"] == 1 else 4) and fact["enough"] in (0.5, 1.0)
+        assert fact["evaluations"] == (3 if fact["strength"] == 1 else 4) and fact["chosen_strength"] in (0.5, 1.0)
         assert 0 < fact["channels_moved"] <= fact["channels"]
         assert (fact["prompt"], fact["source"]) == (f"{TEXT} wizard", "face")
     (picture,) = report["pictures"]
@@ -100,7 +101,7 @@ def test_a_folder_is_edited_picture_by_picture_as_each_alone(deltaspace: Deltasp
     assert alone.read_bytes() == among.read_bytes()
 
 
-def test_a_bad_picture_among_good_ones_is_skipped_and_told(deltaspace: Deltaspace, tmp_path: Path) -> None:
+def test_a_bad_image_among_good_ones_is_skipped_with_its_reason(deltaspace: Deltaspace, tmp_path: Path) -> None:
     (tmp_path / "people").mkdir()
     photo(tmp_path / "people/a.png")
     (tmp_path / "people/broken.png").write_bytes(b"\x89PNG\r\n")
@@ -190,9 +191,8 @@ def test_editors_and_domains_are_listed_without_importing_torch(project: Path, d
     (row,) = json.loads(deltaspace("domains", "--json").out)["domains"]
     assert row["name"] == "tiny" and "generator" in row["networks"] and "oracle" in row["missing"]
     assert "tiny" in deltaspace("domains").out and "deltaedit_g" in deltaspace("editors").out
-    code = (
-        "import sys; from stages import app; app.run(['editors']); app.run(['domains']); print('torch' in sys.modules)"
-    )
+    listing = "app.run(['editors']); app.run(['domains'])"
+    code = f"import sys; from deltaspace.cli import app; {listing}; print('torch' in sys.modules)"
     environment = {**os.environ, "DELTASPACE_ROOT": str(project)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tiny_project.ROOT
@@ -222,35 +222,32 @@ def test_pretrain_trains_the_part_it_is_asked_for_or_all(
     def module(name: str, *rest: Any, **options: Any) -> Any:
         if not name.startswith("pretrain."):
             return real(name, *rest, **options)
-        part = name.removeprefix("pretrain.")
 
-        def train(domain: Any, root: Path, **options: Any) -> None:
-            called.append((part, domain.name, options))
-            (root / domain.weights(part).path).touch()
+        def train(job: Training) -> None:
+            called.append((name.removeprefix("pretrain."), job))
+            (job.root / job.domain.weights(job.name).path).touch()
 
-        return SimpleNamespace(train=train, promote=lambda domain, root: called.append((part, "promoted")))
+        return SimpleNamespace(train=train, promote=lambda job: called.append(("promoted", job)))
 
     monkeypatch.setattr("importlib.import_module", module)
     assert deltaspace("pretrain", "tiny", "clip", "--minutes", "0.5", "--fresh", "--device", "cpu").code == 0
-    options = {"minutes": 0.5, "images": None, "resume": False, "device": "cpu"}
-    assert called == [("clip", "tiny", options)]
+    ((name, job),) = called
+    assert (name, job.name, job.domain.name, job.minutes, job.images) == ("clip", "clip", "tiny", 0.5, None)
+    assert (job.resume, job.device) == (False, "cpu")
     called.clear()
     assert deltaspace("pretrain", "tiny", "encoder", "--promote-only").code == 0
-    assert called == [("encoder", "promoted")]
+    assert [(name, job.name) for name, job in called] == [("promoted", "encoder")]
     called.clear()
     assert deltaspace("pretrain", "tiny", "--images", "64").code == 0
-    assert [part for part, *_ in called] == list(TRAINED)
-    called.clear()
-    assert deltaspace("pretrain", "tiny", "mapper").code == 0
-    assert called == [("artefacts", "promoted")]
+    assert [job.name for _, job in called] == list(TRAINED)
 
 
-@pytest.mark.parametrize("part", (*TRAINED, "artefacts"))
+@pytest.mark.parametrize("part", (*TRAINED, "ship"))
 def test_every_part_has_a_trainer(part: str) -> None:
     from importlib import import_module
 
-    module = import_module(f"pretrain.{part}")
-    assert callable(module.train) and callable(module.promote)
+    module = import_module(f"pretrain.{'oracle' if part == 'oracle2' else part}")
+    assert callable(module.promote) and (part == "ship" or callable(module.train))
 
 
 def test_doctor_tells_device_kernels_weights_and_what_to_mend(

@@ -43,11 +43,11 @@ def truncated(path: Path) -> None:
         (truncated, "cut short"),
         (bomb, "Mpixel"),
         (lambda path: photo(path, size=(4, 4), format="PNG"), "4 x 4"),
-        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.mkdir(), "holds no images"),
         (lambda path: None, "does not exist"),
     ],
 )
-def test_a_file_that_is_no_good_picture_is_one_line(
+def test_an_unusable_image_file_is_one_line(
     deltaspace: Deltaspace, tmp_path: Path, make: Callable[[Path], object], reason: str
 ) -> None:
     make(tmp_path / "x.jpg")
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_good_picture_is_one_line(
     ("arguments", "reason"),
     [
         (("edti",), "Did you mean 'edit'"),
-        (("edit",), "no picture and no text"),
+        (("edit",), "no image and no text"),
         (("edit", "me.png"), "no text"),
         (("edit", "--sample", "1"), "no text"),
         (("edit", "me.png", TEXT, "--sample", "1"), "give one of them"),
@@ -82,10 +82,10 @@ def test_a_file_that_is_no_good_picture_is_one_line(
         (edit("--sample", "1", TEXT, "--seed", "x"), "'--seed'"),
         (edit("me.png", TEXT, "--strenth", "1"), "did you mean '--strength'"),
         (edit("me.png", TEXT, "happy face", "-o", "out.png"), "one file, but several"),
-        (edit("me.png", TEXT, "-o", "me.png"), "is the picture itself"),
+        (edit("me.png", TEXT, "-o", "me.png"), "is the image itself"),
         (edit("me.png", TEXT, "-o", "taken"), "is a file, not a folder"),
         (edit("me.png", TEXT, "-o", "taken/below"), "is a file, not a folder"),
-        (edit(".", TEXT, "-o", "."), "is the folder of the pictures"),
+        (edit(".", TEXT, "-o", "."), "is the folder of the images"),
         (edit("n" * 300, TEXT), "does not exist"),
         (("invert", "n" * 300, "--domain", "tiny"), "does not exist"),
         (edit("me.png", TEXT, "-o", "n" * 300), "File name too long"),
@@ -148,7 +148,7 @@ def test_a_traceback_is_shown_with_debug_only(deltaspace: Deltaspace) -> None:
     assert "Traceback" not in deltaspace("edit", "none.png", "--", "--debug").err
 
 
-def test_a_fault_of_the_program_is_told_apart(deltaspace: Deltaspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_program_is_exit_code_1(deltaspace: Deltaspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.domains.names", lambda root: 1 / 0)
     outcome = deltaspace("domains")
     assert outcome.code == 1 and "a fault of the program" in outcome.err and outcome.err.count("\n") == 1

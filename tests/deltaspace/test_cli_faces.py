@@ -11,9 +11,10 @@ import pytest
 import tiny_project
 from command_line import TEXT, Deltaspace, Outcome, R, edit, photo
 from PIL import Image
+from portrait_landmarks import landmarks
 
 from pipeline import portraits
-from pipeline.storage import faces
+from pipeline.storage import face_alignment
 
 project, deltaspace = command_line.project, command_line.deltaspace  # fixtures
 
@@ -24,7 +25,7 @@ def turned_portrait(row: int, degrees: float, size: int = 160) -> tuple[np.ndarr
     picture = Image.fromarray(portraits.render(person, size)).rotate(-degrees, Image.Resampling.BICUBIC)
     angle, middle = np.radians(degrees), size / 2
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return np.asarray(picture), (portraits.landmarks(person) * size - middle) @ matrix.T + middle - 0.5
+    return np.asarray(picture), (landmarks(person) * size - middle) @ matrix.T + middle - 0.5
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def aligned(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     Image.fromarray(two).save(tmp_path / "two.png")
     Image.fromarray(large).save(tmp_path / "one.png")
     Image.fromarray(two[:, :100]).save(tmp_path / "none.png")
-    monkeypatch.setattr(faces, "finder", lambda: lambda picture: found.get(picture.size, []))
+    monkeypatch.setattr(face_alignment, "detector", lambda: lambda picture: found.get(picture.size, []))
     return tmp_path
 
 
@@ -75,13 +76,13 @@ def test_a_face_that_is_not_there_and_a_picture_without_one(deltaspace: Deltaspa
     outcome = deltaspace(*edit("none.png", TEXT))
     assert outcome.code == 0 and "none.png: no face found, cropped to its centre and not aligned" in outcome.err
     assert deltaspace(*edit("one.png", TEXT, "--face", "0")).code == 2
-    assert "give a picture" in deltaspace(*edit("--sample", "1", TEXT, "--face", "1")).line
+    assert "give an image" in deltaspace(*edit("--sample", "1", TEXT, "--face", "1")).line
 
 
 def test_without_the_extra_one_line_says_that_nothing_was_aligned(
     deltaspace: Deltaspace, aligned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faces, "finder", lambda: None)
+    monkeypatch.setattr(face_alignment, "detector", lambda: None)
     outcome = deltaspace(*edit(".", TEXT))
     assert outcome.code == 0 and outcome.err.count("not aligned") == 1, outcome.err
     assert "pip install 'deltaspace[faces]'" in outcome.err
@@ -91,7 +92,7 @@ def test_without_the_extra_one_line_says_that_nothing_was_aligned(
 def test_a_domain_without_alignment_says_nothing_of_faces(
     deltaspace: Deltaspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faces, "finder", lambda: pytest.fail("nobody asked for faces"))
+    monkeypatch.setattr(face_alignment, "detector", lambda: pytest.fail("nobody asked for faces"))
     photo(tmp_path / "me.png")
     assert "aligned" not in deltaspace(*edit("me.png", TEXT)).err
     assert "leave --face out" in deltaspace(*edit("me.png", TEXT, "--face", "1")).line

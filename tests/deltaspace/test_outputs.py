@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deltaspace.outputs import LONGEST_SLUG, Gallery, save_grid, slug, stem_of
+from deltaspace.outputs import MAX_SLUG, OutputFolder, slug, stem_of
 from pipeline.runtime.errors import InputError
+from pipeline.storage.images import save_grid
 
 
 @given(st.text())
 def test_a_slug_of_any_text_is_a_short_part_of_a_file_name(text: str) -> None:
     name = slug(text)
-    assert name and len(name.encode("utf-8", "surrogateescape")) <= LONGEST_SLUG
+    assert name and len(name.encode("utf-8", "surrogateescape")) <= MAX_SLUG
     assert not set(name) & set("/\\\0 .\n")
 
 
@@ -36,17 +37,17 @@ def test_a_slug_keeps_letters_of_every_script(text: str, expected: str) -> None:
 
 def test_no_two_results_share_a_file_nor_replace_an_input(tmp_path: Path) -> None:
     reading = tmp_path / "a-red.png"
-    gallery = Gallery(tmp_path, [reading])
-    names = [gallery.result(*parts).name for parts in [("a", "red"), ("A", "Red"), ("a", "red")]]
+    folder = OutputFolder(tmp_path, [reading])
+    names = [folder.result(*parts).name for parts in [("a", "red"), ("A", "Red"), ("a", "red")]]
     assert names == ["a-red-2.png", "A-Red.png", "a-red-3.png"]
 
 
 def test_a_png_as_output_is_for_one_result_only(tmp_path: Path) -> None:
-    gallery = Gallery(tmp_path / "x.png", single=True)
-    assert gallery.result("a", "red") == tmp_path / "x.png"
-    assert gallery.grid("a") == tmp_path / "x-grid.png"
+    folder = OutputFolder(tmp_path / "x.png", single=True)
+    assert folder.result("a", "red") == tmp_path / "x.png"
+    assert folder.grid("a") == tmp_path / "x-grid.png"
     with pytest.raises(InputError, match="one file, but several"):
-        Gallery(tmp_path / "x.png")
+        OutputFolder(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("below", ["", "inner", "inner/deeper"])
@@ -54,18 +55,18 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path, below: str
     file = tmp_path / "results"
     file.write_text("mine")
     with pytest.raises(InputError, match="is a file, not a folder"):
-        Gallery(file / below)
+        OutputFolder(file / below)
     assert file.read_text() == "mine"
 
 
-def test_the_picture_itself_is_never_the_output(tmp_path: Path) -> None:
+def test_the_image_itself_is_never_the_output(tmp_path: Path) -> None:
     photo = tmp_path / "x.png"
     photo.write_bytes(b"photo")
-    with pytest.raises(InputError, match="is the picture itself"):
-        Gallery(photo, [photo], single=True)
+    with pytest.raises(InputError, match="is the image itself"):
+        OutputFolder(photo, [photo], single=True)
 
 
-def test_a_grid_enlarges_small_pictures_and_keeps_their_order(tmp_path: Path) -> None:
+def test_a_grid_enlarges_small_images_and_keeps_their_order(tmp_path: Path) -> None:
     black, white = -torch.ones(3, 16, 16), torch.ones(3, 16, 16)
     save_grid(tmp_path / "grid.png", [[black, white], [white, black]])
     picture = Image.open(tmp_path / "grid.png")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaspace.prompts import clean, in_range, words_that_fit
+from deltaspace.prompts import check_strength, clean, words_that_fit
 from pipeline.runtime.errors import InputError
 
 
@@ -54,7 +54,7 @@ class _Letters:
         return [ord(c) for c in text]
 
 
-CLIP = SimpleNamespace(tokenizer=_Letters(), read=lambda text: (text, {}))
+CLIP = SimpleNamespace(tokenizer=_Letters(), substitute=lambda text: (text, {}))
 
 
 @given(st.text(alphabet="ab ", max_size=60).map(str.strip).filter(bool))
@@ -75,4 +75,4 @@ def test_a_word_longer_than_all_clip_reads_is_cut() -> None:
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e9])
 def test_strengths_no_edit_can_use_are_refused(strength: float) -> None:
     with pytest.raises(InputError, match="out of range"):
-        in_range(strength)
+        check_strength(strength)

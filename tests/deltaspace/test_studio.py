@@ -11,10 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-import pipeline
+import deltaspace
 from deltaspace.studio import Studio, device_named
-from pipeline import inversion, relevance
-from pipeline.networks import ALONE
+from pipeline import inversion, relevance, sampling
 from pipeline.runtime.errors import InputError
 from pipeline.storage import weights
 
@@ -29,7 +28,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def studio(project: Path) -> Studio:
-    return pipeline.load("tiny", device="cpu", root=project)
+    return deltaspace.load("tiny", device="cpu", root=project)
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def photo() -> Image.Image:
 
 
 def test_importing_the_library_imports_nothing_heavy() -> None:
-    code = "import sys, pipeline; print([m for m in ('torch', 'numpy', 'PIL', 'yaml') if m in sys.modules])"
+    code = "import sys, deltaspace; print([m for m in ('torch', 'numpy', 'PIL', 'yaml') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -47,31 +46,35 @@ def test_one_picture_gives_the_same_edit_in_every_form(studio: Studio, photo: Im
     forms = [tmp_path / "photo.png", str(tmp_path / "photo.png"), photo, np.asarray(photo)]
     results = [studio.edit(form, TEXT) for form in forms]
     for result in results[1:]:
-        assert torch.equal(result.picture, results[0].picture)
-    assert results[0].picture.shape == (3, R, R)
-    tensor = studio.edit(results[0].person.picture, TEXT)
-    assert torch.equal(tensor.picture, results[0].picture)
+        assert torch.equal(result.pixels, results[0].pixels)
+    assert results[0].pixels.shape == (3, R, R)
+    tensor = studio.edit(results[0].image.pixels, TEXT)
+    assert torch.equal(tensor.pixels, results[0].pixels)
 
 
 def test_strength_zero_is_the_inversion_and_more_strength_moves_further(studio: Studio, photo: Image.Image) -> None:
     person = studio.photo(photo)
     zero, half, whole = (studio.edit(person, TEXT, strength, editor="deltaedit_g") for strength in (0.0, 0.5, 1.0))
-    assert torch.equal(zero.picture, person.inversion) and zero.moved == 0
-    assert torch.equal(studio.edit(person, TEXT, 0.0).picture, person.picture)  # by default it is the photograph
+    assert torch.equal(zero.pixels, person.inversion) and zero.moved == 0
+    assert torch.equal(studio.edit(person, TEXT, 0.0).pixels, person.pixels)  # by default it is the photograph
     steps = [(result.edited.s - person.source.s).norm().item() for result in (half, whole)]  # type: ignore[operator]
     assert 0 < steps[0] == pytest.approx(steps[1] / 2, rel=1e-4)
 
 
 def test_a_higher_threshold_moves_fewer_channels(studio: Studio) -> None:
     moved = [studio.edit(studio.sample(1), TEXT, threshold=threshold).moved for threshold in (0.0, 0.1, 9.0)]
-    assert moved[0] == studio.backbones.generator.layout.size > moved[1] > moved[2] == 0  # type: ignore[operator]
+    assert moved[0] == studio.networks.generator.layout.size > moved[1] > moved[2] == 0  # type: ignore[operator]
 
 
 def test_a_direction_is_fitted_once_per_prompt_and_settings(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    studio = pipeline.load("tiny", device="cpu", root=project)
+    studio = deltaspace.load("tiny", device="cpu", root=project)
     fitted = []
-    real = studio.backbones.direction_delta
-    monkeypatch.setattr(studio.backbones, "direction_delta", lambda *pair: fitted.append(pair) or real(*pair))
+    real = studio.networks.clip.text_delta
+    monkeypatch.setattr(
+        studio.networks.clip,
+        "text_delta",
+        lambda source, target, templates: fitted.append((source, target)) or real(source, target, templates),
+    )
     for row_id in (1, 2):
         for strength in (0.5, 1.0):
             studio.edit(studio.sample(row_id), TEXT, strength)
@@ -82,9 +85,9 @@ def test_a_direction_is_fitted_once_per_prompt_and_settings(project: Path, monke
 def test_a_sample_is_the_fake_of_that_id(studio: Studio) -> None:
     from pipeline import sampling
 
-    fake = sampling.sample_w(studio.backbones.generator, [5], seed=0, truncation=1.0, batch=8, redrawn=0.5)
-    assert torch.equal(studio.sample(5).source.w_plus[:, 0], fake)
-    assert not torch.equal(studio.sample(5, seed=1).source.w_plus[:, 0], fake)
+    fake = sampling.sample_w(studio.networks.generator, [5], seed=0, truncation=1.0, batch=8, redrawn=0.5)
+    assert torch.equal(studio.sample(5).source.inversion.w_plus[:, 0], fake)
+    assert not torch.equal(studio.sample(5, seed=1).source.inversion.w_plus[:, 0], fake)
     assert studio.sample(5).error is None
 
 
@@ -95,9 +98,9 @@ def test_only_a_drawn_person_has_a_counterfactual(studio: Studio) -> None:
     person = studio.portrait(58000)
     result = studio.edit(person, TEXT, editor="counterfactual")
     red = portraits.counterfactual(portraits.sample(58000), {"hair_color": "red"})
-    assert torch.equal(result.picture, images.from_uint8(portraits.render(red, R)))
+    assert torch.equal(result.pixels, images.from_uint8(portraits.render(red, R)))
     assert result.moved is None
-    with pytest.raises(InputError, match="known"):
+    with pytest.raises(InputError, match="give --portrait ID"):
         studio.edit(studio.sample(1), TEXT, editor="counterfactual")
 
 
@@ -107,11 +110,11 @@ def test_a_picture_far_from_the_domain_gets_a_warning_with_the_number(project: P
     tensors, meta = weights.load(path)
     for limit, count in ((1e-9, 1), (100.0, 0)):
         weights.save(path, tensors, {**meta, "far_error": limit})
-        studio = pipeline.load("tiny", device="cpu", root=root)
+        studio = deltaspace.load("tiny", device="cpu", root=root)
         person = studio.portrait(1)
         assert len(person.warnings) == count
-        guess = studio.backbones.encoder(person.source.image)
-        told = f"{inversion.errors(studio.backbones.generator, person.source.image, guess).item():.3f}"
+        guess = studio.networks.encoder(person.source.image)
+        told = f"{inversion.errors(studio.networks.generator, person.source.image, guess).item():.3f}"
         assert all(told in warning for warning in person.warnings)
 
 
@@ -149,7 +152,7 @@ def test_names_come_with_the_nearest(studio: Studio, project: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'deltaedit_g'"):
         studio.edit(studio.sample(1), TEXT, editor="deltaeditg")
     with pytest.raises(InputError, match="did you mean 'tiny'"):
-        pipeline.load("tinny", root=project)
+        deltaspace.load("tinny", root=project)
     with pytest.raises(InputError, match="did you mean 'cuda'"):
         device_named("cda")
 
@@ -173,25 +176,24 @@ def test_what_is_no_picture_is_refused(studio: Studio, picture: object) -> None:
 def test_a_missing_network_names_the_command_that_makes_it(project: Path, tmp_path: Path) -> None:
     root = tiny_project.copy(project, tmp_path / "copy")
     (root / "data/pretrained/tiny/clip.safetensors").unlink()
-    with pytest.raises(InputError, match="deltaspace import-clip FILE --domain tiny"):
-        pipeline.load("tiny", device="cpu", root=root).prompt(TEXT)
+    with pytest.raises(InputError, match="deltaspace import clip FILE --domain tiny"):
+        deltaspace.load("tiny", device="cpu", root=root).prompt(TEXT)
 
 
 def test_without_a_matrix_relevance_is_measured_for_the_text_alone_and_said_so(project: Path, tmp_path: Path) -> None:
     bare = tiny_project.copy(project, tmp_path / "bare")
     (bare / "data/pretrained/tiny/relevance.safetensors").unlink()
-    studio = pipeline.load("tiny", device="cpu", root=bare)
-    tool = studio.tool("deltaedit_g", 0.1)
-    assert len(tool.warnings) == 1 and "dvc repro relevance@tiny" in tool.warnings[0]
-    person, prompt = studio.sample(3), studio.prompt(TEXT)
-    result = studio.apply(person, prompt, tool)
-    networks, delta = studio.backbones, studio.backbones.direction_delta("face", TEXT)
-    settings = relevance.RelevanceParams(ALONE, 5.0, 0.7, 0, "reverse", "float32")
-    probe = relevance.probe(networks.generator, networks.clip, *networks.s_stats, settings)
+    studio = deltaspace.load("tiny", device="cpu", root=bare)
+    editor = studio.editor("deltaedit_g", 0.1)
+    assert len(editor.warnings) == 1 and "dvc repro relevance@tiny" in editor.warnings[0]
+    image, prompt = studio.sample(3), studio.prompt(TEXT)
+    result = studio.apply(image, prompt, editor)
+    networks, delta = studio.networks, studio.networks.clip.text_delta("face", TEXT, studio.domain.templates)
+    probe = relevance.probe(networks.generator, networks.clip, *sampling.style_stats(networks), relevance.SINGLE_TEXT)
     effect = relevance.prompt_relevance(probe, delta)
-    moved = (result.edited.s != person.source.s)[0]  # type: ignore[index]
+    moved = (result.edited.s != image.source.s)[0]  # type: ignore[index]
     assert torch.equal(moved, effect.abs() >= 0.1) and 0 < moved.sum() < len(moved)
-    assert tool.warnings[0] in result.warnings
+    assert editor.warnings[0] in result.warnings
 
 
 def test_a_generator_and_a_clip_are_enough_to_edit_its_own_pictures(project: Path, tmp_path: Path) -> None:
@@ -203,11 +205,27 @@ def test_a_generator_and_a_clip_are_enough_to_edit_its_own_pictures(project: Pat
             {**tiny_project.PARAMS, "edit_baseline": {"styleclip_gd": {"strength": 1.0, "alpha": 3.0, "beta": 0.0}}}
         )
     )
-    studio = pipeline.load("tiny", device="cpu", root=bare)
+    studio = deltaspace.load("tiny", device="cpu", root=bare)
     studio.ready(photographs=False)
     with pytest.raises(InputError, match=r"encoder.safetensors is missing"):
         studio.ready()
     result = studio.edit(studio.sample(3), TEXT, editor="styleclip_gd")
-    assert result.moved == result.channels and torch.isfinite(result.picture).all()
-    mean, std = studio.backbones.s_stats
+    assert result.moved == result.channels and torch.isfinite(result.pixels).all()
+    mean, std = sampling.style_stats(studio.networks)
     assert mean.shape == std.shape == (result.channels,) and (std > 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"text": None}, {"strength": "1"}, {"strength": 1e9}, {"threshold": "a"}, {"editor": 4}, {"source": 4}],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(studio: Studio, options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        studio.edit(studio.sample(1), **{"text": TEXT, **options})  # type: ignore[arg-type]
+
+
+def test_wrong_ids_and_devices_are_refused(studio: Studio) -> None:
+    for call in (lambda: studio.sample(-1), lambda: studio.portrait("3"), lambda: device_named(5)):  # type: ignore[arg-type]
+        with pytest.raises(InputError):
+            call()

@@ -1,4 +1,4 @@
-"""Evaluation on people whose edits are known beforehand, so that every number is too."""
+"""Benchmark on portraits whose edits are known beforehand, and so is every number."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import known_people
 import pytest
 import torch
-from known_people import FIRST, PEOPLE, PROMPTS, SIZE, World, change, concerned, nothing, stored, write
+from known_people import FIRST, PEOPLE, PROMPTS, SIZE, World, applicable, change, stored, unchanged, write
 
 from pipeline import portraits
-from pipeline.evaluation import benchmark, metrics
+from pipeline.evaluation import benchmark, edit_measures, editor_metrics, metrics
 from pipeline.storage import artefacts, images
 from pipeline.storage.domains import Prompt
 
-world = known_people.world  # a fixture
+world = known_people.world  # fixture
 
 
-# ---------------------------------------------------------------- what the numbers mean
+# ---------------------------------------------------------------- metrics of editors
 
 
-def test_the_truth_itself_is_perfect(world: World) -> None:
+def test_counterfactuals_as_edits_score_full_marks(world: World) -> None:
     found = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics
     row = found["editors"]["counterfactual"]
     assert [row[name]["value"] for name in ("reached", "kept", "identity")] == [1, 1, pytest.approx(1)]
@@ -30,42 +30,42 @@ def test_the_truth_itself_is_perfect(world: World) -> None:
     assert row["evaluations"]["value"] == 3
 
 
-def test_doing_nothing_reaches_nothing_and_gains_nothing(world: World) -> None:
-    row = world.evaluate({"identity_editor": world.edits("identity_editor", nothing)}).metrics["editors"][
+def test_unchanged_images_reach_and_gain_zero(world: World) -> None:
+    row = world.evaluate({"identity_editor": world.edits("identity_editor", unchanged)}).metrics["editors"][
         "identity_editor"
     ]
     assert row["reached"] == {"value": 0, "low": 0, "high": 0}
     assert row["counterfactual_gain"]["value"] == 0 and row["gain_over_input"]["value"] == 0
     assert row["psnr_input"]["value"] == 60 and row["identity_input"]["value"] == pytest.approx(1)
-    assert row["kept"]["value"] == 1  # all that was not asked for is still there
+    assert row["kept"]["value"] == 1
     assert row["fid_oracle"]["value"] > 0
 
 
-def test_a_second_oracle_is_asked_the_same_and_told_apart(world: World) -> None:
+def test_the_second_oracle_has_metrics_of_its_own(world: World) -> None:
     class Blind:
-        """It sees what the first sees, but red hair nowhere: black instead."""
+        """The first oracle, which reads red hair as black."""
 
-        attributes, features = world.backbones.oracle.attributes, staticmethod(world.backbones.oracle.features)
+        attributes, features = world.networks.oracle.attributes, staticmethod(world.networks.oracle.features)
 
         def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-            found = world.backbones.oracle.logits(features)
+            found = world.networks.oracle.logits(features)
             colours = list(self.attributes["hair_color"])
             red = found["hair_color"][:, colours.index("red")].clone()
             found["hair_color"][:, colours.index("red")] = 0
             found["hair_color"][:, colours.index("black")] += red
             return found
 
-        def read(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        def predict(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
             return {name: logits.argmax(1) for name, logits in self.logits(self.features(pictures)).items()}
 
     path = world.edits("counterfactual", change)
-    world.backbones.oracle2 = world.backbones.oracle
+    world.networks.oracle2 = world.networks.oracle
     same = world.evaluate({"counterfactual": path}).metrics
     row = same["editors"]["counterfactual"]
     assert row["reached_oracle2"] == row["reached"] and row["kept_oracle2"] == row["kept"]
     assert same["oracle2"]["largest_difference"]["value"] == 0 and same["oracle2"]["mean"] == same["oracle"]["mean"]
 
-    world.backbones.oracle2 = Blind()
+    world.networks.oracle2 = Blind()
     found = world.evaluate({"counterfactual": path}).metrics
     row = found["editors"]["counterfactual"]
     assert row["reached"]["value"] == 1 and row["reached_oracle2"]["value"] == pytest.approx(2 / 3, abs=1e-6)
@@ -76,18 +76,18 @@ def test_a_second_oracle_is_asked_the_same_and_told_apart(world: World) -> None:
     }
 
 
-def test_only_people_whom_a_prompt_concerns_are_scored(world: World) -> None:
+def test_only_images_that_a_prompt_applies_to_are_scored(world: World) -> None:
     found = world.evaluate({"counterfactual": world.edits("counterfactual", change)})
     for prompt in PROMPTS:
         ids = found.scores.filter(found.scores["prompt"] == prompt.text)["id"].to_list()
-        assert sorted(ids) == concerned(world, prompt)
+        assert sorted(ids) == applicable(world, prompt)
         assert 0 < len(ids) < PEOPLE
         people = found.metrics["editors"]["counterfactual"]["prompts"][prompt.text]["people"]["value"]
         assert people == len(ids)
 
 
 def test_reached_is_averaged_over_prompts_not_over_edits(world: World) -> None:
-    """An editor that can do sunglasses and nothing else reaches one prompt of three, however many people wear none."""
+    """An editor of sunglasses alone reaches one prompt of three, however many portraits wear none."""
 
     def shades(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
         return change(person, prompt) if prompt.attribute == "glasses" else person
@@ -97,10 +97,10 @@ def test_reached_is_averaged_over_prompts_not_over_edits(world: World) -> None:
     assert row["prompts"]["face with sunglasses"]["reached"]["value"] == 1
 
 
-def test_words_clip_never_saw_are_counted_apart(world: World) -> None:
-    """An editor deaf to a held-out synonym keeps its average, and the deafness shows under `heldout`."""
+def test_prompts_of_held_out_words_are_averaged_apart(world: World) -> None:
+    """An editor that ignores a held-out synonym keeps its average, and `heldout` is 0."""
     novel = Prompt("face with shades", "glasses", "sunglasses", "heldout")
-    world.backbones.domain.prompts = (*PROMPTS, novel)
+    world.networks.domain.prompts = (*PROMPTS, novel)
 
     def deaf(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
         return person if prompt is novel else change(person, prompt)
@@ -113,11 +113,11 @@ def test_words_clip_never_saw_are_counted_apart(world: World) -> None:
     assert "face with shades" in found["clip"]["directions"]
 
 
-def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_counted_apart(world: World) -> None:
+def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_averaged_apart(world: World) -> None:
     both = Prompt("face with red hair and shades", "hair_color", "red", "combined", {"glasses": "sunglasses"})
-    world.backbones.domain.prompts = (*PROMPTS, both)
+    world.networks.domain.prompts = (*PROMPTS, both)
     for person in world.test.people or ():
-        world.backbones.oracle.draw(change(person, both))
+        world.networks.oracle.draw(change(person, both))
 
     def half(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
         asks = dict(list(prompt.asks.items())[:1])
@@ -131,13 +131,13 @@ def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_counted_ap
     assert rows["whole"]["combined"]["reached"]["value"] == 1 and rows["half"]["combined"]["reached"]["value"] == 0
     assert rows["half"]["reached"]["value"] == 1 and rows["half"]["combined"]["kept"]["value"] == 1
     asked = [row["id"] for row in found.scores.iter_rows(named=True) if row["prompt"] == both.text]
-    for row_id in asked:  # only whom all of it concerns
+    for row_id in asked:  # only portraits that all of it applies to
         has = portraits.attributes(portraits.sample(row_id))
         assert has["hair_color"] != "red" and has["glasses"] != "sunglasses" and has["hair_style"] != "bald"
     assert asked
 
 
-def test_what_changes_beside_the_prompt_costs_kept(world: World) -> None:
+def test_other_changes_lower_kept(world: World) -> None:
     def careless(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
         background = "blue" if portraits.attributes(person)["background"] != "blue" else "pink"
         return portraits.counterfactual(change(person, prompt), {"background": background})
@@ -152,7 +152,7 @@ def test_what_changes_beside_the_prompt_costs_kept(world: World) -> None:
         assert score["kept"] == pytest.approx((len(shown) - 1) / len(shown))
 
 
-def test_gain_is_counted_from_what_the_editor_makes_of_the_unedited(world: World) -> None:
+def test_gain_is_relative_to_the_editors_image_at_strength_0(world: World) -> None:
     path = world.edits("deltaedit_g", change)
     grey = images.encode_png(torch.zeros(3, SIZE, SIZE))
     table = stored(path)
@@ -162,7 +162,7 @@ def test_gain_is_counted_from_what_the_editor_makes_of_the_unedited(world: World
     assert row["counterfactual_gain"]["value"] > row["gain_over_input"]["value"] > 0
 
 
-def test_the_order_of_rows_and_the_batch_change_nothing(world: World) -> None:
+def test_order_of_rows_and_batch_size_do_not_change_metrics(world: World) -> None:
     straight = world.evaluate({"deltaedit_g": world.edits("straight", change)}, batch=5).metrics
     shuffled = world.evaluate({"deltaedit_g": world.edits("shuffled", change, shuffled=True)}, batch=64).metrics
     for name in ("reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain"):
@@ -170,10 +170,8 @@ def test_the_order_of_rows_and_the_batch_change_nothing(world: World) -> None:
             assert shuffled["editors"]["deltaedit_g"][name][key] == pytest.approx(value, abs=1e-4), name
 
 
-def test_editors_judged_side_by_side_get_the_numbers_they_get_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", nothing)}
+def test_editors_scored_in_parallel_get_the_same_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", unchanged)}
     found = []
     for count in ("1", "3"):
         monkeypatch.setenv("DELTASPACE_WORKERS", count)
@@ -181,41 +179,41 @@ def test_editors_judged_side_by_side_get_the_numbers_they_get_alone(
     assert found[0] == found[1]
 
 
-def test_an_editor_may_have_fewer_people_than_another(world: World) -> None:
+def test_editors_may_have_edited_different_numbers_of_images(world: World) -> None:
     edits = {"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change, people=6)}
     found = world.evaluate(edits).metrics
-    scored = {row_id for prompt in PROMPTS for row_id in concerned(world, prompt)}
+    scored = {row_id for prompt in PROMPTS for row_id in applicable(world, prompt)}
     assert found["editors"]["deltaedit_g"]["people"]["value"] == len(scored) > 6
     assert found["editors"]["deltaedit_d"]["people"]["value"] <= 6
     assert found["diffusion"]["reconstruction"]["psnr"]["value"] == 60
     assert found["diffusion"]["reconstruction"]["mse"]["value"] == 0
 
 
-def test_a_mask_is_judged_by_where_the_truth_differs_and_so_is_what_lies_outside(world: World) -> None:
+def test_masks_and_the_outside_are_measured_by_the_region_of_the_counterfactual(world: World) -> None:
     everywhere, nowhere = torch.ones(1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
     edits = {
         "deltaedit_dm": world.edits("all", change, mask=everywhere),
-        "diffedit": world.edits("none", nothing, mask=nowhere),
+        "diffedit": world.edits("none", unchanged, mask=nowhere),
         "deltaedit_g": world.edits("g", change),
     }
     found = world.evaluate(edits).metrics["editors"]
     assert world.test.people is not None
-    areas = []  # by hand: the share of pixels that the truth changes
+    areas = []  # by hand: share of pixels that the counterfactual changes
     for prompt in PROMPTS:
         shares = []
-        for row_id in concerned(world, prompt):
+        for row_id in applicable(world, prompt):
             person = world.test.people[row_id - FIRST]
-            both = [world.backbones.oracle.draw(one) for one in (person, change(person, prompt))]
+            both = [world.networks.oracle.draw(one) for one in (person, change(person, prompt))]
             shares.append(metrics.changed(both[1][None], both[0][None]).float().mean().item())
         areas.append(sum(shares) / len(shares))
     assert found["deltaedit_dm"]["mask_iou"]["value"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
     assert found["diffedit"]["mask_iou"]["value"] == 0
     assert "mask_iou" not in found["deltaedit_g"]
-    assert found["deltaedit_g"]["outside_psnr"]["value"] > 50  # the truth but for its faintest pixels
+    assert found["deltaedit_g"]["outside_psnr"]["value"] > 50  # the counterfactual but for its faintest pixels
     assert found["diffedit"]["outside_psnr"]["value"] == 60
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- files
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -226,8 +224,10 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...],
     return [(path, node)]
 
 
-def test_every_leaf_has_a_value_and_an_interval_or_null(world: World) -> None:
-    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)}, mapper={"val_cos": 0.7}).metrics
+def test_every_metric_has_a_value_and_an_interval_or_null(world: World) -> None:
+    found = world.evaluate(
+        {"counterfactual": world.edits("counterfactual", change)}, mapper_validation={"val_cos": 0.7}
+    ).metrics
     for path, leaf in leaves(found):
         if path != ("domain",):
             assert isinstance(leaf, dict), path
@@ -236,7 +236,7 @@ def test_every_leaf_has_a_value_and_an_interval_or_null(world: World) -> None:
     assert found["mapper"]["explained"]["value"] is None
 
 
-def test_the_agreed_numbers_are_all_there(world: World) -> None:
+def test_the_documented_metrics_are_all_there(world: World) -> None:
     found = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
     assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(found["clip"])
     assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(found["clip"])
@@ -247,11 +247,15 @@ def test_the_agreed_numbers_are_all_there(world: World) -> None:
     assert agreed | {"evaluations", "people"} <= set(found["editors"]["deltaedit_g"])
 
 
-def test_saving_twice_gives_the_same_bytes(world: World) -> None:
-    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", nothing)}
+def test_every_measure_of_edits_is_averaged() -> None:
+    assert set(editor_metrics.AVERAGED) == set(edit_measures.EDIT_MEASURES)
+
+
+def test_two_evaluations_write_the_same_bytes(world: World) -> None:
+    edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", unchanged)}
     contents = []
     for run in ("one", "two"):
-        layout = artefacts.Layout("portraits", world.folder / run)
+        layout = artefacts.DomainPaths("portraits", world.folder / run)
         benchmark.save(world.evaluate(edits), layout)
         names = (layout.metrics, layout.summary, layout.scores, layout.plots / "prompts.csv")
         contents.append([path.read_bytes() for path in names])
@@ -265,14 +269,14 @@ def test_saving_twice_gives_the_same_bytes(world: World) -> None:
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("half", [False, True])
-def test_edits_are_looked_at_in_half_precision_where_asked_and_the_truth_never(
+def test_half_precision_is_for_edits_and_never_for_counterfactuals(
     world: World, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edits = {"counterfactual": world.edits("counterfactual", change)}
     seen: dict[str, list[bool]] = {}
     for name, network, method in (
-        ("identity", world.backbones, "identity"),
-        ("oracle", world.backbones.oracle, "features"),
+        ("identity", world.networks, "identity"),
+        ("oracle", world.networks.oracle, "features"),
     ):
         real = getattr(network, method)
 
@@ -283,4 +287,4 @@ def test_edits_are_looked_at_in_half_precision_where_asked_and_the_truth_never(
         monkeypatch.setattr(network, method, watched)
     world.evaluate(edits, half=half)
     assert {any(calls) for calls in seen.values()} == {half}
-    assert all(calls and not all(calls) for calls in (seen["identity"], seen["oracle"]))  # the truth is seen as it is
+    assert all(calls and not all(calls) for calls in (seen["identity"], seen["oracle"]))  # not on counterfactuals

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation import metrics
-from pipeline.evaluation.metrics import Draws
+from pipeline.evaluation.bootstrap import Bootstrap, Metric, metric
 
 
 def flat(level: float, size: int = 16) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_equal_images_have_a_finite_psnr() -> None:
     assert metrics.psnr(flat(0.3), flat(0.3)).item() == metrics.PSNR_CEILING
 
 
-def test_what_a_picture_cannot_show_does_not_count() -> None:
+def test_values_beyond_the_range_of_an_encoded_image_do_not_count() -> None:
     assert metrics.mse(flat(1.0) + 5, flat(1.0)).item() == 0
 
 
@@ -87,23 +87,23 @@ def test_ssim_is_its_definition_pixel_by_pixel() -> None:
     assert metrics.ssim(2 * a - 1, 2 * b - 1).item() == pytest.approx(torch.stack(values).mean().item(), abs=1e-9)
 
 
-def test_cosine_knows_right_angles_opposites_and_nothing() -> None:
+def test_cosine_of_right_angles_opposites_and_zero() -> None:
     a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
     b = torch.tensor([[0.0, 3.0], [-1.0, -1.0], [5.0, 0.0], [1.0, 0.0]])
     assert metrics.cosine(a, b).tolist() == pytest.approx([0, -1, 1, 0], abs=1e-6)
 
 
-# ---------------------------------------------------------------- the oracle's reading
+# ---------------------------------------------------------------- attributes
 
 
-def test_reached_is_all_that_was_asked_for_and_looks_at_nothing_else() -> None:
+def test_reached_is_everything_asked_for_and_ignores_the_rest() -> None:
     read = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
     truth = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 2], [1, 1, 2]])
     asked = torch.tensor([[True, False, False], [True, True, False], [True, True, False], [False, True, True]])
     assert metrics.reached(read, truth, asked).tolist() == [1, 1, 0, 1]
 
 
-def test_kept_counts_the_other_attributes_that_can_be_seen() -> None:
+def test_kept_is_the_share_of_the_counted_attributes() -> None:
     read = torch.tensor([[0, 1, 2, 0], [0, 0, 0, 0]])
     truth = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
     counted = torch.tensor([[False, True, True, False], [False, False, False, False]])
@@ -112,17 +112,16 @@ def test_kept_counts_the_other_attributes_that_can_be_seen() -> None:
     assert math.isnan(found[1])
 
 
-def test_balanced_accuracy_of_always_saying_the_common_class_is_chance() -> None:
-    truth = torch.tensor([0] * 97 + [1] * 2 + [2])
-    assert metrics.class_balanced_accuracy(torch.zeros(100, dtype=torch.long), truth) == (
-        pytest.approx(1 / 3),
-        pytest.approx(1 / 3),
-    )
+def test_balanced_accuracy_of_always_reading_the_common_class_is_chance() -> None:
+    labels = torch.tensor([0] * 97 + [1] * 2 + [2])
+    columns = metrics.class_columns(labels == 0, labels)
+    assert Bootstrap().mean(columns)["value"] == pytest.approx(1 / 3, abs=1e-6) and columns.shape == (100, 3)
 
 
 def test_balanced_accuracy_counts_each_class_alike() -> None:
-    truth, read = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 0])
-    assert metrics.class_balanced_accuracy(read, truth) == (pytest.approx((0.75 + 0.5) / 2), 0.5)
+    labels, read = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 0])
+    columns = metrics.class_columns(read == labels, labels)
+    assert Bootstrap().mean(columns)["value"] == pytest.approx((0.75 + 0.5) / 2)
 
 
 # ---------------------------------------------------------------- Frechet distance
@@ -143,14 +142,14 @@ def test_frechet_distance_of_commuting_covariances_is_that_of_their_axes() -> No
     assert metrics.frechet_distance(corners * [2, 1], corners * [5, 3]) == pytest.approx((5 - 2) ** 2 + (3 - 1) ** 2)
 
 
-def test_frechet_distance_survives_fewer_rows_than_features() -> None:
+def test_frechet_distance_works_with_fewer_rows_than_features() -> None:
     rng = np.random.default_rng(1)
     few = rng.normal(size=(5, 30))
     assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
     assert math.isnan(metrics.frechet_distance(few[:1], few))
 
 
-def test_weights_count_rows_as_if_they_stood_there_again() -> None:
+def test_weights_repeat_rows() -> None:
     rng = np.random.default_rng(2)
     a, b, weights = rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), np.array([0, 1, 2, 3, 1, 1])
     written_out = metrics.frechet_distance(a.repeat(weights, axis=0), b.repeat(weights, axis=0))
@@ -164,11 +163,11 @@ def test_differences_are_aligned_where_embeddings_are_not() -> None:
     rng = torch.Generator().manual_seed(0)
     meanings = 0.2 * torch.randn(40, 16, generator=rng)
     pictures, words = torch.randn(16, generator=rng) + meanings, torch.randn(16, generator=rng) + meanings
-    found = metrics.alignment(pictures, words, metrics.Draws(50))
+    found = metrics.alignment(pictures, words, Bootstrap(50))
     assert found["delta_cos_paired"]["value"] > 0.9 > found["raw_cos_paired"]["value"]
     assert abs(found["delta_cos_mismatched"]["value"]) < 0.1
     assert found["retrieval_delta"]["value"] > found["retrieval_raw"]["value"]
-    assert found == metrics.alignment(3 * pictures, words / 2, metrics.Draws(50))
+    assert found == metrics.alignment(3 * pictures, words / 2, Bootstrap(50))
     assert metrics.alignment(pictures, words.roll(1, 0))["delta_cos_paired"]["value"] < 0.2
 
 
@@ -180,8 +179,8 @@ def test_delta_cosines_of_parallel_and_of_crossed_differences() -> None:
     assert paired.tolist() == pytest.approx([0, 0]) and mismatched.tolist() == pytest.approx([1, 1])
 
 
-def test_a_common_gap_ruins_raw_retrieval_and_leaves_that_of_differences_alone() -> None:
-    """The paper's figure 2 in small: texts lie far from images, yet both move alike."""
+def test_a_modality_gap_breaks_raw_retrieval_and_not_that_of_differences() -> None:
+    """The paper's figure 2 in small: texts lie far from images, yet their differences are alike."""
     rng = torch.Generator().manual_seed(0)
     meaning = torch.randn(40, 8, generator=rng)
     images, texts = meaning.clone(), 0.1 * meaning
@@ -192,7 +191,7 @@ def test_a_common_gap_ruins_raw_retrieval_and_leaves_that_of_differences_alone()
     assert metrics.retrieval(images_moved, texts_moved).mean() == 1.0
 
 
-def test_retrieval_takes_equal_texts_as_one() -> None:
+def test_retrieval_counts_equal_texts_as_one() -> None:
     texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert metrics.retrieval(torch.tensor([[1.0, 0.1], [1.0, 0.1], [1.0, 0.1]]), texts).tolist() == [1, 1, 0]
 
@@ -205,75 +204,75 @@ def test_zero_shot_takes_the_nearest_text_by_angle() -> None:
 # ---------------------------------------------------------------- intervals
 
 
-def test_every_prompt_counts_alike_however_many_people_it_concerns() -> None:
+def test_every_prompt_counts_alike_however_many_images_it_applies_to() -> None:
     table = np.array([[1.0, 0.0], [1.0, np.nan], [1.0, np.nan], [1.0, np.nan]])
-    assert metrics.interval(table)["value"] == 0.5
+    assert Bootstrap().mean(table)["value"] == 0.5
 
 
-def test_groups_are_averaged_before_they_are_compared() -> None:
+def test_groups_are_averaged_before_the_smallest_is_taken() -> None:
     table = np.array([[1.0, 0.0, 0.4]])
-    assert metrics.interval(table, ["a", "a", "b"])["value"] == pytest.approx(0.45)
-    assert metrics.interval(table, ["a", "a", "b"], worst=True)["value"] == pytest.approx(0.4)
+    assert Bootstrap().mean(table, ["a", "a", "b"])["value"] == pytest.approx(0.45)
+    assert Bootstrap().mean(table, ["a", "a", "b"], worst=True)["value"] == pytest.approx(0.4)
 
 
-def test_all_prompts_of_a_person_move_together() -> None:
-    """Ten prompts that always agree tell no more than one: the interval must not shrink."""
+def test_all_prompts_of_an_image_are_resampled_together() -> None:
+    """Ten equal prompts must not make the interval narrower."""
     one = np.random.default_rng(0).integers(0, 2, size=(30, 1)).astype(float)
-    assert metrics.interval(one.repeat(10, axis=1)) == metrics.interval(one)
+    assert Bootstrap().mean(one.repeat(10, axis=1)) == Bootstrap().mean(one)
     apart = np.random.default_rng(1).integers(0, 2, size=(30, 10)).astype(float)
-    together, alone = metrics.interval(one.repeat(10, axis=1)), metrics.interval(apart)
+    together, alone = Bootstrap().mean(one.repeat(10, axis=1)), Bootstrap().mean(apart)
     assert _width(alone) < _width(together) / 2
 
 
-def test_the_interval_is_that_of_the_binomial_law() -> None:
+def test_the_interval_is_that_of_the_binomial_distribution() -> None:
     table = np.array([1.0] * 200 + [0.0] * 200)
-    found = metrics.interval(table, draws=Draws(4000))
+    found = Bootstrap(4000).mean(table)
     assert found["value"] == 0.5
     assert _width(found) == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
     table = np.random.default_rng(0).normal(size=(50, 3))
-    assert metrics.interval(table, draws=Draws(seed=1)) == metrics.interval(table, draws=Draws(seed=1))
-    assert metrics.interval(table, draws=Draws(seed=1)) != metrics.interval(table, draws=Draws(seed=2))
+    assert Bootstrap(seed=1).mean(table) == Bootstrap(seed=1).mean(table)
+    assert Bootstrap(seed=1).mean(table) != Bootstrap(seed=2).mean(table)
 
 
-def test_one_person_has_a_value_and_no_interval() -> None:
-    assert metrics.interval(np.array([[0.25]])) == {"value": 0.25, "low": None, "high": None}
+def test_a_single_sample_has_a_value_and_no_interval() -> None:
+    assert Bootstrap().mean(np.array([[0.25]])) == {"value": 0.25, "low": None, "high": None}
 
 
-def test_nothing_measured_is_null() -> None:
+def test_a_table_without_values_is_null() -> None:
     nothing = {"value": None, "low": None, "high": None}
-    assert metrics.interval(np.full((4, 2), np.nan)) == nothing
-    assert metrics.interval(np.zeros((0, 2))) == nothing
-    assert metrics.leaf(math.inf) == nothing
+    assert Bootstrap().mean(np.full((4, 2), np.nan)) == nothing
+    assert Bootstrap().mean(np.zeros((0, 2))) == nothing
+    assert metric(math.inf) == nothing
 
 
-def test_a_centred_interval_surrounds_its_value() -> None:
+def test_a_centred_interval_contains_its_value() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(60, 8)), rng.normal(size=(60, 8)) + 0.3
 
     def distance(weights: np.ndarray) -> np.ndarray:
         return np.array([metrics.frechet_distance(a, b, draw) for draw in weights])
 
-    found = metrics.bootstrap(distance, 60, Draws(100), centred=True)
+    found = Bootstrap(100).statistic(distance, 60, centred=True)
     assert 0 <= found["low"] < found["value"] < found["high"]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 10**6))
-def test_an_interval_lies_within_what_was_seen(people: int, columns: int, seed: int) -> None:
+def test_an_interval_lies_within_the_range_of_the_table(people: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(people, columns))
     table[rng.random(table.shape) < 0.3] = np.nan
-    found = metrics.interval(table, draws=Draws(50, seed))
+    found = Bootstrap(50, seed).mean(table)
     if found["low"] is not None:
         low, high = np.nanmin(table) - 1e-6, np.nanmax(table) + 1e-6
         assert low <= found["low"] <= found["high"] <= high
         assert low <= found["value"] <= high
 
 
-def _width(leaf: metrics.Leaf) -> float:
+def _width(leaf: Metric) -> float:
     return float(leaf["high"]) - float(leaf["low"])  # type: ignore[arg-type]
 
 
@@ -289,7 +288,7 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
 # ---------------------------------------------------------------- regions
 
 
-def test_a_picture_changed_where_one_colour_differs_by_more_than_the_eye_forgives() -> None:
+def test_a_pixel_is_changed_where_one_colour_differs_visibly() -> None:
     before, after = flat(0.5, 4), flat(0.5, 4)
     after[0, 1, 0, 0] += 0.1
     after[0, 2, 3, 3] += 0.02
@@ -303,7 +302,7 @@ def test_overlap_is_intersection_over_union() -> None:
     assert found[:3].tolist() == [1, 0.5, 0] and found[3].isnan()
 
 
-def test_psnr_outside_looks_at_the_other_pixels_alone() -> None:
+def test_psnr_outside_ignores_the_region() -> None:
     before, after, region = flat(0.5, 4), flat(0.5, 4), square(4, 2, 4)
     after[:, :, :2] = 1
     assert metrics.psnr_outside(after, before, region).item() == 60

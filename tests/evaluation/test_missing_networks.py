@@ -1,4 +1,4 @@
-"""Evaluation where something is wrong or missing: what is refused, and what is measured all the same."""
+"""Evaluation with wrong edits, without some networks, and of photographs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 import known_people
 import pytest
 import torch
-from known_people import FIRST, MISSING, PEOPLE, PROMPTS, Reader, World, change, nothing, stored, write
+from known_people import FIRST, MISSING, PEOPLE, PROMPTS, PerfectOracle, World, change, stored, unchanged, write
 
-from pipeline.evaluation import benchmark, counterfactuals, metrics
+from pipeline.evaluation import benchmark, bootstrap, counterfactuals
 from pipeline.evaluation.counterfactuals import TestSet
 from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts, images
 
-world = known_people.world  # a fixture
+world = known_people.world  # fixture
 
 
-def test_edits_of_a_prompt_the_domain_does_not_have_are_refused(world: World) -> None:
+def test_edits_of_a_prompt_that_the_domain_does_not_have_are_refused(world: World) -> None:
     path = world.edits("deltaedit_g", change)
-    world.backbones.domain.prompts = PROMPTS[1:]
+    world.networks.domain.prompts = PROMPTS[1:]
     with pytest.raises(InputError, match="'face with red hair' is no prompt of the domain"):
         world.evaluate({"deltaedit_g": path})
 
@@ -34,17 +34,17 @@ def test_an_editor_with_two_strengths_is_refused(world: World) -> None:
         world.evaluate({"deltaedit_g": path})
 
 
-def test_a_prompt_the_oracle_cannot_judge_is_named(world: World) -> None:
+def test_a_prompt_that_the_oracle_cannot_read_is_refused(world: World) -> None:
     path = world.edits("deltaedit_g", change)
-    world.backbones.oracle.attributes = {"hair_colour": ("red",)}
+    world.networks.oracle.attributes = {"hair_colour": ("red",)}
     with pytest.raises(InputError, match=r"no attribute 'hair_color' \(did you mean 'hair_colour'"):
         world.evaluate({"deltaedit_g": path})
 
 
-def test_photographs_without_truth_are_compared_with_their_input(world: World) -> None:
-    paths = {"identity_editor": world.edits("i", nothing), "deltaedit_g": world.edits("g", change)}
+def test_edits_of_photographs_are_compared_with_their_input(world: World) -> None:
+    paths = {"identity_editor": world.edits("i", unchanged), "deltaedit_g": world.edits("g", change)}
     world.test = replace(world.test, people=None)
-    world.backbones.oracle = None
+    world.networks.oracle = None
     found = world.evaluate(paths).metrics
     assert found["oracle"] == {} and found["clip"] == {}
     row = found["editors"]["identity_editor"]
@@ -53,14 +53,14 @@ def test_photographs_without_truth_are_compared_with_their_input(world: World) -
     assert found["editors"]["deltaedit_g"]["psnr_input"]["value"] < 60
 
 
-def test_photographs_are_compared_with_test_pictures_by_the_networks_that_are_here(world: World) -> None:
+def test_edits_of_photographs_have_fid_and_lpips_where_the_networks_exist(world: World) -> None:
     from torchmetrics.image.fid import _compute_fid
 
-    paths = {"identity_editor": world.edits("i", nothing), "deltaedit_g": world.edits("g", change)}
+    paths = {"identity_editor": world.edits("i", unchanged), "deltaedit_g": world.edits("g", change)}
     world.test = replace(world.test, people=None)
-    world.backbones.oracle, seen = None, Reader().features
-    world.backbones.inception = seen
-    world.backbones.lpips = lambda a, b: (a - b).abs().flatten(1).mean(1)
+    world.networks.oracle, seen = None, PerfectOracle().features
+    world.networks.inception = seen
+    world.networks.lpips = lambda a, b: (a - b).abs().flatten(1).mean(1)
     found = world.evaluate(paths).metrics["editors"]
     assert found["identity_editor"]["lpips_input"] == {"value": 0, "low": 0, "high": 0}
     assert found["identity_editor"]["fid"]["value"] < 0.05  # the same pictures, each three times
@@ -82,10 +82,10 @@ def pngs(path: Path) -> tuple[list[bytes], list[str]]:
     return list(table["image"]), list(table["prompt"])
 
 
-def test_what_needs_an_absent_network_says_so_and_the_rest_is_measured(world: World) -> None:
-    paths = {"identity_editor": world.edits("i", nothing), "deltaedit_g": world.edits("g", change)}
+def test_metrics_of_an_absent_network_have_a_note_and_the_others_stay(world: World) -> None:
+    paths = {"identity_editor": world.edits("i", unchanged), "deltaedit_g": world.edits("g", change)}
     whole = world.evaluate(paths)
-    world.backbones.identity = None
+    world.networks.identity = None
     found = world.evaluate(paths).metrics
     for name in ("identity", "identity_input"):
         gone = found["editors"]["deltaedit_g"][name]
@@ -95,28 +95,28 @@ def test_what_needs_an_absent_network_says_so_and_the_rest_is_measured(world: Wo
     for name in set(same) - {"identity", "identity_input"}:
         assert found["editors"]["deltaedit_g"][name] == whole.metrics["editors"]["deltaedit_g"][name], name
 
-    for name in ("reached_oracle2", "kept_oracle2"):  # the world has no second oracle
+    for name in ("reached_oracle2", "kept_oracle2"):  # there is no second oracle here
         assert found["editors"]["deltaedit_g"][name]["note"] == MISSING.format("oracle2")
-    assert found["oracle2"] == {"mean": metrics.absent(MISSING.format("oracle2"))}
+    assert found["oracle2"] == {"mean": bootstrap.absent(MISSING.format("oracle2"))}
 
-    world.backbones.oracle = None
+    world.networks.oracle = None
     outcome = world.evaluate(paths)
     row = outcome.metrics["editors"]["deltaedit_g"]
     for name in ("reached", "kept", "fid_oracle"):
         assert row[name]["note"] == MISSING.format("oracle") and row[name]["value"] is None
     for name in ("psnr", "counterfactual_gain", "gain_over_input", "psnr_input", "people"):
         assert row[name] == whole.metrics["editors"]["deltaedit_g"][name], name
-    assert outcome.metrics["oracle"] == {"mean": metrics.absent(MISSING.format("oracle"))}
+    assert outcome.metrics["oracle"] == {"mean": bootstrap.absent(MISSING.format("oracle"))}
     assert outcome.metrics["clip"]["zero_shot"] == whole.metrics["clip"]["zero_shot"]
     assert row["clip_direction"]["value"] is not None
     assert outcome.summary["deltaedit_g_reached"] is None and outcome.summary["oracle"] is None
-    benchmark.save(outcome, artefacts.Layout("portraits", world.folder / "saved"))
+    benchmark.save(outcome, artefacts.DomainPaths("portraits", world.folder / "saved"))
 
 
-def test_photographs_say_which_of_their_networks_are_missing(world: World) -> None:
+def test_photographs_have_notes_for_absent_networks(world: World) -> None:
     paths = {"deltaedit_g": world.edits("g", change)}
     world.test = replace(world.test, people=None)
-    world.backbones.oracle = world.backbones.identity = None
+    world.networks.oracle = world.networks.identity = None
     row = world.evaluate(paths).metrics["editors"]["deltaedit_g"]
     needs = {"fid": "inception", "lpips_input": "lpips", "identity_input": "identity"}
     assert {name: leaf["note"] for name, leaf in row.items() if "note" in leaf} == {
@@ -125,12 +125,12 @@ def test_photographs_say_which_of_their_networks_are_missing(world: World) -> No
     assert row["psnr_input"]["value"] is not None and row["clip_direction"]["value"] is not None
 
 
-def test_a_test_set_with_an_image_too_few_is_refused(world: World) -> None:
-    with pytest.raises(ValueError, match="every person"):
+def test_a_test_set_with_too_few_images_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="every id needs one image"):
         TestSet(world.test.ids, world.test.images[1:], None)
 
 
-def test_cases_leave_out_whom_nobody_knows(world: World) -> None:
+def test_cases_leave_out_unknown_ids(world: World) -> None:
     asked = [(1, PROMPTS[0].text), (FIRST, PROMPTS[1].text)]
     found = counterfactuals.cases(world.test, asked, {prompt.text: prompt for prompt in PROMPTS})
     assert all(case.row_id == FIRST for case in found)

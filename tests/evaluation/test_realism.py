@@ -1,4 +1,4 @@
-"""The discriminator of edits: what it learns from, that it tells, and what it does to an evaluation."""
+"""The discriminator of rendered and generated images, and realism in an evaluation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import known_people
 import numpy as np
 import pytest
 import torch
-from known_people import World, change, nothing
+from known_people import World, change, unchanged
 
 from pipeline import portraits
 from pipeline.evaluation import network_quality, realism
-from pipeline.evaluation.metrics import Draws
+from pipeline.evaluation.bootstrap import Bootstrap
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.counterfactuals import TestSet
 from pipeline.models.classifiers import IdentityNet
 from pipeline.storage import images
 
@@ -23,7 +25,7 @@ COUNT, R = 60, 16
 
 @pytest.fixture(scope="module")
 def nets() -> Any:
-    """An identity network that has seen nothing."""
+    """An untrained identity network."""
     torch.manual_seed(0)
     return SimpleNamespace(
         device="cpu",
@@ -37,19 +39,28 @@ def renders(first: int, count: int, brighter: float = 0.0) -> torch.Tensor:
     return (images.from_uint8(np.stack(drawn)) + brighter).clamp(-1, 1)
 
 
-def learnt(nets: Any, brighter: float, monkeypatch: pytest.MonkeyPatch) -> realism.Discriminator:
-    monkeypatch.setattr(realism, "TAUGHT", 40)
-    monkeypatch.setattr(realism, "TRIED", 20)
-    found = realism.discriminator(nets, images.to_uint8(renders(100, COUNT + 5, brighter)), 16, Draws(50, 0))
+def context(networks: Any) -> EvaluationContext:
+    return EvaluationContext(
+        networks=networks,
+        test=TestSet((), torch.zeros(0, 3, R, R), None),
+        edits={},
+        prompts={},
+        bootstrap=Bootstrap(50, 0),
+        batch=16,
+    )
+
+
+def trained(nets: Any, brighter: float, monkeypatch: pytest.MonkeyPatch) -> realism.Discriminator:
+    monkeypatch.setattr(realism, "TRAINED_COUNT", 40)
+    monkeypatch.setattr(realism, "TESTED_COUNT", 20)
+    found = realism.train(context(nets), images.to_uint8(renders(100, COUNT + 5, brighter)))
     assert found is not None
     return found
 
 
-def test_what_differs_is_told_apart_on_pictures_it_did_not_learn_from(
-    nets: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = learnt(nets, 0.8, monkeypatch)
-    assert found.told_apart["value"] > 0.9  # type: ignore[operator]
+def test_different_images_are_told_apart_on_held_out_ones(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trained(nets, 0.8, monkeypatch)
+    assert found.accuracy["value"] > 0.9  # type: ignore[operator]
     for brighter, drawn in ((0.0, 1), (0.8, 0)):
         pictures = renders(500, 10, brighter)
         identity, looks = found.look(pictures)
@@ -58,44 +69,42 @@ def test_what_differs_is_told_apart_on_pictures_it_did_not_learn_from(
 
 
 @pytest.mark.usefixtures("bfloat16_pays")
-def test_half_precision_says_nearly_the_same_of_whom_a_picture_shows(
-    nets: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found, pictures = learnt(nets, 0.8, monkeypatch), renders(500, 10)
+def test_half_precision_gives_nearly_the_same_identities(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, pictures = trained(nets, 0.8, monkeypatch), renders(500, 10)
     (whole, _), (half, _) = (found.look(pictures, half) for half in (False, True))
     assert half.dtype == torch.float32 and not torch.equal(half, whole)
     assert torch.cosine_similarity(half, whole, dim=1).min() > 0.999
 
 
-def test_what_does_not_differ_is_a_guess(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0.25 < learnt(nets, 0.0, monkeypatch).told_apart["value"] < 0.75  # type: ignore[operator]
+def test_equal_images_are_told_apart_by_chance_alone(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.25 < trained(nets, 0.0, monkeypatch).accuracy["value"] < 0.75  # type: ignore[operator]
 
 
-def test_nobody_it_learns_from_is_anybodys_test_person() -> None:
-    assert realism.FIRST > network_quality.FRESH + 70_000  # where the people of the identity network's test are drawn
+def test_it_is_trained_on_portraits_that_no_test_uses() -> None:
+    assert realism.FIRST > network_quality.FRESH + 70_000  # ids of the identity network's verification
 
 
 def test_without_our_identity_network_or_samples_there_is_none(nets: Any) -> None:
     stranger = SimpleNamespace(**{**vars(nets), "identity": lambda images: images})
     missing = SimpleNamespace(**{**vars(nets), "absent": lambda name: "weights missing"})
-    for backbones, count in ((stranger, 10), (missing, 10), (nets, 5)):
-        assert realism.discriminator(backbones, np.zeros((count, R, R, 3), np.uint8), 8, Draws()) is None  # type: ignore[arg-type]
+    for networks, count in ((stranger, 10), (missing, 10), (nets, 5)):
+        assert realism.train(context(networks), np.zeros((count, R, R, 3), np.uint8)) is None
 
 
-def test_an_editors_realism_is_the_share_it_takes_for_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here whoever has become red-haired looks made."""
-    monkeypatch.setattr("pipeline.evaluation.benchmark.foundations.generator_metrics", lambda *_: {})
+def test_realism_of_an_editor_is_the_share_taken_for_renders(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here images with red hair are taken for generated ones."""
 
     def look(images: torch.Tensor, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        people = [world.backbones.oracle.known[world.backbones.oracle.key(row)] for row in features(images)]
+        people = [world.networks.oracle.known[world.networks.oracle.key(row)] for row in features(images)]
         drawn = torch.tensor([person.traits.hair_color.value != "red" for person in people]).float()
-        return world.backbones.identity(images), drawn
+        return world.networks.identity(images), drawn
 
-    features = world.backbones.oracle.features
-    fixed = SimpleNamespace(look=look, told_apart={"value": 0.9, "low": None, "high": None})
-    monkeypatch.setattr(realism, "discriminator", lambda *_: fixed)
-    edits = {"a": world.edits("a", change), "b": world.edits("b", nothing)}
-    monkeypatch.setattr("pipeline.evaluation.benchmark.foundations.sampled", lambda *_: None)
+    features = world.networks.oracle.features
+    fixed = SimpleNamespace(look=look, accuracy={"value": 0.9, "low": None, "high": None})
+    monkeypatch.setattr(realism, "train", lambda *_: fixed)
+    edits = {"a": world.edits("a", change), "b": world.edits("b", unchanged)}
+    samples = images.to_uint8(world.test.images[:3])  # too few for the generator's own metrics
+    monkeypatch.setattr(network_quality, "render_samples", lambda *_: samples)
     evaluated = world.evaluate(edits, fakes=torch.zeros(4, 3))
     found, scores = evaluated.metrics, evaluated.scores
     assert found["generator"]["told_apart"]["value"] == 0.9

@@ -1,4 +1,4 @@
-"""Compiling, finding, sharing and doing without native code."""
+"""Compilation and caching of native code, and fallback to the references."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import build
+from kernels import build, dispatch
 from kernels.bias_act import bias_act
 from kernels.epilogue_difference import epilogue_difference
 
@@ -24,15 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = "#include <regex>\nint nothing(const char* x) { return std::regex_match(x, std::regex(x)); }\n"  # seconds
 USE = "import torch; from kernels.bias_act import bias_act; "
 USE += "print(bias_act(torch.ones(2, 3), torch.ones(3), gain=1.0).sum().item())"
-NATIVE = [name for name, stem in build.OPERATIONS.items() if (build.CSRC / f"{stem}.cu").exists()]
+WITH_CUDA = dispatch.with_source("cuda")
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No memory of what this process could load before."""
-    monkeypatch.setattr(build, "_REASONS", {})
-    monkeypatch.setattr(build, "_WARNED", set())
-    monkeypatch.delenv(build.SWITCH, raising=False)
+    """Forget which libraries this process could load before."""
+    monkeypatch.setattr(dispatch, "_REASONS", {})
+    monkeypatch.setattr(dispatch, "_WARNED", set())
+    monkeypatch.delenv(dispatch.SWITCH, raising=False)
     yield
 
 
@@ -54,8 +54,8 @@ def needs_compiler() -> None:
         pytest.skip("no C++ compiler on this machine")
 
 
-def reference_after_one_warning(match: str) -> None:
-    """`auto` works, warns once, and the doctor says why; the name is refused with the same reason."""
+def check_fallback_warns_once(match: str) -> None:
+    """`auto` runs the reference, warns once and `describe` has the reason; "cpp" is refused with the same reason."""
     x, bias = torch.randn(2, 3), torch.randn(3)
     with pytest.warns(UserWarning, match=match) as said:
         found = bias_act(x, bias)
@@ -63,23 +63,23 @@ def reference_after_one_warning(match: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bias_act(x, bias)
-    assert build.describe()["bias_act"] == ("ref", build.unavailable("bias_act", "cpp"))
+    assert dispatch.describe()["bias_act"] == ("ref", dispatch.unavailable("bias_act", "cpp"))
     with pytest.raises(build.KernelUnavailable, match=match):
         bias_act(x, bias, impl="cpp")
 
 
-# ---------------------------------------------------------------- doing without
+# ---------------------------------------------------------------- fallback to the reference
 
 
 def test_without_a_compiler_the_reference_runs(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    reference_after_one_warning("no C\\+\\+ compiler: `no-such-compiler` is not on PATH")
+    check_fallback_warns_once("no C\\+\\+ compiler: `no-such-compiler` is not on PATH")
 
 
-def test_code_for_one_device_only_does_without_a_compiler_as_well(
+def test_without_a_compiler_an_operation_with_cpu_code_only_runs_its_reference(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (copied / "difference.cpp").write_text(TINY)
+    (copied / "epilogue_difference.cpp").write_text(TINY)
     monkeypatch.setenv("CXX", "no-such-compiler")
     x, base = torch.randn(4, 3, 2, 5), torch.randn(2, 3, 2, 5)
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as said:
@@ -95,47 +95,42 @@ def test_without_ninja_the_reference_runs(copied: Path, tmp_path: Path, monkeypa
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setattr(sys, "executable", str(tools / "python"))
-    reference_after_one_warning("no ninja on PATH")
+    check_fallback_warns_once("no ninja on PATH")
 
 
-def test_a_folder_that_cannot_be_written_leaves_the_reference(
+def test_without_a_writable_cache_the_reference_runs(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(build.CACHE, str(tmp_path / "file" / "cache"))
-    reference_after_one_warning("compiled code cannot be written to .*cache")
+    check_fallback_warns_once("compiled code cannot be written to .*cache")
 
 
-def test_a_source_that_does_not_compile_leaves_the_reference_and_names_the_error(copied: Path) -> None:
+def test_a_source_that_does_not_compile_runs_the_reference_and_names_the_error(copied: Path) -> None:
     needs_compiler()
     (copied / "bias_act.cpp").write_text("#error this cannot work\n")
-    reference_after_one_warning("this cannot work")
+    check_fallback_warns_once("this cannot work")
 
 
-def test_native_code_can_be_switched_off_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(build.SWITCH, "ref")
+def test_native_code_can_be_switched_off_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.SWITCH, "ref")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bias_act(torch.randn(2, 3), torch.randn(3))
-    assert set(build.describe().values()) == {("ref", "switched off by DELTASPACE_KERNELS=ref")}
+    assert set(dispatch.describe().values()) == {("ref", "switched off by DELTASPACE_KERNELS=ref")}
     with pytest.raises(build.KernelUnavailable, match="switched off"):
         bias_act(torch.randn(2, 3), torch.randn(3), impl="cpp")
 
 
-def test_what_does_not_pay_on_a_cpu_is_no_fallback_and_the_doctor_says_so() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("the doctor speaks of CUDA here")
-    chosen, why = build.describe()["relevance_mask"]
-    assert chosen == "ref" and why == build.NO_SOURCE["cpp"]
-
-
-def test_what_has_code_for_cpus_only_is_no_fallback_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_without_cuda_code_runs_its_reference_on_a_gpu_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(build, "library", lambda *_: pytest.fail("compiled"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert build._automatic("epilogue_difference", "cuda") == "ref"
-    assert build.unavailable("epilogue_difference", "cuda") == build.NO_SOURCE["cuda"]
+        assert dispatch._automatic("epilogue_difference", "cuda") == "ref"
+    assert dispatch.unavailable("epilogue_difference", "cuda") == dispatch.NO_SOURCE.format(impl="cuda")
 
 
 def test_cuda_code_is_not_compiled_on_a_machine_without_a_gpu(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,19 +141,19 @@ def test_cuda_code_is_not_compiled_on_a_machine_without_a_gpu(copied: Path, monk
         bias_act(torch.randn(2, 3), torch.randn(3), impl="cuda")
 
 
-def test_dtypes_that_native_code_does_not_know_run_the_reference_or_are_refused_by_name() -> None:
+def test_dtypes_without_native_code_run_the_reference_and_are_refused_for_a_named_implementation() -> None:
     x, bias = torch.randn(2, 3).to(torch.complex64), torch.randn(3)
-    assert build.choose("bias_act", "auto", x, bias) == "ref"
-    assert build.choose("bias_act", "auto", torch.randn(2, 3).half(), bias) == "ref"  # slower than PyTorch's
-    if not build.unavailable("bias_act", "cpp"):
+    assert dispatch.choose("bias_act", "auto", x, bias) == "ref"
+    assert dispatch.choose("bias_act", "auto", torch.randn(2, 3).half(), bias) == "ref"  # slower than PyTorch's
+    if not dispatch.unavailable("bias_act", "cpp"):
         with pytest.raises(ValueError, match="does not take torch"):
-            build.choose("bias_act", "cpp", x, bias)
+            dispatch.choose("bias_act", "cpp", x, bias)
 
 
-# ---------------------------------------------------------------- where compiled code lies
+# ---------------------------------------------------------------- the cache of compiled code
 
 
-def test_a_checkout_keeps_it_below_its_cache_and_falls_back_to_the_users(
+def test_compiled_code_goes_to_the_checkouts_cache_and_else_to_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(build.CACHE, raising=False)
@@ -168,15 +163,17 @@ def test_a_checkout_keeps_it_below_its_cache_and_falls_back_to_the_users(
         (project / "kernels" / "csrc").mkdir(parents=True)
         (project / "pyproject.toml").write_text("")
         monkeypatch.setattr(build, "CSRC", project / "kernels" / "csrc")
-        assert build._places() == [tmp_path / "main" / ".cache" / "kernels", users]
+        assert build._cache_folders() == [tmp_path / "main" / ".cache" / "kernels", users]
     (tmp_path / "main" / ".cache").write_text("a file where the folder would be")
     assert build._writable("name") == users / "name"
     installed = tmp_path / "site-packages" / "kernels" / "csrc"
     monkeypatch.setattr(build, "CSRC", installed)
-    assert build._places() == [users]
+    assert build._cache_folders() == [users]
 
 
-def test_a_change_of_source_flags_or_processor_is_another_file(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_source_flags_processor_or_torch_compiles_anew(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "_build", lambda folder, name, source: folder / name)
     found = {build.library("bias_act", "cpp")}
     (copied / "bias_act.cpp").write_text(TINY + "// another\n")
@@ -192,7 +189,7 @@ def test_a_change_of_source_flags_or_processor_is_another_file(copied: Path, mon
     assert len(found) == 6
 
 
-def test_a_killed_build_and_a_second_process_keep_nobody_waiting(copied: Path) -> None:
+def test_a_killed_build_is_cleaned_up_and_two_processes_share_one_build(copied: Path) -> None:
     needs_compiler()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = f"import pathlib; from kernels import build; build.CSRC = pathlib.Path({str(copied)!r}); "
@@ -206,7 +203,7 @@ def test_a_killed_build_and_a_second_process_keep_nobody_waiting(copied: Path) -
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     (work,) = cache.glob("*/build")
-    (work / "lock").touch()  # what torch up to 2.13 leaves behind and then waits for
+    (work / "lock").touch()  # torch up to 2.13 leaves it behind and then waits for it
     assert not list(cache.glob("*/*.so"))
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = {process.communicate(timeout=120)[0].strip() for process in both}
@@ -214,8 +211,8 @@ def test_a_killed_build_and_a_second_process_keep_nobody_waiting(copied: Path) -
     assert Path(path).is_file() and not work.exists()
 
 
-def test_loading_what_is_there_imports_no_build_tools() -> None:
-    if reason := build.unavailable("bias_act", "cpp"):
+def test_loading_compiled_code_imports_no_build_tools() -> None:
+    if reason := dispatch.unavailable("bias_act", "cpp"):
         pytest.skip(reason)
     code = f"{USE}; import sys; print([n for n in sys.modules if 'cpp_extension' in n or n == 'torch._dynamo'])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -223,14 +220,14 @@ def test_loading_what_is_there_imports_no_build_tools() -> None:
     assert done.stdout.split() == ["12.0", "[]"]
 
 
-def test_importing_builds_nothing(tmp_path: Path) -> None:
+def test_importing_compiles_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), build.CACHE: str(tmp_path / "cache")}
-    code = "import " + ", ".join(f"kernels.{module}" for module in build.OPERATIONS.values())
+    code = "import " + ", ".join(f"kernels.{module}" for module in dispatch.OPERATIONS)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_cached_file_is_found_in_a_folder_that_cannot_be_written(copied: Path) -> None:
+def test_compiled_code_loads_from_a_read_only_folder(copied: Path) -> None:
     needs_compiler()
     path = build.library("bias_act", "cpp")
     for folder in (path.parent, path.parent.parent):
@@ -252,21 +249,22 @@ def cuda_libraries() -> dict[str, Path]:
         build.cuda_home()
     except build.KernelUnavailable as reason:
         pytest.skip(str(reason))
-    return {operation: build.library(operation, "cuda") for operation in NATIVE}
+    return {operation: build.library(operation, "cuda") for operation in WITH_CUDA}
 
 
-def test_the_operations_with_cuda_code_are_known() -> None:
-    assert set(NATIVE) == set(build.OPERATIONS) - {"epilogue_difference", "channel_perturb", "relevance_accumulate"}
+def test_all_operations_have_cpu_code_and_all_but_two_cuda_code() -> None:
+    assert set(WITH_CUDA) == set(dispatch.OPERATIONS) - {"epilogue_difference", "channel_perturb"}
+    assert dispatch.with_source("cpp") == dispatch.OPERATIONS
 
 
-@pytest.mark.parametrize("operation", NATIVE)
+@pytest.mark.parametrize("operation", WITH_CUDA)
 def test_cuda_code_compiles_loads_and_registers(operation: str, cuda_libraries: dict[str, Path]) -> None:
     torch.ops.load_library(str(cuda_libraries[operation]))
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deltaspace::{operation}", "CUDA")
 
 
-@pytest.mark.parametrize("operation", NATIVE)
-def test_cuda_code_is_for_hopper(operation: str, cuda_libraries: dict[str, Path]) -> None:
+@pytest.mark.parametrize("operation", WITH_CUDA)
+def test_cuda_code_is_compiled_for_hopper(operation: str, cuda_libraries: dict[str, Path]) -> None:
     if torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST"):
         pytest.skip("compiled for another architecture by choice")
     import triton

@@ -15,21 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import build
+from kernels import dispatch
 from kernels.bias_act import GAIN, bias_act
 from kernels.box_resample import box_resample
 from kernels.channel_perturb import channel_perturb
-from kernels.epilogue import modulated_epilogue
 from kernels.epilogue_difference import epilogue_difference
-from kernels.relevance import relevance_mask
+from kernels.modulated_epilogue import modulated_epilogue
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 
 IMPLEMENTATIONS = ["cpp", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (3, 5, 1, 9), (2, 17, 13, 11), (37, 19, 4, 3), (2, 3, 65, 33)]
-NATIVE = [name for name, stem in build.OPERATIONS.items() if list(build.CSRC.glob(f"{stem}.c*"))]
-WIDE = "demod noise weight bias style s values norm share".split()  # stay float32 beside a half-precision input
+WIDE = "demod noise weight bias style s values norm weight_norm".split()  # stay float32 beside a half-precision input
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,16 @@ def difference_inputs(shape: tuple[int, int, int, int], times: int, sides: str) 
 
 def perturbed(shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
     n, c, h, w = shape
-    shapes = {"raw": shape, "parts": (n, 3, c, h, w), "s": (n, 3), "values": (3, 2), "norm": (n, c), "share": (3, c)}
+    shapes = {
+        "raw": shape,
+        "parts": (n, 3, c, h, w),
+        "s": (n, 3),
+        "values": (3, 2),
+        "norm": (n, c),
+        "weight_norm": (3, c),
+    }
     found = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    return {**found, "norm": 40 + found["norm"].square(), "share": found["share"].square()}
+    return {**found, "norm": 40 + found["norm"].square(), "weight_norm": found["weight_norm"].square()}
 
 
 def just_x(shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
@@ -81,15 +86,6 @@ def boxed(size: int, statistics: bool = False) -> Case:
     return Case(run, just_x)
 
 
-def masked(shape: tuple[int, int, int, int]) -> dict[str, Tensor]:
-    relevance = torch.randint(-3, 4, (shape[1], 6), dtype=torch.float64)  # whole products: no rounding at the threshold
-    return {
-        "delta_s": torch.randn(shape[0], shape[1], dtype=torch.float64),
-        "relevance": relevance,
-        "delta_t": torch.randint(-2, 3, (6,), dtype=torch.float64),
-    }
-
-
 CASES = {
     "bias_act": Case(bias_act, lambda shape: {**just_x(shape), "bias": torch.randn(shape[1], dtype=torch.float64)}),
     "bias_act last axis": Case(
@@ -107,12 +103,6 @@ CASES = {
     "shrink": filtered(down=2, pad=(3, 3)),
     "box up": boxed(14),
     "box down, normalised": boxed(3, statistics=True),
-    "relevance_mask": Case(
-        lambda impl, **tensors: relevance_mask(**tensors, threshold=3.0, strength=1.7, impl=impl),
-        masked,
-        ("relevance", "delta_t"),
-        native=("cuda",),
-    ),
     "channel_perturb": Case(channel_perturb, perturbed, gradient=False, native=("cpp",)),
     "epilogue_difference": Case(
         epilogue_difference,
@@ -143,8 +133,8 @@ def device_of(impl: str, case: Case) -> str:
     if impl == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if impl not in case.native:
-        pytest.skip(build.NO_SOURCE[impl])
-    if reason := build.unavailable("bias_act", impl):
+        pytest.skip(dispatch.NO_SOURCE.format(impl=impl))
+    if reason := dispatch.unavailable("bias_act", impl):
         pytest.skip(reason)
     return "cuda" if impl == "cuda" else "cpu"
 
@@ -217,7 +207,7 @@ def test_results_keep_dtype_and_layout_and_an_empty_batch_stays_empty(impl: str,
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_views_and_other_strides_are_read_as_what_they_show(impl: str, name: str) -> None:
+def test_views_and_other_strides_are_read_correctly(impl: str, name: str) -> None:
     case = CASES[name]
     device = device_of(impl, case)
     tensors = {key: x.to(device, torch.float32) for key, x in case.tensors((4, 6, 10, 8)).items()}
@@ -297,8 +287,6 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
     parts, factors = last.repeat(1, 4, 1, 1).contiguous(memory_format=torch.channels_last), torch.rand(2, 4, 2, 3)
     ones = torch.ones(3, device=device)
     kernel = binomial_kernel(2).to(device)
-    delta_s = torch.randn(2, 5, device=device, requires_grad=True)
-    matrix, text = torch.randn(5, 4, device=device), torch.randn(4, device=device)
     return {
         "bias_act": [("bias_act", (x, ones.clone().requires_grad_(), 0.2, GAIN))],
         "modulated_epilogue": [
@@ -308,7 +296,6 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
         ],
         "upfirdn2d": [("upfirdn2d", (x, kernel, 2, 1, 2, 1, 2, 1, True))],
         "box_resample": [("box_resample", (x, 3, 7, None, None)), ("box_resample", (x, 7, 3, ones, ones))],
-        "relevance_mask": [("relevance_mask", (delta_s, matrix, text, 0.5, 1.5))],
         "channel_perturb": [("channel_perturb", (last, parts, factors, factors))],
         "epilogue_difference": [
             ("epilogue_difference", (changes, x.detach(), detached[0], detached[-1], 0.2, GAIN)),
@@ -319,38 +306,36 @@ def arguments(operation: str, device: str, layout: torch.memory_format) -> list[
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("operation", NATIVE)
+@pytest.mark.parametrize("operation", dispatch.OPERATIONS)
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_torchs_own_check_of_operations_passes(impl: str, operation: str, layout: str) -> None:
+def test_opcheck_of_torch_passes(impl: str, operation: str, layout: str) -> None:
     device = device_of(impl, CASES.get(operation, CASES["bias_act"]))
-    assert build.unavailable(operation, impl) == ""
+    assert dispatch.unavailable(operation, impl) == ""
     for name, values in arguments(operation, device, LAYOUTS[layout]):
         torch.library.opcheck(getattr(torch.ops.deltaspace, name).default, values)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_the_compiler_takes_all_operations_in_one_graph(impl: str) -> None:
+def test_torch_compile_takes_all_operations_in_one_graph(impl: str) -> None:
     device = device_of(impl, CASES["bias_act"])
     x = torch.randn(2, 3, 5, 4, device=device, requires_grad=True)
     sides = [side.float().to(device) for side in epilogue_inputs((2, 3, 5, 4), 1, style=True).values()][1:]
     kernel = binomial_kernel(2).to(device)
-    matrix, text = torch.randn(4, 6, device=device), torch.randn(6, device=device)
 
     def chain(x: Tensor) -> Tensor:
         y = modulated_epilogue(x, *sides)
-        y = box_resample(upfirdn2d(bias_act(y, sides[3]), kernel, up=2, pad=(2, 1)), 4, (0.1,) * 3, (0.5,) * 3)
-        return relevance_mask(y.mean(dim=(1, 2)), matrix, text, 0.5)
+        return box_resample(upfirdn2d(bias_act(y, sides[3]), kernel, up=2, pad=(2, 1)), 4, (0.1,) * 3, (0.5,) * 3)
 
     compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), chain(x))
-    cotangent = torch.randn(2, 4, device=device)
+    cotangent = torch.randn(2, 3, 4, 4, device=device)
     torch.testing.assert_close(
         torch.autograd.grad(compiled(x), x, cotangent), torch.autograd.grad(chain(x), x, cotangent)
     )
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_the_compiler_takes_the_difference_of_an_epilogue_with_and_without_a_gradient(impl: str) -> None:
+def test_torch_compile_takes_epilogue_difference_with_and_without_a_gradient(impl: str) -> None:
     device_of(impl, CASES["epilogue_difference"])
     given = {key: x.float() for key, x in difference_inputs((2, 3, 5, 4), 3, "demod style").items()}
     compiled = torch.compile(epilogue_difference, fullgraph=True, backend="aot_eager")
@@ -359,7 +344,7 @@ def test_the_compiler_takes_the_difference_of_an_epilogue_with_and_without_a_gra
         torch.testing.assert_close(compiled(**given), epilogue_difference(**given, impl="ref"))
 
 
-def test_values_that_are_not_numbers_stay_so_in_bfloat16() -> None:
+def test_nan_and_inf_are_kept_in_bfloat16() -> None:
     device_of("cpp", CASES["bias_act"])
     x = torch.tensor([[math.nan, math.inf, -math.inf, 3e38, 1.0]]).bfloat16()
     found = bias_act(x, torch.zeros(5).bfloat16(), gain=2.0, impl="cpp")

@@ -14,29 +14,29 @@ from kernel_calls import BOTH, CALLS, double
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import build
+from kernels import dispatch
 from kernels.bias_act import GAIN, bias_act
 from kernels.box_resample import box_resample, box_weights
-from kernels.epilogue import modulated_epilogue
+from kernels.modulated_epilogue import modulated_epilogue
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 
 # ---------------------------------------------------------------- which implementation runs
 
 
-def test_every_operation_has_a_call_here_and_a_line_in_the_doctors_table() -> None:
-    assert set(CALLS) == set(build.OPERATIONS) == set(build.describe())
-    for chosen, why in build.describe().values():
-        assert chosen in build.IMPLEMENTATIONS and chosen != "auto" and (chosen != "ref" or why)
+def test_every_operation_has_a_call_here_and_a_line_in_the_description() -> None:
+    assert set(CALLS) == set(dispatch.OPERATIONS) == set(dispatch.describe())
+    for chosen, why in dispatch.describe().values():
+        assert chosen in dispatch.IMPLEMENTATIONS and chosen != "auto" and (chosen != "ref" or why)
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("impl", [impl for impl in build.IMPLEMENTATIONS if impl != "ref"])
-def test_an_implementation_asked_for_by_name_runs_or_says_why_not(name: str, impl: str) -> None:
+@pytest.mark.parametrize("impl", [impl for impl in dispatch.IMPLEMENTATIONS if impl != "ref"])
+def test_a_named_implementation_runs_or_raises_with_the_reason(name: str, impl: str) -> None:
     operation, tensors, options = CALLS[name]
     expected = operation(*tensors, **options, impl="ref")
-    reason = "" if impl == "auto" else build.unavailable(name, impl)
+    reason = "" if impl == "auto" else dispatch.unavailable(name, impl)
     if reason:
-        with pytest.raises(build.KernelUnavailable) as refusal:
+        with pytest.raises(dispatch.KernelUnavailable) as refusal:
             operation(*tensors, **options, impl=impl)
         assert str(refusal.value) == reason
     else:
@@ -53,8 +53,8 @@ def test_an_unknown_implementation_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, tensors, _) in CALLS.items() if len(tensors) > 1])
-@pytest.mark.parametrize("impl", build.IMPLEMENTATIONS)
-def test_tensors_on_two_devices_are_refused_whatever_is_asked_for(name: str, impl: str) -> None:
+@pytest.mark.parametrize("impl", dispatch.IMPLEMENTATIONS)
+def test_tensors_on_two_devices_are_refused_by_every_implementation(name: str, impl: str) -> None:
     operation, (first, *others), options = CALLS[name]
     with pytest.raises(ValueError, match="several devices: cpu, meta"):
         operation(first, *(other.to("meta") for other in others), **options, impl=impl)
@@ -77,7 +77,7 @@ def naive_bias_act(x: np.ndarray, bias: np.ndarray, axis: int, slope: float, gai
 )
 @pytest.mark.parametrize(("slope", "gain"), [(0.2, GAIN), (0.0, 1.0), (0.05, 0.7)])
 @BOTH
-def test_bias_act_is_its_formula_with_channels_on_the_right_axis(impl, shape, axis, slope, gain) -> None:
+def test_bias_act_equals_its_formula_with_channels_on_the_right_axis(impl, shape, axis, slope, gain) -> None:
     x, bias = double(*shape, grad=False), double(5, grad=False)
     expected = naive_bias_act(x.numpy(), bias.numpy(), axis, slope, gain)
     np.testing.assert_allclose(bias_act(x, bias, slope, gain, impl=impl).numpy(), expected, rtol=1e-12)
@@ -89,7 +89,7 @@ def test_the_default_gain_keeps_the_size_of_a_unit_normal_input() -> None:
     assert bias_act(x, torch.zeros(100), slope=0.0).square().mean().item() == pytest.approx(1, abs=0.03)
 
 
-def test_bias_act_of_another_memory_layout_is_the_same() -> None:
+def test_bias_act_is_independent_of_the_memory_layout() -> None:
     x, bias = torch.randn(2, 5, 3, 7), torch.randn(5)
     assert torch.equal(bias_act(x.contiguous(memory_format=torch.channels_last), bias), bias_act(x, bias))
     assert torch.equal(bias_act(x[:, :, ::2, ::3], bias), bias_act(x, bias)[:, :, ::2, ::3])
@@ -135,7 +135,7 @@ def naive_upfirdn2d(x: np.ndarray, kernel: np.ndarray, up: int, down: int, pad: 
     pad=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     seed=st.integers(0, 99),
 )
-def test_upfirdn2d_is_the_loop_over_samples_and_taps(height, width, taps, up, down, pad, seed) -> None:
+def test_upfirdn2d_equals_a_loop_over_samples_and_taps(height, width, taps, up, down, pad, seed) -> None:
     if min(height, width) * up + sum(pad) < taps:
         return
     rng = np.random.default_rng(seed)
@@ -152,7 +152,7 @@ def test_the_blur_behind_a_transposed_convolution_gives_twice_the_size() -> None
     assert upfirdn2d(torch.randn(1, 3, 8, 8), binomial_kernel(2), up=2, pad=(2, 1)).shape[2:] == (16, 16)
 
 
-def test_doubling_a_flat_picture_keeps_it_flat_away_from_the_border() -> None:
+def test_upsampling_a_constant_image_keeps_it_constant_away_from_the_border() -> None:
     doubled = upfirdn2d(torch.full((1, 1, 8, 8), 0.7), binomial_kernel(2), up=2, pad=(2, 1))
     torch.testing.assert_close(doubled[:, :, 2:-2, 2:-2], torch.full((1, 1, 12, 12), 0.7))
 
@@ -189,7 +189,7 @@ def published_resize(x: Tensor, size: int) -> Tensor:
 
 @pytest.mark.parametrize(("size", "channels"), [(256, 3), (512, 3), (1024, 1)])
 @BOTH
-def test_box_resample_is_the_published_resize_without_its_intermediate(impl: str, size: int, channels: int) -> None:
+def test_box_resample_equals_the_published_resize(impl: str, size: int, channels: int) -> None:
     x = torch.rand(1, channels, size, size, dtype=torch.float64) * 2 - 1
     found = box_resample(x, 224, impl=impl)
     assert (found - published_resize(x, size)).abs().max() < 1e-6
@@ -221,13 +221,13 @@ def test_box_resample_is_the_mean_of_the_area_below_for_any_sizes_up_and_down(he
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 96), (1023, 224), (7, 7), (5, 3), (1, 4)])
-def test_the_shares_of_an_output_pixel_sum_to_one(source: int, target: int) -> None:
+def test_the_weights_of_an_output_pixel_sum_to_one(source: int, target: int) -> None:
     weights = box_weights(source, target)
     assert weights.shape == (target, source) and (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(target))
 
 
-def test_a_whole_factor_is_plain_average_pooling_and_the_same_size_changes_nothing() -> None:
+def test_an_integer_factor_is_average_pooling_and_the_same_size_changes_nothing() -> None:
     x = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(box_resample(x, 4), F.avg_pool2d(x, 3))
     assert torch.equal(box_resample(x, 12), x)
@@ -256,7 +256,7 @@ def test_normalising_needs_a_mean_and_a_deviation_for_every_channel(mean, std) -
 @pytest.mark.parametrize("styled", [False, True])
 @pytest.mark.parametrize("noises", [1, 3])
 @BOTH
-def test_the_epilogue_is_its_formula_value_by_value(impl: str, noises: int, styled: bool) -> None:
+def test_the_epilogue_equals_its_formula(impl: str, noises: int, styled: bool) -> None:
     rng = np.random.default_rng(3)
     x, demod, noise, weight, bias, style = (
         rng.normal(size=shape) for shape in ((3, 2, 4, 5), (3, 2), (noises, 1, 4, 5), (1,), (2,), (3, 2))
@@ -271,7 +271,7 @@ def test_the_epilogue_is_its_formula_value_by_value(impl: str, noises: int, styl
 
 
 @pytest.mark.parametrize("name", ["demod", "noise", "weight", "bias", "style"])
-def test_the_epilogue_refuses_side_inputs_that_do_not_fit(name: str) -> None:
+def test_the_epilogue_refuses_shapes_that_do_not_fit(name: str) -> None:
     shapes = {"x": (2, 3, 5, 4), "demod": (2, 3), "noise": (1, 1, 5, 4), "weight": (1,), "bias": (3,), "style": (2, 3)}
     for wrong in ((3, 2), (2, 1, 4, 5), (2,)):
         tensors = {key: torch.randn(wrong if key == name else shape) for key, shape in shapes.items()}

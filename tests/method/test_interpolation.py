@@ -1,4 +1,4 @@
-"""What lies between pictures: ends are the pictures themselves, styles go straight, noise along a sphere."""
+"""Interpolation and style mixing: exact ends, linear styles, spherical noise; and their commands."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image
 
 from deltaspace.cli import app
 from pipeline import interpolation
-from pipeline.editors._diffusion import Settings, Walker
+from pipeline.editors._diffusion import WholeImageEditor, WholeImageParams
 from pipeline.models import ode_solvers
 from pipeline.models.stylespace import StyleLayout
 from pipeline.runtime.errors import InputError
-from pipeline.values import Source
+from pipeline.values import Inversion, Source
 
 LAYOUT = StyleLayout((2, 2, 3), (1, 2))
 R = 8
 
 
 class Painter:
-    """A denoiser whose pictures are their style's mean colour and half of their noise's quantile."""
+    """Optimal denoiser of images that are N(mean colour of the style, 1/4)."""
 
     objective, space = "eps", "s"
 
@@ -35,65 +35,71 @@ class Painter:
 
 
 @pytest.fixture
-def walker() -> Walker:
+def editor() -> WholeImageEditor:
     stats = torch.zeros(LAYOUT.size), torch.ones(LAYOUT.size)
-    world = SimpleNamespace(denoiser=Painter(), s_stats=stats, generator=SimpleNamespace(layout=LAYOUT), device="cpu")
-    return Walker(world, Settings(1.0, 0.1, False, None, None, None, 50, "belm", 0, 1.25))  # type: ignore[arg-type]
+    generator = SimpleNamespace(layout=LAYOUT)
+    world = SimpleNamespace(
+        denoiser=Painter(), s_stats=stats, generator=generator, device="cpu", absent=lambda name: None
+    )
+    params = WholeImageParams(1.0, 50, "belm", 1.25, threshold=0.1)
+    return WholeImageEditor(world, params)  # type: ignore[arg-type]
 
 
 def source(seed: int) -> Source:
     chance = torch.Generator().manual_seed(seed)
     image, s = torch.rand(1, 3, R, R, generator=chance) - 0.5, torch.randn(1, LAYOUT.size, generator=chance) / 4
-    return Source(image, torch.zeros(1, 1, 1), s, torch.zeros(1, 1))
+    return Source(image, Inversion(torch.zeros(1, 1, 1)), s, torch.zeros(1, 1))
 
 
-def test_slerp_keeps_to_the_sphere_at_an_even_pace() -> None:
+def test_slerp_stays_on_the_sphere_at_constant_speed() -> None:
     one, other = torch.zeros(2, 1, 2), torch.zeros(2, 1, 2)
     one[:, 0, 0], other[0, 0, 1], other[1, 0, 0] = 2.0, 2.0, 2.0
     third = interpolation.slerp(one, other, 1 / 3)
     torch.testing.assert_close(third[0, 0], torch.tensor([3.0**0.5, 1.0]))
-    torch.testing.assert_close(third[1], one[1])  # the same: no angle to walk
+    torch.testing.assert_close(third[1], one[1])  # equal: the angle is 0
     for weight, end in ((0.0, one), (1.0, other)):
         torch.testing.assert_close(interpolation.slerp(one, other, weight), end)
 
 
-def test_the_ends_are_the_pictures_themselves(walker: Walker) -> None:
+def test_weights_0_and_1_are_the_images(editor: WholeImageEditor) -> None:
     one, other = source(1), source(2)
-    found = interpolation.between(walker, interpolation.end(walker, one), interpolation.end(walker, other), [0, 0.5, 1])
-    torch.testing.assert_close(found[::2], torch.cat([one.image, other.image]), atol=1e-3, rtol=0)
-    middle = found[1].mean(dim=(1, 2)) - (found[0] + found[2]).mean(dim=(1, 2)) / 2
-    assert middle.abs().max() < 0.2 and (found[1] - found[0]).abs().max() > 0.1
+    start, stop = (interpolation.end(editor, editor.prepare(each)) for each in (one, other))
+    result = interpolation.between(editor, start, stop, [0, 0.5, 1])
+    torch.testing.assert_close(result[::2], torch.cat([one.image, other.image]), atol=1e-3, rtol=0)
+    middle = result[1].mean(dim=(1, 2)) - (result[0] + result[2]).mean(dim=(1, 2)) / 2
+    assert middle.abs().max() < 0.2 and (result[1] - result[0]).abs().max() > 0.1
 
 
-def test_an_edit_at_the_end_is_the_guided_one_and_pictures_are_not_guided(walker: Walker) -> None:
+def test_an_edit_as_end_is_guided_and_images_are_not(editor: WholeImageEditor) -> None:
     person, other = source(1), source(2)
-    whole, edited = interpolation.end(walker, person), interpolation.End(walker.noise(person), person.s + 0.5, person.s)
-    found = interpolation.between(walker, whole, edited, [0, 1])
-    expected = walker.drawn(edited.noise, edited.s, person.s).x.clamp(-1, 1)
-    assert torch.equal(found[1:], expected) and not torch.equal(expected, walker.drawn(edited.noise, edited.s).x)
+    whole = interpolation.end(editor, editor.prepare(person))
+    edited = interpolation.End(whole.noise, person.s + 0.5, person.s)
+    result = interpolation.between(editor, whole, edited, [0, 1])
+    expected = editor.sample(edited.noise, edited.s, person.s).x.clamp(-1, 1)
+    assert torch.equal(result[1:], expected) and not torch.equal(expected, editor.sample(edited.noise, edited.s).x)
     calls = []
-    draw = walker.backbones.denoiser
+    draw = editor.networks.denoiser
 
     def counted(x, t, s):
         calls.append(t)
         return draw(x, t, s)
 
     counted.objective, counted.space = "eps", "s"  # type: ignore[attr-defined]
-    walker.backbones.denoiser = counted  # type: ignore[misc]
-    interpolation.between(walker, whole, interpolation.End(walker.noise(other), other.s, other.s), [0.5])
-    assert len(calls) == 49 + 50  # the other's noise, and one way down without guidance
+    editor.networks.denoiser = counted  # type: ignore[misc]
+    interpolation.between(editor, whole, interpolation.End(editor.invert(other), other.s, other.s), [0.5])
+    assert len(calls) == 49 + 50  # the inversion of the other image, and sampling without guidance
 
 
-def test_only_the_levels_that_are_asked_for_are_the_others(walker: Walker) -> None:
-    content, style = (interpolation.end(walker, source(seed)) for seed in (1, 2))
+def test_mixing_replaces_the_given_levels_only(editor: WholeImageEditor) -> None:
+    content, style = (interpolation.end(editor, editor.prepare(source(seed))) for seed in (1, 2))
     s = content.s.clone()
     s[:, 2:4] = style.s[:, 2:4]
-    expected = walker.drawn(content.noise, s).x.clamp(-1, 1)
-    assert torch.equal(interpolation.mixed(walker, content, style, ["medium"]), expected)
-    whole = interpolation.mixed(walker, content, style, ["coarse", "medium", "fine"])
-    assert torch.equal(whole, walker.drawn(content.noise, style.s).x.clamp(-1, 1))
+    expected = editor.sample(content.noise, s).x.clamp(-1, 1)
+    assert torch.equal(interpolation.mixed(editor, content, style, ["medium"]), expected)
+    whole = interpolation.mixed(editor, content, style, ["coarse", "medium", "fine"])
+    assert torch.equal(whole, editor.sample(content.noise, style.s).x.clamp(-1, 1))
     with pytest.raises(InputError, match=r"no level 'fin' \(did you mean 'fine'\?\): there are coarse, medium, fine"):
-        interpolation.mixed(walker, content, style, ["fin"])
+        interpolation.mixed(editor, content, style, ["fin"])
 
 
 # ---------------------------------------------------------------- the commands
@@ -133,17 +139,17 @@ def test_mix_writes_a_picture_per_level_or_the_levels_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["interpolate", "0.png"], "give two pictures"),
+        (["interpolate", "0.png"], "give two images"),
         (["interpolate", "none.png", "1.png"], "none.png does not exist"),
-        (["interpolate", "0.png", "portrait:x"], "'portrait:x' is no drawn person"),
+        (["interpolate", "0.png", "portrait:x"], "'portrait:x' is no drawn portrait"),
         (["interpolate", "0.png", "typo.png"], "typo.png does not exist"),
-        (["interpolate", "0.png", "1.png", "face"], "give two pictures"),
+        (["interpolate", "0.png", "1.png", "face"], "give two images"),
         (["mix", "0.png", "1.png", "-o", "0.png"], "0.png is one file"),
         (["interpolate", "0.png", "face with red hair"], "dvc repro mapper@tiny"),
         (["mix", "0.png", "1.png", "--levels", "corse"], "did you mean 'coarse'?"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(
+def test_bad_input_is_one_line(
     pictures: list[str], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.run([*words, "--domain", "tiny"]) == 2

@@ -1,4 +1,4 @@
-"""What the mapper in W+ learns from: every code with its own picture's CLIP feature."""
+"""Training data of the mapper in W+: every code with the CLIP embedding of its own image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROWS, DIM = 3, 2
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Any:
-    """Six fakes and three pictures, whose numbers tell their id."""
-    layout = artefacts.Layout("tiny", tmp_path)
+    """Six fakes and three images, with values that follow from their ids."""
+    layout = artefacts.DomainPaths("tiny", tmp_path)
     w = torch.arange(6.0)[:, None] + torch.tensor([0.0, 0.5])
     artefacts.write_shard(layout.fakes / artefacts.shard_name(0), "fakes", {"id": list(range(6)), "w": w}, {})
     reals, splits = [20, 21, 22], ["train", "val", "train"]
@@ -32,7 +32,7 @@ def stage(tmp_path: Path) -> Any:
         columns = {"id": ids, "source": [source] * len(ids), "split": split, "s": torch.zeros(len(ids), 5).half()}
         artefacts.write_shard(layout.codes / artefacts.shard_name(number), "codes", {**columns, "clip": clip}, {})
     networks = SimpleNamespace(generator=SimpleNamespace(num_ws=ROWS, style_dim=DIM))
-    return SimpleNamespace(files=layout, networks=SimpleNamespace(load=lambda: networks))
+    return SimpleNamespace(paths=layout, networks=SimpleNamespace(load=lambda: networks))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def stage(tmp_path: Path) -> Any:
         ("train", ("real",), [20, 22]),
     ],
 )
-def test_every_w_plus_stands_beside_its_own_clip_feature(
+def test_every_w_plus_has_its_own_clip_embedding(
     split: str, sources: tuple[str, ...], ids: list[int], stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where a domain's networks come from, and what is said when a file is missing, broken or another network's."""
+"""Paths and loading of a domain's networks, and the errors for missing, broken and foreign files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.networks import MADE_BY_DVC, Backbones
+from pipeline.networks import MADE_BY_DVC, Networks
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains, weights
 
@@ -26,8 +26,8 @@ def project(tiny: Path, tmp_path: Path) -> Path:
     return root
 
 
-def at(root: Path) -> Backbones:
-    return Backbones(domains.load("tiny", root), root)
+def at(root: Path) -> Networks:
+    return Networks(domains.load("tiny", root), root)
 
 
 def shipped(root: Path, name: str) -> Path:
@@ -35,10 +35,10 @@ def shipped(root: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_read_once_frozen_and_ready(name: str, project: Path) -> None:
-    backbones = at(project)
-    network = getattr(backbones, name)
-    assert getattr(backbones, name) is network
+def test_a_network_is_loaded_once_frozen_and_in_evaluation_mode(name: str, project: Path) -> None:
+    networks = at(project)
+    network = getattr(networks, name)
+    assert getattr(networks, name) is network
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
     tensors, _ = weights.load(shipped(project, name))
     state = network.state_dict()
@@ -46,7 +46,7 @@ def test_a_network_is_read_once_frozen_and_ready(name: str, project: Path) -> No
     assert all(torch.equal(state[key], tensors[key].to(state[key].dtype)) for key in state)
 
 
-def test_the_generator_gets_its_mean_w_and_the_domains_levels(project: Path) -> None:
+def test_the_generator_gets_its_mean_w_and_level_split(project: Path) -> None:
     tensors, meta = weights.load(shipped(project, "generator"))
     tensors["w_mean"] = torch.linspace(0, 1, 12)
     weights.save(shipped(project, "generator"), tensors, meta, half=False)
@@ -55,7 +55,7 @@ def test_the_generator_gets_its_mean_w_and_the_domains_levels(project: Path) -> 
     assert list(generator.layout.split) == meta["model"]["split"]
 
 
-def test_clip_takes_its_words_from_the_file_and_its_normalisation_from_the_domain(project: Path) -> None:
+def test_clip_has_the_vocabulary_of_the_file_and_the_normalisation_of_the_domain(project: Path) -> None:
     _, meta = weights.load(shipped(project, "clip"))
     assert at(project).clip.vocabulary == frozenset(meta["vocabulary"])
     for normalise in (True, False):
@@ -65,17 +65,17 @@ def test_clip_takes_its_words_from_the_file_and_its_normalisation_from_the_domai
 
 
 @pytest.mark.parametrize("name", MADE_BY_DVC)
-def test_what_the_workflow_made_goes_before_what_is_shipped(name: str, project: Path) -> None:
-    backbones = at(project)
-    assert backbones.path(name) == shipped(project, name)
+def test_outputs_of_dvc_take_precedence_over_shipped_files(name: str, project: Path) -> None:
+    networks = at(project)
+    assert networks.path(name) == shipped(project, name)
     made = project / f"data/tiny/{MADE_BY_DVC[name]}.safetensors"
     made.parent.mkdir(exist_ok=True)
     made.write_bytes(b"")
-    assert backbones.path(name) == made
+    assert networks.path(name) == made
 
 
 @pytest.mark.parametrize("name", ["generator", "encoder", "clip", "identity", "oracle"])
-def test_what_the_workflow_does_not_make_is_only_read_from_the_shipped_files(name: str, project: Path) -> None:
+def test_other_networks_are_only_read_from_the_shipped_files(name: str, project: Path) -> None:
     made = project / f"data/tiny/{name}.safetensors"
     made.parent.mkdir()
     made.write_bytes(b"")
@@ -83,7 +83,7 @@ def test_what_the_workflow_does_not_make_is_only_read_from_the_shipped_files(nam
 
 
 def commands(root: Path, name: str) -> str:
-    """What the error about a missing file says to do."""
+    """Message of the error for a missing file."""
     shipped(root, name).unlink(missing_ok=True)
     with pytest.raises(InputError, match="is missing") as error:
         getattr(at(root), name)
@@ -92,8 +92,8 @@ def commands(root: Path, name: str) -> str:
 
 
 def maker(name: str) -> str:
-    """The tiny domain does not say how large a CLIP to train: one has to be brought."""
-    return "deltaspace import-clip FILE --domain tiny" if name == "clip" else f"deltaspace pretrain tiny {name}"
+    """Command that makes a network; the tiny domain has no size for a CLIP to train, so one is imported."""
+    return "deltaspace import clip FILE --domain tiny" if name == "clip" else f"deltaspace pretrain tiny {name}"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,4 +1,4 @@
-"""The relevance matrix against its definition computed channel by channel, picture by picture, with whole syntheses."""
+"""The relevance matrix against its definition computed channel by channel, image by image, with whole syntheses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import differences, perturbation, relevance
+from pipeline import finite_differences, relevance
 from pipeline.models.clip import Clip
 from pipeline.models.stylegan2 import Generator
 from pipeline.relevance import Part, Probe, RelevanceParams
 from pipeline.runtime.errors import InputError
 from pipeline.storage import params as sections
 
-N, D, E = 11, 5, 7  # more pictures than are held at once, and not a multiple of it
+N, D, E = 11, 5, 7  # more images than one chunk, and not a multiple of it
 PARAMS = RelevanceParams(images=N, alpha=5.0, psi=0.7, seed=9)
 
 
@@ -25,8 +25,8 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-class Eye(nn.Module):
-    """Stands for CLIP: a small curved map of the picture."""
+class TinyClip(nn.Module):
+    """Stands for CLIP: a small nonlinear map of the image."""
 
     dim = E
 
@@ -45,7 +45,7 @@ def generator() -> Generator:
     made = Generator(16, D, {4: 6, 8: 9, 16: 4}, n_mlp=2).eval()
     made.w_mean.normal_()
     with torch.no_grad():
-        for layer in made.styled:
+        for layer in made.convolutions:
             layer.noise.weight.fill_(0.7)
             layer.activate.bias.normal_()
     return made.requires_grad_(False)
@@ -54,25 +54,25 @@ def generator() -> Generator:
 def probe_of(generator: Generator, params: RelevanceParams = PARAMS) -> Probe:
     torch.manual_seed(1)
     size = generator.layout.size
-    eye: Clip = Eye().requires_grad_(False)  # type: ignore[assignment]
-    return relevance.probe(generator, eye, torch.randn(size), torch.rand(size) / 4 + 0.1, params)
+    clip: Clip = TinyClip().requires_grad_(False)  # type: ignore[assignment]
+    return relevance.probe(generator, clip, torch.randn(size), torch.rand(size) / 4 + 0.1, params)
 
 
 @torch.no_grad()
-def embedded(probe: Probe, s: Tensor, picture: int) -> np.ndarray:
-    """The unit embedding of one picture by a whole synthesis."""
-    image = probe.generator.synthesis(s[None], probe.w_plus[picture : picture + 1])
-    return unit(probe.clip.embed_images(image)[0].double().numpy())
+def embedded(probe: Probe, s: Tensor, image: int) -> np.ndarray:
+    """The unit embedding of one image by a whole synthesis."""
+    rgb = probe.generator.synthesis(s[None], probe.w_plus[image : image + 1])
+    return unit(probe.clip.embed_images(rgb)[0].double().numpy())
 
 
 def naive(probe: Probe, channel: int) -> np.ndarray:
-    """Embed both ends, unit; difference, unit; mean over pictures, unit."""
+    """Embed both ends, unit; difference, unit; mean over images, unit."""
     moves = []
-    for picture in range(len(probe.s)):
-        low, high = probe.s[picture].clone(), probe.s[picture].clone()  # all other channels stay what they were
+    for image in range(len(probe.s)):
+        low, high = probe.s[image].clone(), probe.s[image].clone()  # all other channels stay what they were
         low[channel] = probe.mean[channel] - probe.params.alpha * probe.std[channel]
         high[channel] = probe.mean[channel] + probe.params.alpha * probe.std[channel]
-        moves.append(unit(embedded(probe, high, picture) - embedded(probe, low, picture)))
+        moves.append(unit(embedded(probe, high, image) - embedded(probe, low, image)))
     return unit(np.mean(moves, axis=0))
 
 
@@ -88,7 +88,7 @@ def cosines(found: Tensor, expected: Tensor) -> Tensor:
 # ---------------------------------------------------------------- finite differences
 
 
-def test_every_row_of_every_layer_is_the_definition(generator: Generator) -> None:
+def test_every_row_equals_the_definition(generator: Generator) -> None:
     probe = probe_of(generator)
     found = relevance.matrix(probe)
     assert found.shape == (generator.layout.size, E) and not found.requires_grad
@@ -99,7 +99,7 @@ def test_every_row_of_every_layer_is_the_definition(generator: Generator) -> Non
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("normalise", [False, True])
-def test_changes_pass_through_a_residual_clip_as_whole_pictures_do(generator: Generator, normalise: bool) -> None:
+def test_changes_through_a_residual_clip_equal_whole_images(generator: Generator, normalise: bool) -> None:
     torch.manual_seed(2)
     vision = {"image_size": 64, "layers": [1, 1, 2, 1], "width": 8, "head_width": 64}
     clip = Clip({"embed_dim": 6, "vision": vision, "text": {"width": 8, "heads": 1, "layers": 1}}, normalise)
@@ -127,13 +127,13 @@ def test_bfloat16_gives_nearly_the_same_rows(generator: Generator) -> None:
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("changed", [{"method": "reverse"}, {"emulate_published": True}])
-def test_what_would_round_whole_pictures_is_computed_in_float32(generator: Generator, changed: dict) -> None:
+def test_methods_that_would_round_whole_images_compute_in_float32(generator: Generator, changed: dict) -> None:
     asked = [replace(PARAMS, images=2, precision=precision, **changed) for precision in ("float32", "bfloat16")]
     exact, same = (relevance.matrix(probe_of(generator, params)) for params in asked)
     assert torch.equal(exact, same)
 
 
-def test_rows_do_not_depend_on_how_the_channels_are_shared_out_by_the_stage(generator: Generator) -> None:
+def test_rows_do_not_depend_on_the_parts(generator: Generator) -> None:
     probe = probe_of(generator)
     again = relevance.joined(probe, [relevance.compute(probe, part) for part in relevance.parts(probe)])
     assert torch.equal(again, relevance.matrix(probe))
@@ -142,42 +142,61 @@ def test_rows_do_not_depend_on_how_the_channels_are_shared_out_by_the_stage(gene
     torch.testing.assert_close(rows_of(probe, range(4, 9)), again[4:9], atol=2e-5, rtol=0)
 
 
-def test_pictures_are_passed_over_once_for_all_parts_that_need_them(
+def test_parts_with_the_same_images_share_one_forward_pass(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed: list[int] = []
-    base = differences.base
-    monkeypatch.setattr(differences, "base", lambda g, c, s, *rest: passed.append(len(s)) or base(g, c, s, *rest))
+    forward_pass = finite_differences.forward_pass
+    monkeypatch.setattr(
+        finite_differences, "forward_pass", lambda g, c, s, *rest: passed.append(len(s)) or forward_pass(g, c, s, *rest)
+    )
     relevance.matrix(probe_of(generator))
     assert passed == [8, N - 8]
 
 
 @pytest.mark.parametrize("most", [2, 6, 64])
-def test_the_size_of_a_pass_changes_nothing_but_the_memory(
+def test_rows_do_not_depend_on_the_micro_batch(
     generator: Generator, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = probe_of(generator)
     expected = relevance.matrix(probe)
-    monkeypatch.setattr(perturbation, "MOST", {"cpu": most})
-    assert perturbation.micro_batch(generator, torch.device("cpu")) == most
+    monkeypatch.setattr(finite_differences, "MOST", {"cpu": most})
+    assert finite_differences.micro_batch(generator, torch.device("cpu")) == most
     torch.testing.assert_close(relevance.matrix(probe), expected, atol=2e-5, rtol=0)
 
 
-def test_a_pass_over_large_pictures_is_small() -> None:
+def test_the_micro_batch_of_large_images_fits_the_memory_limit() -> None:
     with torch.device("meta"):
         large = Generator(1024, 8, {2**k: 2**5 for k in range(2, 11)}, n_mlp=1)
-    held = perturbation.micro_batch(large, torch.device("cpu")) * 32 * 1024**2 * 4 * perturbation.BUFFERS
-    assert held <= 2 * 2**30  # two pictures, at the least
+    held = finite_differences.micro_batch(large, torch.device("cpu")) * 32 * 1024**2 * 4 * finite_differences.BUFFERS
+    assert held <= 2 * 2**30  # two images, at the least
 
 
-def test_the_pictures_to_try_on_are_never_written_to(generator: Generator) -> None:
+def test_accumulated_rows_are_the_mean_over_images_however_they_come() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 7, 3, 4))
+    after[2, 1] = before[2, 1] * 2  # the same direction: no change
+    expected = np.zeros((3, 4))
+    for image, row in np.ndindex(7, 3):
+        if (image, row) != (2, 1):
+            expected[row] += unit(unit(after[image, row]) - unit(before[image, row])) / 7
+    mean, done = torch.zeros(3, 4, dtype=torch.float64), 0
+    for size in (3, 1, 0, 3):
+        block = slice(done, done + size)
+        ends = torch.from_numpy(before[block]), torch.from_numpy(after[block])
+        mean = finite_differences.accumulate(mean, *ends, done)
+        done += size
+    np.testing.assert_allclose(mean.numpy(), expected, atol=1e-12)
+
+
+def test_the_probe_is_not_modified(generator: Generator) -> None:
     probe = probe_of(generator, replace(PARAMS, emulate_published=True))
     before = probe.s.clone(), probe.w_plus.clone(), probe.mean.clone()
     relevance.matrix(probe)
     assert all(torch.equal(a, b) for a, b in zip((probe.s, probe.w_plus, probe.mean), before, strict=True))
 
 
-def test_a_channel_that_does_nothing_has_a_row_of_zeros_and_spoils_no_other(generator: Generator) -> None:
+def test_a_channel_without_effect_has_a_zero_row_and_changes_no_other(generator: Generator) -> None:
     probe = probe_of(generator)
     still = replace(probe, std=probe.std.clone())
     still.std[8] = 0
@@ -187,7 +206,7 @@ def test_a_channel_that_does_nothing_has_a_row_of_zeros_and_spoils_no_other(gene
     torch.testing.assert_close(found[others], rows_of(probe, range(6, 15))[others])
 
 
-def test_the_published_script_leaves_every_channel_it_tried_at_its_mean(generator: Generator) -> None:
+def test_emulate_published_equals_the_released_loop(generator: Generator) -> None:
     probe = probe_of(generator, replace(PARAMS, emulate_published=True))
     codes, expected = probe.s.clone(), []  # `codes` is written to, cumulatively, as in the released loop
     for channel in range(generator.layout.size):
@@ -201,16 +220,6 @@ def test_the_published_script_leaves_every_channel_it_tried_at_its_mean(generato
     found = relevance.matrix(probe)
     assert cosines(found, torch.from_numpy(np.stack(expected))).min() > 0.9999
     assert cosines(found, relevance.matrix(probe_of(generator))).min() < 0.99
-
-
-@pytest.mark.parametrize("method", ["finite", "reverse"])
-def test_rows_of_layers_that_are_not_asked_for_stay_zero(generator: Generator, method: str) -> None:
-    asked = replace(PARAMS, method=method, images=2)
-    some, whole = (relevance.matrix(probe_of(generator, replace(asked, layers=chosen))) for chosen in ((0, 2), None))
-    layout = generator.layout
-    for layer in range(len(layout.dims)):
-        rows = some[layout.layer(layer)]
-        assert torch.equal(rows, whole[layout.layer(layer)]) if layer in (0, 2) else not rows.any()
 
 
 # ---------------------------------------------------------------- derivatives
@@ -231,7 +240,7 @@ def test_reverse_mode_is_the_mean_unit_derivative(generator: Generator) -> None:
     torch.testing.assert_close(found, F.normalize(rows, dim=1), atol=1e-4, rtol=0)
 
 
-def test_reverse_mode_is_where_small_differences_lead(generator: Generator) -> None:
+def test_reverse_mode_is_the_limit_of_small_differences(generator: Generator) -> None:
     probe = probe_of(generator, replace(PARAMS, method="reverse", images=2))
     found, size = relevance.matrix(probe), generator.layout.size
     double = replace(
@@ -249,7 +258,7 @@ def test_reverse_mode_is_where_small_differences_lead(generator: Generator) -> N
         generator.float()
 
 
-def test_a_prompt_needs_no_matrix(generator: Generator) -> None:
+def test_prompt_relevance_equals_the_matrix_times_the_text_difference(generator: Generator) -> None:
     probe = probe_of(generator, replace(PARAMS, method="reverse", images=3))
     delta_t = torch.randn(E)
     exact = relevance.matrix(probe) @ delta_t
@@ -260,10 +269,10 @@ def test_a_prompt_needs_no_matrix(generator: Generator) -> None:
     assert not relevance.prompt_relevance(probe, torch.zeros(E)).any()
 
 
-# ---------------------------------------------------------------- pictures and parameters
+# ---------------------------------------------------------------- images and parameters
 
 
-def test_the_probe_of_a_generator_is_truncated_samples_and_alpha_sigma_around_the_mean(generator: Generator) -> None:
+def test_the_probe_has_truncated_samples_and_ends_at_alpha_sigma(generator: Generator) -> None:
     probe = probe_of(generator)
     z = torch.randn(N, D, generator=torch.Generator().manual_seed(9))
     w = generator.w_mean + 0.7 * (generator.mapping(z) - generator.w_mean)
@@ -273,7 +282,7 @@ def test_the_probe_of_a_generator_is_truncated_samples_and_alpha_sigma_around_th
     torch.testing.assert_close(probe.high, probe.mean + 5 * probe.std)
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_one_others(generator: Generator) -> None:
+def test_the_seed_fixes_the_images(generator: Generator) -> None:
     probes = [probe_of(generator, replace(PARAMS, seed=seed)) for seed in (1, 1, 2)]
     assert torch.equal(probes[0].s, probes[1].s) and not torch.equal(probes[0].s, probes[2].s)
 
@@ -286,9 +295,6 @@ def test_the_same_seed_gives_the_same_pictures_and_another_one_others(generator:
         ({"alpha": float("nan")}, "alpha"),
         ({"method": "forward"}, "method"),
         ({"precision": "float16"}, "precision"),
-        ({"layers": []}, "layers"),
-        ({"layers": [-1]}, "layers"),
-        ({"layers": [1.5]}, "layers"),
         ({"method": "reverse", "emulate_published": True}, "emulate_published"),
     ],
 )
@@ -297,8 +303,3 @@ def test_bad_parameters_are_one_line_that_names_them(changed: dict, named: str) 
     with pytest.raises(InputError) as error:
         sections.build(RelevanceParams, values, "relevance")
     assert named in str(error.value) and "relevance" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_layer_that_the_generator_lacks_is_refused(generator: Generator) -> None:
-    with pytest.raises(InputError, match="no layer 7: this generator has layers 0 to 4"):
-        probe_of(generator, replace(PARAMS, layers=(0, 7)))

@@ -12,8 +12,8 @@ from pipeline.models.stylegan2 import Generator
 from pipeline.storage import artefacts
 
 
-class Seen:
-    """A CLIP that remembers the shapes it was shown; its embedding is the mean colour."""
+class MeanColour:
+    """A CLIP whose embedding is the mean colour; records the shapes of its inputs."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -44,7 +44,7 @@ def test_batches_are_always_full_and_rows_come_back_in_order(count: int, batch: 
 
 
 @pytest.mark.parametrize("batch", [0, 7, 12])
-def test_a_batch_that_is_no_multiple_of_8_is_refused(batch: int) -> None:
+def test_a_batch_that_is_not_a_multiple_of_8_is_refused(batch: int) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         sampling.BatchParams(batch)
 
@@ -65,7 +65,7 @@ def test_noise_is_standard_normal_and_rows_are_independent() -> None:
 
 
 def test_codes_of_fakes_do_not_depend_on_how_they_are_sharded(generator: Generator) -> None:
-    w, clip = sampling.sample_w(generator, range(20), 0, 1.0), Seen()
+    w, clip = sampling.sample_w(generator, range(20), 0, 1.0), MeanColour()
     s, seen = sampling.fake_codes(generator, clip, w, 8)  # type: ignore[arg-type]
     shards = [sampling.fake_codes(generator, clip, rows, 8) for rows in w.split([8, 12])]  # type: ignore[arg-type]
     assert torch.equal(s, torch.cat([shard[0] for shard in shards]))
@@ -78,15 +78,15 @@ def test_codes_of_a_fake_do_not_depend_on_its_neighbours(generator: Generator) -
     w = sampling.sample_w(generator, range(8), 0, 1.0)
     others = sampling.sample_w(generator, range(50, 58), 0, 1.0)
     others[3] = w[3]
-    for one, other in zip(*(sampling.fake_codes(generator, Seen(), rows, 8) for rows in (w, others))):  # type: ignore[arg-type]
+    for one, other in zip(*(sampling.fake_codes(generator, MeanColour(), rows, 8) for rows in (w, others))):  # type: ignore[arg-type]
         assert torch.equal(one[3], other[3])
         assert not torch.equal(one[2], other[2])
 
 
-def test_a_real_is_embedded_from_its_photograph_and_coded_by_its_inversion(generator: Generator) -> None:
+def test_a_real_has_the_embedding_of_its_photo_and_the_styles_of_its_inversion(generator: Generator) -> None:
     torch.manual_seed(1)
     w_plus, photos = torch.randn(5, generator.num_ws, 12), torch.rand(5, 3, 16, 16) * 2 - 1
-    s, clip = sampling.real_codes(generator, Seen(), w_plus, photos, 8)  # type: ignore[arg-type]
+    s, clip = sampling.real_codes(generator, MeanColour(), w_plus, photos, 8)  # type: ignore[arg-type]
     assert torch.allclose(clip, photos.mean(dim=(2, 3)))
     assert torch.allclose(s.float(), generator.styles(w_plus).half().float(), atol=2e-3)
 
@@ -109,7 +109,7 @@ def test_every_fiftieth_fake_is_for_validation() -> None:
     assert [row for row, split in enumerate(splits) if split == "val"] == [0, 50, 100, 150]
 
 
-def test_siblings_differ_in_the_part_of_their_noise_that_is_asked() -> None:
+def test_siblings_differ_in_the_redrawn_part_of_their_noise() -> None:
     z = sampling.noise(range(4000), 50, seed=5, redrawn=0.2)
     apart = (z[0::2] != z[1::2]).float().mean(dim=1)
     strangers = apart[::25]  # of every 50th, which is for validation
@@ -128,15 +128,15 @@ def test_siblings_differ_in_one_number_at_least() -> None:
 
 
 @pytest.mark.parametrize("part", [0.0, -0.1, 1.1])
-def test_a_part_of_the_noise_that_is_none_is_refused(part: float) -> None:
+def test_redrawn_outside_0_to_1_is_refused(part: float) -> None:
     with pytest.raises(ValueError, match=f"redrawn is {part:g}"):
         sampling.SampleParams(count=10, seed=0, truncation=1.0, redrawn=part, shard=4)
 
 
 @pytest.mark.usefixtures("bfloat16_pays")
-def test_bfloat16_changes_embeddings_a_little_and_styles_not_at_all(generator: Generator) -> None:
+def test_bfloat16_changes_embeddings_slightly_and_styles_not(generator: Generator) -> None:
     w = sampling.sample_w(generator, range(16), seed=0, truncation=1.0)
-    found = {p: sampling.fake_codes(generator, Seen(), w, 8, p) for p in ("float32", "bfloat16")}  # type: ignore[arg-type]
+    found = {p: sampling.fake_codes(generator, MeanColour(), w, 8, p) for p in ("float32", "bfloat16")}  # type: ignore[arg-type]
     assert torch.equal(found["float32"][0], found["bfloat16"][0])
     assert found["bfloat16"][1].dtype == torch.float32
     assert 0 < (found["float32"][1] - found["bfloat16"][1]).abs().max() < 0.05

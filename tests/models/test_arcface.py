@@ -1,4 +1,4 @@
-"""IR-SE50: the published keys and sizes, and the published arithmetic, stated a second time in arcface_files."""
+"""IR-SE50: published keys and sizes, and the published arithmetic, restated in arcface_files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_e4e_has_the_published_keys_and_numbers_of_parameters(resolution: int, p
 
 def test_the_face_network_has_the_published_keys_and_numbers() -> None:
     with torch.device("meta"):
-        network = classifiers.build({"backbone": "ir_se50", "widths": list(files.PUBLISHED), "dim": 512})
+        network = classifiers.build_identity({"backbone": "ir_se50", "widths": list(files.PUBLISHED), "dim": 512})
     state = network.state_dict()
     assert len(state) == 397
     assert sum(value.numel() for value in state.values() if value.is_floating_point()) == 43_824_064
@@ -69,7 +69,7 @@ def pictures(size: int, seed: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("psp", [False, True])
 @pytest.mark.parametrize("resolution", [SIZE, 2 * SIZE, 4 * SIZE])
-def test_codes_are_those_of_the_published_arithmetic(
+def test_codes_equal_those_of_the_published_arithmetic(
     state: dict[str, Tensor], mean: Tensor, resolution: int, psp: bool
 ) -> None:
     images = pictures(resolution)
@@ -81,7 +81,7 @@ def test_codes_are_those_of_the_published_arithmetic(
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_rows_are_one_common_code_plus_a_difference_each_plus_the_mean(state: dict[str, Tensor], mean: Tensor) -> None:
+def test_rows_are_a_common_offset_plus_an_own_one_plus_the_average_code(state: dict[str, Tensor], mean: Tensor) -> None:
     network = made(state, mean)
     images = pictures(SIZE)
     first = network(images, stage=0)
@@ -91,19 +91,19 @@ def test_rows_are_one_common_code_plus_a_difference_each_plus_the_mean(state: di
     assert torch.allclose(made(state, mean + 1)(images), whole + 1, atol=1e-5)
 
 
-def test_smaller_pictures_are_enlarged_first(state: dict[str, Tensor], mean: Tensor) -> None:
+def test_smaller_images_are_enlarged_first(state: dict[str, Tensor], mean: Tensor) -> None:
     images = pictures(SIZE // 2)
     large = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
     network = made(state, mean)
     assert torch.allclose(network(images), network(large), atol=1e-6)
 
 
-def test_a_picture_does_not_depend_on_the_others_of_its_batch(state: dict[str, Tensor], mean: Tensor) -> None:
+def test_results_are_independent_of_the_batch(state: dict[str, Tensor], mean: Tensor) -> None:
     network, images = made(state, mean), pictures(SIZE)
     assert torch.allclose(torch.cat([network(image[None]) for image in images]), network(images), atol=1e-4)
 
 
-def test_features_compare_pictures_at_three_scales_as_ours_do(state: dict[str, Tensor], mean: Tensor) -> None:
+def test_features_have_the_three_scales_of_the_small_encoder(state: dict[str, Tensor], mean: Tensor) -> None:
     network, images = made(state, mean), pictures(2 * SIZE)
     found = network.features(images)
     ours = e4e.Encoder(SIZE, (6, 8, 10, 14), ROWS, D).eval().features(pictures(SIZE))
@@ -115,7 +115,7 @@ def test_features_compare_pictures_at_three_scales_as_ours_do(state: dict[str, T
         assert (maps - raw / raw.norm(dim=1, keepdim=True)).abs().max() < 1e-4
 
 
-def test_refinement_runs_on_its_features_and_helps(state: dict[str, Tensor], mean: Tensor) -> None:
+def test_refinement_with_its_features_lowers_the_error(state: dict[str, Tensor], mean: Tensor) -> None:
     torch.manual_seed(0)
     generator = Generator(32, D, {4: 12, 8: 10, 16: 8, 32: 6}, n_mlp=2).eval().requires_grad_(False)
     with torch.no_grad():
@@ -134,13 +134,13 @@ def face_state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def face(face_state: dict[str, Tensor]) -> torch.nn.Module:
-    network = classifiers.build(FACE).eval().requires_grad_(False)
+    network = classifiers.build_identity(FACE).eval().requires_grad_(False)
     network.load_state_dict(face_state)
     return network
 
 
 @pytest.mark.parametrize("resolution", [64, 256, 512])
-def test_faces_are_those_of_the_published_arithmetic(
+def test_embeddings_equal_those_of_the_published_arithmetic(
     face_state: dict[str, Tensor], face: torch.nn.Module, resolution: int
 ) -> None:
     images = pictures(resolution)
@@ -151,7 +151,7 @@ def test_faces_are_those_of_the_published_arithmetic(
     assert torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-6)
 
 
-def test_only_the_face_in_the_middle_is_looked_at(face: torch.nn.Module) -> None:
+def test_only_the_central_crop_affects_the_embedding(face: torch.nn.Module) -> None:
     images = pictures(256)
     before, around, within = face(images), images.clone(), images.clone()
     around[:, :, :35], around[:, :, 223:], around[..., :32], around[..., 220:] = 1, 1, 1, 1
@@ -162,12 +162,12 @@ def test_only_the_face_in_the_middle_is_looked_at(face: torch.nn.Module) -> None
 
 
 def test_another_backbone_is_refused_by_name() -> None:
-    for build in (e4e.build, classifiers.build):
-        with pytest.raises(ValueError, match="on 'resnet34'"):
+    for build in (e4e.build, classifiers.build_identity):
+        with pytest.raises(ValueError, match=r"unknown backbone .*'resnet34'"):
             build({"backbone": "resnet34"})
 
 
-def test_networks_of_a_file_are_built_without_drawing_numbers() -> None:
+def test_building_for_a_file_draws_no_random_numbers() -> None:
     before = torch.random.get_rng_state()
     with weights.Unfilled():
         network = e4e.build(MODEL)

@@ -1,4 +1,4 @@
-"""CLIP on a small random network: how pictures reach it, what a text direction is, and texts that nobody expects."""
+"""CLIP with a small random network: preparation of images, text differences, unusual texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def clip() -> Clip:
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 48, 50, 64])
-def test_pictures_reach_the_tower_through_the_exact_box_filter_and_nothing_else(clip: Clip, resolution: int) -> None:
+def test_clip_input_is_the_exact_box_filter_of_the_image(clip: Clip, resolution: int) -> None:
     images = torch.rand(2, 3, resolution, resolution) * 2 - 1
     seen = clip.clip_input(images)
     assert seen.shape == (2, 3, SEEN, SEEN) and clip.image_size == SEEN
@@ -44,7 +44,7 @@ def test_pictures_reach_the_tower_through_the_exact_box_filter_and_nothing_else(
     torch.testing.assert_close(clip.embed_images(images), expected)
 
 
-def test_normalising_is_openais_mean_and_deviation_of_pixels_from_0_to_1() -> None:
+def test_normalisation_uses_openais_mean_and_deviation() -> None:
     torch.manual_seed(0)
     clip = Clip(tiny_project.CLIP, normalise=True)
     images = torch.rand(2, 3, 50, 50) * 2 - 1
@@ -54,14 +54,14 @@ def test_normalising_is_openais_mean_and_deviation_of_pixels_from_0_to_1() -> No
         torch.testing.assert_close(clip.clip_input(images)[:, channel], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_picture_features_are_raw_and_text_features_are_unit(clip: Clip) -> None:
+def test_image_embeddings_are_not_normalised_and_text_embeddings_are(clip: Clip) -> None:
     pictures, texts = clip.embed_images(torch.randn(4, 3, 16, 16)), clip.embed_texts(["face", "a red hair", ""])
     assert pictures.shape == (4, E) and texts.shape == (3, E) and clip.dim == E
     assert not torch.allclose(pictures.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
 
 
-def test_an_item_does_not_depend_on_the_others_of_its_batch(clip: Clip) -> None:
+def test_embeddings_are_independent_of_the_batch(clip: Clip) -> None:
     images, texts = torch.randn(3, 3, 16, 16), ["face", "face with red hair", "happy"]
     torch.testing.assert_close(
         torch.cat([clip.embed_images(image[None]) for image in images]), clip.embed_images(images), atol=1e-5, rtol=1e-4
@@ -71,13 +71,13 @@ def test_an_item_does_not_depend_on_the_others_of_its_batch(clip: Clip) -> None:
     )
 
 
-def test_a_texts_feature_is_the_unit_mean_of_its_unit_embeddings_in_all_templates(clip: Clip) -> None:
+def test_a_text_feature_is_the_unit_mean_over_all_templates(clip: Clip) -> None:
     filled = ["a portrait of red hair", "red hair", "the red hair of a stranger"]
     mean = torch.stack([clip.embed_texts([text])[0] for text in filled]).mean(dim=0)
     torch.testing.assert_close(clip.text_feature("red hair", TEMPLATES), mean / mean.norm(), atol=1e-5, rtol=1e-4)
 
 
-def test_a_text_direction_is_a_plain_difference_and_zero_for_equal_texts(clip: Clip) -> None:
+def test_a_text_delta_is_a_difference_and_zero_for_equal_texts(clip: Clip) -> None:
     delta_t = clip.text_delta("face", "face with red hair", TEMPLATES)
     ends = [clip.text_feature(text, TEMPLATES) for text in ("face", "face with red hair")]
     assert torch.equal(delta_t, ends[1] - ends[0])
@@ -88,14 +88,14 @@ def test_a_text_direction_is_a_plain_difference_and_zero_for_equal_texts(clip: C
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS)
-def test_any_text_has_a_direction_of_finite_numbers(clip: Clip, text: str) -> None:
+def test_any_text_has_a_finite_delta(clip: Clip, text: str) -> None:
     delta_t = clip.text_delta("face", text, TEMPLATES)
     assert delta_t.shape == (E,) and torch.isfinite(delta_t).all()
     assert not clip.text_delta(text, text, TEMPLATES).any()
     assert isinstance(clip.unknown_words(text), list)
 
 
-def test_what_exceeds_the_context_length_is_cut(clip: Clip) -> None:
+def test_tokens_beyond_the_context_length_are_cut_off(clip: Clip) -> None:
     start = " ".join(["face"] * 60)
     assert torch.equal(clip.embed_texts([start + " with red hair"]), clip.embed_texts([start + " happy"]))
     assert clip.tokenizer([start]).shape == (1, tiny_project.CLIP["text"]["context_length"])
@@ -118,13 +118,13 @@ def test_without_a_number_of_merges_the_vocabulary_is_the_published_one() -> Non
     assert _tokenizer(77, None)(["a photo of a cat"])[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
-def test_unknown_words_are_those_of_no_training_caption_once_each_in_order(clip: Clip) -> None:
+def test_unknown_words_are_those_without_a_training_caption_each_once_in_order(clip: Clip) -> None:
     assert clip.unknown_words("A zebra, with RED hair; a Zebra's happy 42 ears") == ["zebra", "s", "ears"]
     assert clip.unknown_words("face with red hair") == clip.unknown_words("") == clip.unknown_words("123 !?") == []
     assert clip.unknown_words("赤い face") == ["赤い"]
 
 
-def test_a_public_model_of_unknown_vocabulary_warns_of_nothing() -> None:
+def test_a_clip_without_vocabulary_has_no_unknown_words() -> None:
     assert Clip(tiny_project.CLIP).unknown_words("zebra") == []
 
 
@@ -140,7 +140,7 @@ def test_words_are_lower_case_letters_of_any_script() -> None:
     assert words("") == []
 
 
-def test_the_difference_of_two_batches_is_taken_between_unit_vectors_and_made_unit() -> None:
+def test_delta_is_the_unit_difference_of_unit_vectors() -> None:
     a, b = 5 * torch.randn(3, E), 0.1 * torch.randn(3, E)
     for row in range(3):
         difference = b[row] / b[row].norm() - a[row] / a[row].norm()

@@ -1,4 +1,4 @@
-"""The e4e encoder: which row reads what, how training lets rows in, and the average code they are added to."""
+"""The e4e encoder: maps that rows read, stages of training, the average code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images() -> torch.Tensor:
     return torch.rand(3, 3, R, R, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_a_picture_becomes_one_row_per_style_layer(encoder: Encoder, images: torch.Tensor) -> None:
+def test_an_image_gives_one_row_per_style_layer(encoder: Encoder, images: torch.Tensor) -> None:
     w_plus = encoder(images)
     assert w_plus.shape == (3, ROWS, D) and w_plus.dtype == torch.float32
     assert not torch.allclose(w_plus[0], w_plus[1])
@@ -62,7 +62,7 @@ def test_coarse_rows_read_the_smallest_map_and_fine_rows_the_largest(encoder: En
     assert seen == {0: R // 16, 1: R // 16, 2: R // 8, 3: R // 8, 4: R // 4, 5: R // 4}
 
 
-def test_a_row_of_its_own_difference_belongs_to_its_block_alone(encoder: Encoder, images: torch.Tensor) -> None:
+def test_an_own_offset_comes_from_its_own_style_block(encoder: Encoder, images: torch.Tensor) -> None:
     before = encoder(images)
     bias = encoder.styles[3].linear.bias  # type: ignore[union-attr]
     bias.add_(1)  # type: ignore[operator, union-attr]
@@ -71,19 +71,19 @@ def test_a_row_of_its_own_difference_belongs_to_its_block_alone(encoder: Encoder
     assert changed == [3]
 
 
-def test_a_picture_does_not_depend_on_the_others_of_its_batch(encoder: Encoder, images: torch.Tensor) -> None:
+def test_results_are_independent_of_the_batch(encoder: Encoder, images: torch.Tensor) -> None:
     alone = torch.cat([encoder(image[None]) for image in images])
     torch.testing.assert_close(alone, encoder(images), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 16])
-def test_a_style_block_brings_any_map_down_to_one_code(size: int) -> None:
+def test_a_style_block_reduces_a_map_of_any_size_to_one_row(size: int) -> None:
     block = StyleBlock(5, D, size)
     assert block(torch.randn(2, 5, size, size)).shape == (2, D)
     assert sum(isinstance(layer, torch.nn.Conv2d) for layer in block.convs) == size.bit_length() - 1
 
 
-def test_every_parameter_learns(images: torch.Tensor) -> None:
+def test_every_parameter_has_a_gradient(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     fresh = Encoder(R, WIDTHS, ROWS, D, SPLIT)
     (fresh(images) * torch.randn(3, ROWS, D)).sum().backward()
@@ -91,7 +91,7 @@ def test_every_parameter_learns(images: torch.Tensor) -> None:
     assert not idle
 
 
-def test_features_compare_pictures_pixel_by_pixel_at_three_scales() -> None:
+def test_features_are_unit_vectors_per_pixel_at_three_scales() -> None:
     network = Encoder(R, WIDTHS, ROWS, D, SPLIT).eval()
     with torch.no_grad():
         maps = network.features(torch.rand(2, 3, R, R))

@@ -1,4 +1,4 @@
-"""Inception and LPIPS: other people's networks from local files, against their arithmetic restated."""
+"""Inception and LPIPS from local files, against their arithmetic restated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from deltaspace.cli import app
 from pipeline.evaluation import metrics
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.storage import domains
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,8 +45,8 @@ def refused(outcome: tuple[int, str, str], words: str) -> None:
     assert words in err
 
 
-def networks(project: Path) -> Backbones:
-    return Backbones(domains.load("tiny", project), project)
+def networks(project: Path) -> Networks:
+    return Networks(domains.load("tiny", project), project)
 
 
 def alexnet(seed: int = 0) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def plain_lpips(state: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
 def test_lpips_is_the_published_distance(run: Run, project: Path, tmp_path: Path) -> None:
     state, images = alexnet(), torch.rand(4, 3, 70, 70, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.save(state, tmp_path / "alexnet-owt-7be5be79.pth")
-    assert run("import-lpips", tmp_path / "alexnet-owt-7be5be79.pth", "--domain", "tiny")[0] == 0
+    assert run("import", "lpips", tmp_path / "alexnet-owt-7be5be79.pth", "--domain", "tiny")[0] == 0
     found = networks(project).lpips
     torch.testing.assert_close(
         found(images[:2], images[2:]), plain_lpips(state, images[:2], images[2:]), atol=1e-5, rtol=1e-4
@@ -136,20 +136,20 @@ def plain_inception(state: dict[str, Tensor], images: Tensor, monkeypatch: pytes
     return found
 
 
-def test_inception_is_the_one_that_fid_is_defined_with(
+def test_inception_equals_the_network_of_fid(
     run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, images = inception(), torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.save(state, tmp_path / "pt_inception.pth")
-    assert run("import-inception", tmp_path / "pt_inception.pth", "--domain", "tiny")[0] == 0
+    assert run("import", "inception", tmp_path / "pt_inception.pth", "--domain", "tiny")[0] == 0
     found = networks(project).inception(images)
     assert found.shape == (2, 2048) and found.std() > 0.01
     torch.testing.assert_close(found, plain_inception(state, images, monkeypatch), atol=1e-4, rtol=1e-3)
-    refused(run("import-inception", tmp_path / "pt_inception.pth", "--domain", "tiny"), "--force")
+    refused(run("import", "inception", tmp_path / "pt_inception.pth", "--domain", "tiny"), "--force")
 
     def told(words: str, changed: dict[str, Tensor]) -> None:
         torch.save(changed, tmp_path / "x.pth")
-        refused(run("import-inception", tmp_path / "x.pth", "--domain", "tiny", "--force"), words)
+        refused(run("import", "inception", tmp_path / "x.pth", "--domain", "tiny", "--force"), words)
 
     few = {name: value for name, value in state.items() if name.startswith(("fc.", "Conv2d_1a"))}
     told("1008 classes", {**few, "fc.weight": torch.ones(1000, 2048)})
@@ -157,12 +157,12 @@ def test_inception_is_the_one_that_fid_is_defined_with(
     told("missing", few)
 
 
-def test_another_network_is_no_alexnet(run: Run, project: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_network_is_refused_as_alexnet(run: Run, project: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
 
     def told(words: str, changed: object) -> None:
         torch.save(changed, path)
-        refused(run("import-lpips", path, "--domain", "tiny"), words)
+        refused(run("import", "lpips", path, "--domain", "tiny"), words)
 
     state = alexnet()
     told("not torchvision's AlexNet", {"x": torch.ones(2)})
@@ -173,19 +173,19 @@ def test_another_network_is_no_alexnet(run: Run, project: Path, tmp_path: Path) 
     assert not (project / "data/pretrained/tiny/lpips.safetensors").exists()
 
 
-def test_networks_for_photographs_are_named_when_they_are_missing(project: Path) -> None:
+def test_missing_perceptual_networks_are_named_in_the_error(project: Path) -> None:
     found = networks(project)
     assert found.absent("clip") is None
     assert found.absent("inception") == "not computed: weights missing at data/pretrained/tiny/inception.safetensors"
-    with pytest.raises(domains.InputError, match=r"run `deltaspace import-inception FILE --domain tiny`"):
+    with pytest.raises(domains.InputError, match=r"run `deltaspace import inception FILE --domain tiny`"):
         found.inception  # noqa: B018
     entry = {"original": "alexnet-owt-7be5be79.pth"}
     (project / "domains/tiny.yaml").write_text(yaml.safe_dump({**tiny_project.DOMAIN, "lpips": entry}))
-    with pytest.raises(domains.InputError, match=r"import-lpips alexnet-owt-7be5be79\.pth --domain tiny"):
+    with pytest.raises(domains.InputError, match=r"import lpips alexnet-owt-7be5be79\.pth --domain tiny"):
         networks(project).lpips  # noqa: B018
 
 
-def test_a_domain_lists_the_networks_that_mean_something_for_it(project: Path) -> None:
+def test_a_domain_lists_its_perceptual_networks(project: Path) -> None:
     drawn = domains.load("tiny", project)
     assert "oracle" in drawn.networks and "inception" not in drawn.networks
     (project / "domains/tiny.yaml").write_text(yaml.safe_dump({**tiny_project.DOMAIN, "renderer": None}))
@@ -193,13 +193,13 @@ def test_a_domain_lists_the_networks_that_mean_something_for_it(project: Path) -
     assert {"inception", "lpips"} <= set(photographs.networks) and "oracle" not in photographs.networks
 
 
-def test_a_cloud_gathered_in_parts_has_the_mean_and_covariance_of_the_whole() -> None:
+def test_gaussian_statistics_gathered_in_parts_are_those_of_the_whole() -> None:
     rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([1, 2, 3, 40.0]) + 7
-    cloud = metrics.Cloud()
+    stats = metrics.GaussianStats()
     for part in rows.split(13):
-        cloud.add(part)
-    mean, covariance = cloud.moments()
+        stats.add(part)
+    mean, covariance = stats.moments()
     assert np.allclose(mean, rows.mean(0)) and np.allclose(covariance, np.cov(rows.numpy().T))
-    again = metrics.frechet(cloud.moments(), cloud.moments())
+    again = metrics.frechet(stats.moments(), stats.moments())
     assert again == pytest.approx(0, abs=1e-6)
-    assert np.isnan(metrics.frechet(metrics.Cloud().moments(), cloud.moments()))
+    assert np.isnan(metrics.frechet(metrics.GaussianStats().moments(), stats.moments()))

@@ -1,4 +1,4 @@
-"""StyleGAN2 against the published tables and against its formulas, written down a second time in their grouped form."""
+"""StyleGAN2 against published tables and against its formulas, restated in their grouped form."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_published_checkpoints_load_strictly_by_key_and_shape(size: int) -> None
     assert {name: tuple(tensor.shape) for name, tensor in published(size).state_dict().items()} == key_table(size)
 
 
-def test_the_mean_w_is_no_key_of_the_published_files() -> None:
+def test_the_mean_w_is_not_among_the_keys() -> None:
     assert "w_mean" not in published(256).state_dict()
     assert "w_mean" in dict(published(256).named_buffers())
 
@@ -162,7 +162,7 @@ def picture(state: dict[str, Tensor], w_plus: Tensor) -> Tensor:
     return image
 
 
-def test_a_picture_is_the_papers_computation_with_grouped_weights(generator: Generator) -> None:
+def test_an_image_equals_the_papers_computation_with_grouped_weights(generator: Generator) -> None:
     w_plus = codes()
     found = generator.synthesis(generator.styles(w_plus), w_plus)
     assert found.shape == (3, 3, R, R)
@@ -170,7 +170,7 @@ def test_a_picture_is_the_papers_computation_with_grouped_weights(generator: Gen
 
 
 @pytest.mark.parametrize(("taps", "up", "demodulate"), [(3, False, True), (3, True, True), (1, False, False)])
-def test_scaling_activations_is_scaling_weights(taps: int, up: bool, demodulate: bool) -> None:
+def test_scaling_activations_equals_scaling_weights(taps: int, up: bool, demodulate: bool) -> None:
     torch.manual_seed(2)
     conv = ModulatedConv(5, 6, taps, 4, up=up).double()
     x, s = torch.randn(3, 5, 7, 7, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
@@ -187,12 +187,12 @@ def test_mapping_is_pixel_norm_and_activated_linear_layers_of_a_hundredth_of_the
     torch.testing.assert_close(generator.mapping(7 * z), x)
 
 
-def test_pixel_norm_runs_over_axis_1_whatever_that_is() -> None:
+def test_pixel_norm_runs_over_axis_1() -> None:
     x = torch.randn(2, 3, 5, dtype=torch.float64)
     torch.testing.assert_close(pixel_norm(x).square().mean(dim=1), torch.ones(2, 5).double(), rtol=0, atol=1e-5)
 
 
-def test_fresh_networks_begin_with_unit_styles_and_outputs_of_unit_size() -> None:
+def test_a_new_network_has_unit_styles_and_outputs_of_unit_size() -> None:
     torch.manual_seed(0)
     fresh = Generator(R, 64, dict.fromkeys((4, 8, 16, 32), 64), n_mlp=8)
     w = fresh.mapping(torch.randn(256, 64))
@@ -215,7 +215,7 @@ def test_layer_k_of_s_reads_row_k_of_w_plus_alone(generator: Generator) -> None:
         assert changed.tolist() == list(expected)
 
 
-def test_colour_layers_read_the_odd_rows_of_w_plus_and_never_s(generator: Generator) -> None:
+def test_to_rgb_layers_read_the_odd_rows_of_w_plus_and_never_s(generator: Generator) -> None:
     w_plus = codes(1)
     s = generator.styles(w_plus)
     image = generator.synthesis(s, w_plus)
@@ -229,7 +229,7 @@ def test_colour_layers_read_the_odd_rows_of_w_plus_and_never_s(generator: Genera
     assert not torch.equal(edited, generator.synthesis(s + 0.5, w_plus + 0.5))
 
 
-def test_every_channel_of_s_changes_the_picture(generator: Generator) -> None:
+def test_every_channel_of_s_changes_the_image(generator: Generator) -> None:
     w_plus = codes(1)
     s = generator.styles(w_plus)
     image = generator.synthesis(s, w_plus)
@@ -245,14 +245,14 @@ def test_forward_is_synthesis_of_the_styles_with_the_fixed_noise(generator: Gene
     assert torch.equal(first, generator(w_plus, list(generator.noises)))
 
 
-def test_layers_one_by_one_give_the_picture_of_all_at_once_whose_styles_are_fused(generator: Generator) -> None:
+def test_layers_run_one_by_one_give_the_image_of_fused_layers(generator: Generator) -> None:
     w_plus, layers = codes(16), len(generator.layout.dims)
     s = generator.styles(w_plus)
 
     def pictures(dtype: torch.dtype, *parts: range) -> Tensor:
         x, image = generator.input.input.to(dtype).expand(len(s), -1, -1, -1), None
         for part in parts:
-            x, image = generator.layers(part, x, image, s, w_plus)
+            x, image = generator.run_layers(part, x, image, s, w_plus)
         assert image is not None
         return image.double()
 
@@ -262,7 +262,7 @@ def test_layers_one_by_one_give_the_picture_of_all_at_once_whose_styles_are_fuse
     assert fused < 1.05 * rough
 
 
-def test_fresh_noise_is_one_picture_per_sample_and_layer(generator: Generator) -> None:
+def test_random_noise_is_one_map_per_sample_and_layer(generator: Generator) -> None:
     noises = [noise.double() for noise in generator.random_noises(3)]
     assert [tuple(noise.shape) for noise in noises] == [(3, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]
     w_plus = codes(1).expand(3, -1, -1)
@@ -270,14 +270,14 @@ def test_fresh_noise_is_one_picture_per_sample_and_layer(generator: Generator) -
     assert not torch.allclose(images[0], images[1])
 
 
-def test_a_sample_does_not_depend_on_the_others_of_its_batch(generator: Generator) -> None:
+def test_images_are_independent_of_the_batch(generator: Generator) -> None:
     w_plus = codes(4)
     together = generator(w_plus)
     alone = torch.cat([generator(w_plus[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_truncation_draws_towards_the_mean_and_one_leaves_w_as_it_is(generator: Generator) -> None:
+def test_truncation_interpolates_towards_the_mean(generator: Generator) -> None:
     w = codes()[:, 0]
     torch.testing.assert_close(generator.truncate(w, 1.0), w)
     torch.testing.assert_close(generator.truncate(w, 0.0), generator.w_mean.expand_as(w))
@@ -285,7 +285,7 @@ def test_truncation_draws_towards_the_mean_and_one_leaves_w_as_it_is(generator: 
     assert generator.truncate(codes(), 0.5).shape == (3, 8, D)
 
 
-def test_a_repeated_code_is_the_same_w_in_every_row(generator: Generator) -> None:
+def test_repeat_gives_the_same_w_in_every_row(generator: Generator) -> None:
     w = codes()[:, 0]
     repeated = generator.repeat(w)
     assert repeated.shape == (3, generator.num_ws, D)
@@ -295,7 +295,7 @@ def test_a_repeated_code_is_the_same_w_in_every_row(generator: Generator) -> Non
 # ---------------------------------------------------------------- from plain numbers
 
 
-def test_numbers_of_a_file_build_the_network_again_with_their_level_split() -> None:
+def test_build_restores_the_network_and_its_level_split() -> None:
     numbers = {"size": R, "style_dim": D, "widths": {str(k): v for k, v in WIDTHS.items()}, "n_mlp": 2, "split": [1, 2]}
     made = build(numbers)
     assert made.layout.levels == {"coarse": slice(0, 10), "medium": slice(10, 20), "fine": slice(20, 61)}
@@ -304,6 +304,6 @@ def test_numbers_of_a_file_build_the_network_again_with_their_level_split() -> N
 
 
 @pytest.mark.parametrize("size", [4, 24, 100])
-def test_a_size_that_is_no_power_of_two_from_8_up_is_refused(size: int) -> None:
+def test_a_size_that_is_not_a_power_of_two_of_at_least_8_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"resolution {size} is not a power of two"):
         Generator(size, D, dict.fromkeys((4, 8, 16, 32, 64), 8))

@@ -1,4 +1,4 @@
-"""The layout of s: the published numbers, and that layers and levels cover every channel once, whatever the widths."""
+"""The layout of s: published sizes; layers and levels partition the channels for any widths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_smaller_generators_layout_is_the_beginning_of_a_larger_ones() -> None
 
 
 @given(layouts)
-def test_layers_cut_s_into_pieces_that_join_to_s_again(layout: StyleLayout) -> None:
+def test_layers_partition_s(layout: StyleLayout) -> None:
     s = torch.arange(layout.size)
     pieces = [s[layout.layer(index)] for index in range(len(layout.dims))]
     assert tuple(map(len, pieces)) == layout.dims
@@ -50,7 +50,7 @@ def test_layers_cut_s_into_pieces_that_join_to_s_again(layout: StyleLayout) -> N
 
 
 @given(layouts)
-def test_levels_are_runs_of_whole_layers_that_cover_s_once(layout: StyleLayout) -> None:
+def test_levels_are_consecutive_layers_that_partition_s(layout: StyleLayout) -> None:
     s = torch.arange(layout.size)
     assert torch.equal(torch.cat([s[channels] for channels in layout.levels.values()]), s)
     assert tuple(layout.levels) == tuple(layout.level_dims()) == tuple(n for n in LEVELS if n in layout.levels)
@@ -60,7 +60,7 @@ def test_levels_are_runs_of_whole_layers_that_cover_s_once(layout: StyleLayout) 
 
 
 @given(layouts)
-def test_a_level_without_layers_vanishes_and_has_size_zero(layout: StyleLayout) -> None:
+def test_a_level_without_layers_is_absent_and_has_size_zero(layout: StyleLayout) -> None:
     assert all(dims for dims in layout.level_dims().values())
     sizes = dict(zip(LEVELS, layout.level_sizes, strict=True))
     assert {level for level, size in sizes.items() if size == 0} == set(LEVELS) - set(layout.levels)

@@ -1,4 +1,4 @@
-"""What CLIP reads for words it was never taught, and where the table of them comes from."""
+"""Replacement of words that CLIP does not know, and the making of the table of synonyms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from deltaspace.studio import Studio
 from pipeline.models import clip as clips
 from pipeline.models import synonyms
 from pipeline.models.clip import Clip
-from pipeline.models.synonyms import END, START, Wording
-from pipeline.networks import Backbones
+from pipeline.models.synonyms import END, START, SynonymTable
+from pipeline.networks import Networks
 from pipeline.runtime import files
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains
@@ -43,91 +43,100 @@ NEAR = {
 
 
 @pytest.fixture
-def table() -> Wording:
-    return Wording(NEAR, TAUGHT, SIDE_BY_SIDE)
+def table() -> SynonymTable:
+    return SynonymTable(NEAR, TAUGHT, SIDE_BY_SIDE)
 
 
-def test_taught_words_are_read_as_they_stand(table: Wording) -> None:
+def test_known_words_are_kept(table: SynonymTable) -> None:
     for text in ("face with blond hair", "A  Face,\twith HAIR!", "", "123 !?", "old"):
-        assert table.read(text) == (text, {})
+        assert table.substitute(text) == (text, {})
 
 
-def test_an_untaught_word_is_read_as_the_nearest_taught_one(table: Wording) -> None:
-    assert table.read("Merry face with specs") == (
+def test_an_unknown_word_is_replaced_by_the_nearest_known_one(table: SynonymTable) -> None:
+    assert table.substitute("Merry face with specs") == (
         "smiling face with glasses",
         {"merry": 70, "specs": 90},
     )
 
 
-def test_of_several_near_ones_that_is_read_which_captions_have_beside_the_neighbours(table: Wording) -> None:
-    assert table.read("face with fair hair") == ("face with blond hair", {"fair": 50})
-    assert table.read("face with fair skin") == ("face with light skin", {"fair": 60})
+def test_candidates_that_captions_have_next_to_the_neighbours_are_preferred(table: SynonymTable) -> None:
+    assert table.substitute("face with fair hair") == ("face with blond hair", {"fair": 50})
+    assert table.substitute("face with fair skin") == ("face with light skin", {"fair": 60})
 
 
-def test_no_word_is_read_that_captions_never_have_before_what_follows(table: Wording) -> None:
-    assert table.read("fair face") == ("fair face", {})
-    assert table.read("face with merry hair") == ("face with merry hair", {})
-    assert table.read("face, merry") == ("face, merry", {})  # no caption ends so
+def test_a_candidate_must_occur_before_the_following_word_in_captions(table: SynonymTable) -> None:
+    assert table.substitute("fair face") == ("fair face", {})
+    assert table.substitute("face with merry hair") == ("face with merry hair", {})
+    assert table.substitute("face, merry") == ("face, merry", {})  # no caption ends so
 
 
-def test_beside_another_untaught_word_the_nearest_is_read(table: Wording) -> None:
-    assert table.read("ancient wizard") == ("old wizard", {"ancient": 80})
-    assert table.read("merry ancient face")[0] == "smiling old face"
+def test_next_to_another_unknown_word_the_nearest_candidate_is_used(table: SynonymTable) -> None:
+    assert table.substitute("ancient wizard") == ("old wizard", {"ancient": 80})
+    assert table.substitute("merry ancient face")[0] == "smiling old face"
 
 
-def test_a_word_that_nothing_is_near_to_stays_with_all_that_stands_around_it(table: Wording) -> None:
-    assert table.read("give him, please: SPECS (two)!")[0] == "give him, please: glasses (two)!"
-    assert table.read("赤い 👋 specs")[0] == "赤い 👋 glasses"
+def test_a_word_without_a_near_one_and_its_punctuation_are_kept(table: SynonymTable) -> None:
+    assert table.substitute("give him, please: SPECS (two)!")[0] == "give him, please: glasses (two)!"
+    assert table.substitute("赤い 👋 specs")[0] == "赤い 👋 glasses"
 
 
 @pytest.mark.parametrize("text", ["the specs' face", "specs’s face", "it'specs face"])
-def test_what_stands_beside_an_apostrophe_is_read_as_it_stands(table: Wording, text: str) -> None:
-    assert table.read(text) == (text, {})
+def test_words_next_to_an_apostrophe_are_kept(table: SynonymTable, text: str) -> None:
+    assert table.substitute(text) == (text, {})
 
 
-def test_a_word_that_was_taught_since_is_read_as_it_stands(table: Wording) -> None:
-    assert Wording(NEAR, TAUGHT | {"specs"}, SIDE_BY_SIDE).read("face with specs") == ("face with specs", {})
+def test_a_known_word_in_the_table_is_kept(table: SynonymTable) -> None:
+    assert SynonymTable(NEAR, TAUGHT | {"specs"}, SIDE_BY_SIDE).substitute("face with specs") == ("face with specs", {})
 
 
-def test_what_is_saved_is_loaded_and_nothing_else(table: Wording, tmp_path: Path) -> None:
-    path = tmp_path / "words.json"
-    synonyms.save(path, table, 'as "they" say\n')
-    assert synonyms.load(path, files.digest(path), TAUGHT) == table
-    assert json.loads(path.read_text())["licence"] == 'as "they" say\n'
-    with pytest.raises(InputError, match="is not the one that the domain's file names"):
-        synonyms.load(path, "0" * 64, TAUGHT)
-    with pytest.raises(InputError, match="is missing"):
-        synonyms.load(tmp_path / "none.json", "0" * 64, TAUGHT)
+def test_a_table_is_parsed_from_its_own_json_with_the_licence(table: SynonymTable) -> None:
+    content = synonyms.serialise(table, 'as "they" say\n')
+    assert synonyms.parse(content, TAUGHT) == table
+    assert json.loads(content)["licence"] == 'as "they" say\n'
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"near": {}}', '{"near": {}, "follow": 3}', "\x00"])
-def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "words.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match="is no table of words") as error:
-        synonyms.load(path, files.digest(path), TAUGHT)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"near": {}}', b'{"near": {}, "follow": 3}', b"\x00"])
+def test_other_content_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):
+        synonyms.parse(content, TAUGHT)
+
+
+def test_a_missing_changed_or_broken_file_is_refused_in_one_line(project: Path, tmp_path: Path) -> None:
+    mine = with_words(tiny_project.copy(project, tmp_path / "mine"), {"crimson": {"red": 90}}, {})
+    path = mine / "domains/tiny_words.json"
+
+    def refusal() -> str:
+        with pytest.raises(InputError) as error:
+            _ = Networks(domains.load("tiny", mine), mine).clip
+        return str(error.value)
+
+    for content, words in (("", "is not the one that the domain's file names"), (None, "is missing")):
+        path.unlink() if content is None else path.write_text(content)
+        assert words in refusal()
+    path.write_text("{")
+    name_table(mine, f"words: {{file: {path.name}, sha256: {files.digest(path)}}}")
+    assert "is no table of synonyms" in refusal() and "\n" not in refusal()
 
 
 # ---------------------------------------------------------------- at work
 
 
-def test_clip_embeds_what_is_read_and_a_literal_one_the_text_itself() -> None:
+def test_clip_embeds_the_replaced_text_and_without_synonyms_the_text_itself() -> None:
     torch.manual_seed(0)
     known = frozenset(tiny_project.VOCABULARY)
     clip = Clip(
         tiny_project.CLIP,
         vocabulary=known,
-        wording=Wording({"crimson": {"red": 90}}, known, frozenset({("red", "hair")})),
+        synonyms=SynonymTable({"crimson": {"red": 90}}, known, frozenset({("red", "hair")})),
     )
     clip = clip.eval().requires_grad_(False)
     said, meant, templates = "face with crimson hair", "face with red hair", ("{}", "a {}")
     assert torch.equal(clip.text_feature(said, templates), clip.text_feature(meant, templates))
     assert not clip.text_delta(said, meant, templates).any()
-    literal = clip.literal()
+    literal = clip.without_synonyms()
     assert not torch.allclose(literal.text_feature(said, templates), literal.text_feature(meant, templates))
     assert torch.equal(literal.text_feature(meant, templates), clip.text_feature(meant, templates))
-    assert clip.wording is not None and literal.wording is None
+    assert clip.synonyms is not None and literal.synonyms is None
 
 
 def name_table(project: Path, line: str) -> None:
@@ -140,12 +149,12 @@ def with_words(project: Path, near: dict[str, dict[str, int]], follow: dict[str,
     """The project, its domain with a table of words."""
     pairs = frozenset((first, second) for first, seconds in follow.items() for second in seconds)
     path = project / "domains/tiny_words.json"
-    synonyms.save(path, Wording(near, frozenset(), pairs), "none")
+    path.write_bytes(synonyms.serialise(SynonymTable(near, frozenset(), pairs), "none"))
     name_table(project, f"words: {{file: {path.name}, sha256: {files.digest(path)}}}")
     return project
 
 
-def test_an_edit_says_what_was_read_and_edits_as_that(project: Path, tmp_path: Path) -> None:
+def test_an_edit_uses_the_replaced_text_and_reports_it(project: Path, tmp_path: Path) -> None:
     mine = with_words(
         tiny_project.copy(project, tmp_path / "mine"),
         {"crimson": {"red": 90}, "ruby": {"red": 50}, "lol": {"eyeglasses": 99}},
@@ -161,30 +170,30 @@ def test_an_edit_says_what_was_read_and_edits_as_that(project: Path, tmp_path: P
         "may not be" not in warning
         and "may not be what 'ruby' says" in studio.prompt("face with ruby hair").warnings[0]
     )
-    fitting = words_that_fit("face with " + "lol " * 60, studio.backbones.clip, ("a portrait of {}",))
-    read = studio.backbones.clip.read(fitting)[0]
-    assert "eyeglasses" in read and len(studio.backbones.clip.tokenizer.encode(f"a portrait of {read}")) <= 38
+    fitting = words_that_fit("face with " + "lol " * 60, studio.networks.clip, ("a portrait of {}",))
+    read = studio.networks.clip.substitute(fitting)[0]
+    assert "eyeglasses" in read and len(studio.networks.clip.tokenizer.encode(f"a portrait of {read}")) <= 38
     person = studio.sample(1)
-    one, other = (studio.edit(person, text).picture for text in ("face with crimson hair", "face with red hair"))
+    one, other = (studio.edit(person, text).pixels for text in ("face with crimson hair", "face with red hair"))
     assert torch.equal(one, other)
 
 
-def test_a_table_that_is_not_the_one_the_domain_names_is_refused(project: Path, tmp_path: Path) -> None:
+def test_a_table_with_another_digest_is_refused(project: Path, tmp_path: Path) -> None:
     mine = with_words(tiny_project.copy(project, tmp_path / "mine"), {}, {})
     (mine / "domains/tiny_words.json").write_text("{}")
     with pytest.raises(InputError, match="is not the one that the domain's file names"):
-        _ = Backbones(domains.load("tiny", mine), mine).clip
+        _ = Networks(domains.load("tiny", mine), mine).clip
 
 
 @pytest.mark.parametrize("named", ["../x.json", "/etc/passwd", "", "a/b.json"])
-def test_a_table_lies_beside_the_domains_file(named: str) -> None:
+def test_the_tables_file_must_lie_next_to_the_domains(named: str) -> None:
     with pytest.raises(ValueError, match="is no name of a file in domains/"):
         domains.Words(named, "0" * 64)
 
 
-def test_the_shipped_table_holds_no_taught_word_and_reads_requests() -> None:
-    clip = Backbones(domains.load("portraits", ROOT), ROOT).clip
-    table, taught = clip.wording, clip.vocabulary
+def test_the_shipped_table_has_no_known_words_and_replaces_common_requests() -> None:
+    clip = Networks(domains.load("portraits", ROOT), ROOT).clip
+    table, taught = clip.synonyms, clip.vocabulary
     assert table is not None and taught is not None
     assert not taught & set(table.near)
     assert {other for near in table.near.values() for other in near} <= taught
@@ -194,7 +203,7 @@ def test_the_shipped_table_holds_no_taught_word_and_reads_requests() -> None:
         "a suntanned lifeguard": "a tanned lifeguard",
         "make him look angry": "make him look angry",
     }.items():
-        assert clip.read(said)[0] == read
+        assert clip.substitute(said)[0] == read
     for said in (
         "the woman's hair isn't red",
         "I'm bald",
@@ -206,7 +215,7 @@ def test_the_shipped_table_holds_no_taught_word_and_reads_requests() -> None:
         "so happy",
         "x-ray",
     ):
-        assert clip.read(said)[0] == said
+        assert clip.substitute(said)[0] == said
     assert min(map(len, table.near)) >= build_synonyms.SHORTEST
     assert min(value for near in table.near.values() for value in near.values()) >= build_synonyms.LEAST
     assert "Princeton University" in json.loads((ROOT / "domains/portraits_words.json").read_text())["licence"]
@@ -284,13 +293,13 @@ def test_words_of_a_sense_come_nearest_then_kinds_and_definitions(dictionaries: 
     assert net.licence == "Copyright of somebody. All rights."
 
 
-def test_words_that_stand_together_in_a_thesaurus_are_near(dictionaries: tuple[Path, Path]) -> None:
+def test_words_of_one_thesaurus_entry_are_near(dictionaries: tuple[Path, Path]) -> None:
     near = build_synonyms.listed(build_synonyms.thesaurus(dictionaries[1]), {"smiling", "old"})
     assert near["merry"]["smiling"] > near["happy"]["smiling"] > 0
     assert "old" not in near["merry"] and near["aged"]["old"] > 0
 
 
-def test_the_table_is_of_words_that_tell_how_somebody_looks(dictionaries: tuple[Path, Path]) -> None:
+def test_the_table_has_words_that_describe_appearance(dictionaries: tuple[Path, Path]) -> None:
     net, entries = build_synonyms.wordnet(dictionaries[0]), build_synonyms.thesaurus(dictionaries[1])
     asked = [
         "specs",
@@ -323,7 +332,7 @@ def test_stems_are_words_without_their_ending() -> None:
     assert build_synonyms.stems("as") == []
 
 
-def test_pairs_are_neighbours_within_a_caption() -> None:
+def test_pairs_are_neighbours_in_a_caption() -> None:
     assert build_synonyms.pairs(["A red face", "old"]) == {
         (START, "a"),
         ("a", "red"),
@@ -334,7 +343,7 @@ def test_pairs_are_neighbours_within_a_caption() -> None:
     }
 
 
-def test_the_command_writes_the_table_and_says_what_to_put_into_the_domain(
+def test_the_command_writes_the_table_and_prints_the_domains_entry(
     dictionaries: tuple[Path, Path],
     project: Path,
     tmp_path: Path,
@@ -351,9 +360,9 @@ def test_the_command_writes_the_table_and_says_what_to_put_into_the_domain(
     assert app.run(["words", *options]) == 0
     told = capsys.readouterr().out.splitlines()[-1]
     name_table(mine, told)
-    clip = Backbones(domains.load("tiny", mine), mine).clip
-    assert clip.wording is not None and ("red", "hair") in clip.wording.pairs
-    assert clip.vocabulary and not clip.vocabulary & set(clip.wording.near)
+    clip = Networks(domains.load("tiny", mine), mine).clip
+    assert clip.synonyms is not None and ("red", "hair") in clip.synonyms.pairs
+    assert clip.vocabulary and not clip.vocabulary & set(clip.synonyms.near)
     (mine / "domains/tiny_words.json").write_text("broken")  # it is made anew whatever lies there
     assert app.run(["words", *options]) == 0 and capsys.readouterr().out.splitlines()[-1] == told
     photographs = dataclasses.replace(domains.load("tiny", mine), renderer=None)

@@ -1,4 +1,4 @@
-"""The style-conditioned U-Net: what conditions what, and that it is DiffAE's network."""
+"""The style-conditioned U-Net: conditioning of its blocks, equality with DiffAE's network."""
 
 from collections import Counter
 
@@ -9,8 +9,6 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from pipeline.models import unet as module
 from pipeline.models.unet import Denoiser, boundaries_of, level_of
-from pipeline.runtime.errors import InputError
-from pipeline.storage import weights
 
 SIZES = (5, 7, 3)  # coarse, medium, fine channels of s
 SMALL = {"resolution": 64, "style_sizes": SIZES, "channels": 8, "mult": (1, 1, 2, 2), "patch": 2}
@@ -43,7 +41,7 @@ def blocks(network: torch.nn.Module) -> dict[str, ResnetBlock2D]:
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_eps_has_the_shape_of_the_image_behind_any_patch(patch):
+def test_the_output_has_the_shape_of_the_image_with_any_patch(patch):
     x, t, s = inputs(2)
     assert awake(small(patch=patch))(x, t, s).shape == x.shape
 
@@ -56,7 +54,7 @@ def test_a_new_network_predicts_zero_and_ignores_the_style():
     assert torch.equal(half(x, t, s), half(x, t, -s))
 
 
-def test_a_new_network_of_a_flow_says_what_is_best_guessed_from_the_mixture_alone():
+def test_a_new_flow_network_gives_the_best_linear_prediction():
     torch.manual_seed(0)
     network, t = small(objective="flow"), torch.tensor([0.0, 250.0, 1000.0])
     picture, noise = torch.randn(2, 3, 4000, dtype=torch.float64)
@@ -71,7 +69,7 @@ def test_a_new_network_of_a_flow_says_what_is_best_guessed_from_the_mixture_alon
         small(objective="x0")
 
 
-def test_with_zero_style_heads_it_is_the_unconditional_unet_of_diffusers():
+def test_with_zero_style_heads_it_equals_the_unconditional_unet_of_diffusers():
     network = awake(small())
     for block in blocks(network).values():
         module.zeroed(block.time_emb_proj.style)
@@ -111,7 +109,7 @@ def test_a_block_computes_time_scale_and_shift_then_style_scale():
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_levels_follow_the_image_resolution_whatever_the_patch(patch):
+def test_levels_follow_the_image_resolution_with_any_patch(patch):
     levels = small(patch=patch).block_levels
     rows = ["fine", "medium", "medium", "coarse"]  # image 64, 32, 16, 8
     for i, level in enumerate(rows):
@@ -157,7 +155,7 @@ def test_each_level_of_s_reaches_its_own_blocks_and_no_others():
         assert changed == {name for name, at in network.block_levels.items() if at == level}
 
 
-def test_gradients_reach_all_three_levels_once_the_output_has_moved():
+def test_gradients_reach_all_three_levels_after_the_output_layer_changed():
     network = awake(small())
     for block in blocks(network).values():
         module.zeroed(block.time_emb_proj.style)  # as at the start
@@ -171,7 +169,7 @@ def test_gradients_reach_all_three_levels_once_the_output_has_moved():
             assert parameter.grad.abs().max() > 0
 
 
-def test_a_row_does_not_depend_on_its_batch():
+def test_outputs_are_independent_of_the_batch():
     network = awake(small())
     x, t, s = inputs(8)
     together = network(x, t, s)
@@ -186,7 +184,9 @@ def test_a_row_does_not_depend_on_its_batch():
         (128, (1, 1, 2, 3, 4), 35, 10_240, 98.6, {"fine": 13, "medium": 14, "coarse": 8}),
     ],
 )
-def test_the_faithful_configurations_are_diffaes_networks(resolution, mult, resblocks, channels, millions, levels):
+def test_published_configurations_have_the_sizes_of_diffaes_networks(
+    resolution, mult, resblocks, channels, millions, levels
+):
     with torch.device("meta"):
         network = Denoiser(resolution, (1536, 2048, 2464), 128, mult, blocks=2, time_dim=512, style_dim=512)
     every = blocks(network)
@@ -204,7 +204,7 @@ def test_the_faithful_configurations_are_diffaes_networks(resolution, mult, resb
     assert places == {f"down_blocks.{at_16}": 2, f"up_blocks.{up}": 3, "mid_block": 1}
 
 
-def test_an_absent_level_vanishes():
+def test_a_level_without_channels_is_left_out():
     network = awake(Denoiser(16, (5, 7, 0), channels=8, mult=(1, 2), time_dim=12, style_dim=10))
     x, t, _ = inputs(2, 16)
     assert network(x, t, torch.randn(2, 12)).shape == x.shape
@@ -212,7 +212,7 @@ def test_an_absent_level_vanishes():
     assert set(network.class_embedding.levels) == {"coarse", "medium"}
 
 
-def test_a_style_that_no_block_would_read_is_refused():
+def test_a_style_level_that_no_block_reads_is_refused():
     with pytest.raises(ValueError, match="no block reads the fine style"):
         Denoiser(32, SIZES, channels=8, mult=(1, 2))
     with pytest.raises(ValueError, match="no block reads the medium style"):
@@ -221,14 +221,14 @@ def test_a_style_that_no_block_would_read_is_refused():
         Denoiser(48, SIZES, channels=8, mult=(1, 1, 1, 1), patch=4)
 
 
-def test_the_style_of_a_wrong_length_is_refused():
+def test_a_style_of_wrong_length_is_refused():
     x, t, s = inputs()
     with pytest.raises(RuntimeError):
         small()(x, t, s[:, :-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_it_runs_in_the_type_it_is_cast_to(dtype):
+def test_it_runs_in_bfloat16_and_float64(dtype):
     network = awake(small())
     x, t, s = inputs()
     expected = network(x, t, s)
@@ -240,36 +240,12 @@ def test_it_runs_in_the_type_it_is_cast_to(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_agrees_with_the_cpu():
+def test_gpu_and_cpu_agree():
     network = awake(small())
     x, t, s = inputs()
     expected = network(x, t, s)
     found = network.cuda()(x.cuda(), t.cuda(), s.cuda()).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
-
-
-def test_saved_and_loaded_it_computes_the_same(tmp_path):
-    network = awake(small()).half().float()  # files hold float16
-    path = tmp_path / "denoiser.safetensors"
-    module.save(path, network, note="x")
-    again = module.load(path)
-    x, t, s = inputs()
-    assert torch.equal(again(x, t, s), network(x, t, s))
-    assert not again.training and not any(p.requires_grad for p in again.parameters())
-    assert weights.load(path)[1]["note"] == "x"
-    module.save(tmp_path / "again", again, note="x")
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
-
-
-def test_a_file_of_something_else_is_refused_in_one_line(tmp_path):
-    path = tmp_path / "denoiser.safetensors"
-    weights.save(path, {"a": torch.zeros(3)}, {"model": SMALL})
-    with pytest.raises(InputError, match="does not hold a denoiser") as caught:
-        module.load(path, hint="run x")
-    assert "\n" not in str(caught.value) and "run x" in str(caught.value)
-    weights.save(path, {"a": torch.zeros(3)}, {})
-    with pytest.raises(InputError, match="does not hold a denoiser"):
-        module.load(path)
 
 
 def test_keys_are_those_of_diffusers_plus_the_style():

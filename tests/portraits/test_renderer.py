@@ -1,4 +1,4 @@
-"""The portraits world keeps its promises: exact labels, exact counterfactuals, held-out words that stay held out."""
+"""Portraits: exact labels, exact counterfactuals, captions that keep held-out words out."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from portrait_landmarks import landmarks
 
 from pipeline import portraits
 from pipeline.portraits import ATTRIBUTES, HELDOUT_PAIRS, PHRASES
@@ -83,7 +84,7 @@ def test_there_are_many_attributes_and_labels_use_only_their_values():
         assert all(value in ATTRIBUTES[name] for name, value in labels.items())
 
 
-def test_every_value_has_its_share_of_people():
+def test_values_have_their_frequencies():
     labels = [portraits.attributes(portraits.sample(row)) for row in range(3_000)]
     for name, values in ATTRIBUTES.items():
         for value in values:
@@ -131,7 +132,7 @@ def test_a_hidden_change_leaves_every_pixel(attribute, hidden_by):
         assert np.array_equal(first, second)
 
 
-def test_sunglasses_and_baldness_hide_but_do_not_forget():
+def test_hidden_attributes_keep_their_values():
     person = with_values(5, "glasses=none", "eyes=open", "hair_style=short", "hair_color=red")
     shades = portraits.counterfactual(person, {"glasses": "sunglasses"})
     bald = portraits.counterfactual(person, {"hair_style": "bald"})
@@ -152,7 +153,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(attribute, value, neare
         portraits.counterfactual(portraits.sample(0), {attribute: value})
 
 
-def test_the_same_person_stays_when_everything_else_is_drawn_again():
+def test_another_nuisance_keeps_the_identity():
     person = portraits.sample(11)
     others = [portraits.with_nuisance(person, row) for row in range(30)]
     assert all(other.identity == person.identity for other in others)
@@ -245,7 +246,7 @@ def test_captions_name_from_none_to_eight_attributes_and_small_ones_most_often()
         (("facial_hair=beard",), "face with a beard"),
     ],
 )
-def test_what_users_write_is_in_the_training_grammar(values, prompt):
+def test_prompts_of_users_are_in_the_training_grammar(values, prompt):
     rng = np.random.default_rng(4)
     person = with_values(1, *values)
     assert any(portraits.caption(person, rng, "train").endswith(prompt) for _ in range(40_000))
@@ -285,7 +286,7 @@ def changed(first: portraits.Portrait, second: portraits.Portrait, size: int) ->
 def test_landmarks_are_where_eyes_and_mouth_are_drawn(row_id: int) -> None:
     person = portraits.counterfactual(portraits.sample(row_id), {"glasses": "none"})
     person = portraits.counterfactual(person, {"bangs": "no", "expression": "neutral"})
-    eye_left, eye_right, left, right = portraits.landmarks(person)
+    eye_left, eye_right, left, right = landmarks(person)
     lids = [portraits.counterfactual(person, {"eyes": value}) for value in ("open", "closed")]
     x, y = changed(*lids, 512)
     middle = (eye_left[0] + eye_right[0]) / 2
@@ -301,37 +302,37 @@ def test_landmarks_are_where_eyes_and_mouth_are_drawn(row_id: int) -> None:
 @settings(max_examples=20, deadline=None)
 def test_landmarks_belong_to_the_head_alone(row_id: int, attribute: str) -> None:
     person = portraits.sample(row_id)
-    found = portraits.landmarks(person)
+    found = landmarks(person)
     assert found.shape == (4, 2) and (found > 0.1).all() and (found < 0.9).all()
     for value in ATTRIBUTES[attribute]:
-        assert np.array_equal(portraits.landmarks(portraits.counterfactual(person, {attribute: value})), found)
+        assert np.array_equal(landmarks(portraits.counterfactual(person, {attribute: value})), found)
 
 
 @pytest.mark.parametrize("row_id", PEOPLE)
-def test_the_same_person_in_ink_is_another_picture_of_the_same_traits(row_id):
+def test_an_inked_portrait_is_another_image_with_the_same_attributes(row_id):
     painted = portraits.sample(row_id)
-    inked = portraits.restyled(painted, "inked")
+    inked = portraits.with_style(painted, "inked")
     assert portraits.attributes(inked) == portraits.attributes(painted)
-    assert portraits.restyled(inked, "painted") == painted
+    assert portraits.with_style(inked, "painted") == painted
     assert portraits.with_nuisance(inked, 5).style == "inked"
     pictures = [portraits.render(person, 64) for person in (painted, inked)]
     assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 10
-    assert np.array_equal(pictures[1], portraits.render(portraits.restyled(portraits.sample(row_id), "inked"), 64))
+    assert np.array_equal(pictures[1], portraits.render(portraits.with_style(portraits.sample(row_id), "inked"), 64))
 
 
 def test_an_inked_counterfactual_has_the_same_paper_and_changes_where_the_painted_one_does():
     person = with_values(3, "lips=natural")
-    paper = portraits.restyled(person, "inked"), portraits.restyled(with_values(3, "lips=red"), "inked")
+    paper = portraits.with_style(person, "inked"), portraits.with_style(with_values(3, "lips=red"), "inked")
     one, other = (portraits.render(side, 128).astype(int) for side in paper)
     assert (one != other).any() and (one[:40] == other[:40]).all()  # the lips alone
 
 
-def test_a_style_is_kept_on_disk_and_painted_people_are_written_as_they_were():
+def test_a_drawing_style_survives_json_and_painted_portraits_have_none():
     painted = portraits.sample(5)
-    inked = portraits.restyled(painted, "inked")
+    inked = portraits.with_style(painted, "inked")
     assert portraits.from_dict(json.loads(json.dumps(portraits.to_dict(inked)))) == inked
     assert "style" not in portraits.to_dict(painted)
     with pytest.raises(ValueError, match=r"unknown style 'ink'.*did you mean 'inked'"):
-        portraits.restyled(painted, "ink")
+        portraits.with_style(painted, "ink")
     with pytest.raises(ValueError, match="unknown style"):
         portraits.from_dict({**portraits.to_dict(painted), "style": "etched"})

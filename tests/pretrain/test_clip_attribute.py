@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,22 @@ from pipeline.models.clip import Clip
 from pipeline.runtime.errors import InputError
 from pipeline.storage import weights
 from pretrain import clip as pretrain_clip
-from pretrain import clip_attribute, common, renders
+from pretrain import clip_attribute, datasets
+from pretrain.common import Training
 
 few_pictures = small_trainings.few_pictures  # fixture
 NAME, SHOWN = "brows", 24
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, few_pictures: None) -> renders.Renders:
+def data(tmp_path_factory: pytest.TempPathFactory, few_pictures: None) -> datasets.Renders:
     root = tmp_path_factory.mktemp("lesson")
-    renders.make(root, R, CHUNK)
-    return renders.Renders(root, R)
+    datasets.make_renders(root, R, CHUNK)
+    return datasets.Renders(root, R)
 
 
 @pytest.fixture(scope="module")
-def taught(data: renders.Renders) -> tuple[Clip, Clip, torch.Tensor]:
+def taught(data: datasets.Renders) -> tuple[Clip, Clip, torch.Tensor]:
     """A network at random, what a lesson of many steps on few pictures makes of it, and the direction of that."""
     torch.manual_seed(3)
     before = Clip(MODELS["clip"][0])
@@ -52,7 +54,7 @@ def taught(data: renders.Renders) -> tuple[Clip, Clip, torch.Tensor]:
 
 @torch.no_grad()
 def test_pictures_and_captions_of_the_two_values_part(
-    taught: tuple[Clip, Clip, torch.Tensor], data: renders.Renders
+    taught: tuple[Clip, Clip, torch.Tensor], data: datasets.Renders
 ) -> None:
     before, after, along = taught
     people = data.people(torch.arange(SHOWN))
@@ -60,9 +62,9 @@ def test_pictures_and_captions_of_the_two_values_part(
     seen = normalize(after.embed_images(data.images(torch.arange(SHOWN))), dim=1) @ along
     assert torch.equal(seen > 0, truth)
     for n in range(2):
-        texts = [portraits.in_a_phrase("face", value[0][n]) for value in portraits.PHRASES[NAME].values()]
+        texts = [portraits.noun_phrase("face", value[0][n]) for value in portraits.PHRASES[NAME].values()]
         first, second = (after.embed_texts(texts) - before.embed_texts(texts)) @ along
-        assert second - first > clip_attribute.SIDE / 3
+        assert second - first > clip_attribute.CAPTION_OFFSET / 3
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def test_the_direction_is_one_that_embeddings_hardly_use(monkeypatch: pytest.Mon
     assert found.abs().argmax() == 1 and found[1].abs() > 0.99
 
 
-def test_captions_tell_the_value_that_they_name(data: renders.Renders) -> None:
+def test_captions_tell_the_value_that_they_name(data: datasets.Renders) -> None:
     captions, told = clip_attribute._captions(data, NAME, 0, 300)
     for caption, place in zip(captions, told.tolist(), strict=True):
         said = [word in caption for word in ("eyebrows", "bushy", "thick")]
@@ -103,24 +105,24 @@ def test_captions_tell_the_value_that_they_name(data: renders.Renders) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["hair_color"], "'hair_color' has 5 values"),
         (["brow"], "no attribute 'brow'.*brows"),
         ("brows", "a list of attributes is expected"),
     ],
 )
-def test_what_no_lesson_can_teach_is_refused_before_the_training(names: Any, said: str, tmp_path: Path) -> None:
+def test_what_no_lesson_can_teach_is_refused_before_the_training(names: Any, message: str, tmp_path: Path) -> None:
     domain = domain_at(tmp_path)
-    domain.defaults["pretrain"]["clip"]["taught"] = names
-    with pytest.raises(InputError, match=said):
-        pretrain_clip.train(domain, tmp_path)
-    with pytest.raises(InputError, match="sees with a transformer"):
+    domain.defaults["pretrain"]["clip"]["direct_attributes"] = names
+    with pytest.raises(InputError, match=message):
+        pretrain_clip.train(Training(domain, tmp_path, "clip"))
+    with pytest.raises(InputError, match="the vision of this CLIP is a transformer"):
         clip_attribute.check([NAME], {"vision": {"layers": 2, "patch_size": 16}})
 
 
 def test_a_second_lesson_changes_words_of_its_own(
-    taught: tuple[Clip, Clip, torch.Tensor], data: renders.Renders
+    taught: tuple[Clip, Clip, torch.Tensor], data: datasets.Renders
 ) -> None:
     clip = copy.deepcopy(taught[1])
     before = copy.deepcopy(clip.model.token_embedding.weight)
@@ -138,32 +140,33 @@ def test_a_training_that_is_done_ends_with_the_lessons_of_its_plan(
     monkeypatch.setenv("DELTASPACE_TRACKING", "0")
     given: list[str] = []
 
-    def one(clip: Clip, data: renders.Renders, name: str, images: int) -> object:
+    def one(clip: Clip, data: datasets.Renders, name: str, images: int) -> object:
         given.append(name)
         with torch.no_grad():
             clip.model.visual.attnpool.c_proj.bias.fill_(0.25)
         yield images, {}, clip
 
     def promoted() -> tuple[bool, dict[str, Any]]:
-        tensors, meta = weights.load(common.promoted(domain, tmp_path, "clip"))
+        tensors, meta = weights.load(job.promoted())
         return bool((tensors["model.visual.attnpool.c_proj.bias"] == 0.25).all()), meta
 
     monkeypatch.setattr(clip_attribute, "steps", one)
     domain = domain_at(tmp_path)
-    domain.defaults["pretrain"]["clip"]["taught"] = [NAME]
-    pretrain_clip.train(domain, tmp_path, minutes=1e-6)
+    domain.defaults["pretrain"]["clip"]["direct_attributes"] = [NAME]
+    job = Training(domain, tmp_path, "clip")
+    pretrain_clip.train(replace(job, minutes=1e-6))
     assert not given and not promoted()[0]
     for _ in range(2):
-        pretrain_clip.train(domain, tmp_path)
-        told, meta = promoted()
-        assert given == [NAME] and told and meta["steps"] == 2 and meta["taught"] == [NAME]
-    pretrain_clip.promote(domain, tmp_path)
+        pretrain_clip.train(job)
+        taught_weights, meta = promoted()
+        assert given == [NAME] and taught_weights and meta["steps"] == 2 and meta["taught"] == [NAME]
+    pretrain_clip.promote(job)
     assert promoted()[0]
 
     shutil.rmtree(tmp_path / "data/pretraining/tiny")  # on another machine the weights alone are known
-    pretrain_clip.train(domain, tmp_path)
+    pretrain_clip.train(job)
     assert given == [NAME] and promoted()[0]
-    pretrain_clip.train(domain, tmp_path, images=5 * 8)  # goes on, and then needs its lesson again
+    pretrain_clip.train(replace(job, images=5 * 8))  # goes on, and then needs its lesson again
     assert given == [NAME] * 2 and promoted()[1]["steps"] == 5
-    pretrain_clip.train(domain, tmp_path, images=5 * 8, resume=False)  # another network of as many steps
+    pretrain_clip.train(replace(job, images=5 * 8, resume=False))  # another network of as many steps
     assert given == [NAME] * 3 and promoted()[0]

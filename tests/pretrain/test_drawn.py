@@ -15,10 +15,10 @@ from pipeline.storage import image_sources, images
 def test_a_zip_of_drawn_people_is_a_source_of_pictures(tmp_path: Path) -> None:
     out = tmp_path / "people.zip"
     assert app.run(["draw", str(out), "--count", "3", "--size", "32", "--style", "inked", "--first", "7"]) == 0
-    listing = image_sources.listing(out)
+    listing = image_sources.list_images(out)
     assert [member.inside for member in listing.members] == ["7.png", "8.png", "9.png"]
-    pixels, _ = images.read_rgb(image_sources.opened(out, listing.members[1]), "it")
-    expected = portraits.render(portraits.restyled(portraits.sample(8), "inked"), 32)
+    pixels, _ = images.read_rgb(image_sources.open_member(out, listing.members[1]), "it")
+    expected = portraits.render(portraits.with_style(portraits.sample(8), "inked"), 32)
     np.testing.assert_array_equal(np.asarray(pixels), expected)
 
 

@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from pipeline import portraits
 from pipeline.runtime.errors import InputError
-from pretrain import clip, encoder, identity, renders
+from pretrain import clip, datasets, encoder, identity, labels
 from pretrain import generator as gan
-from pretrain import labels as facts
 from pretrain.augment import degrade
 
 few_pictures = small_trainings.few_pictures  # a fixture of every test here
@@ -35,7 +34,7 @@ def test_of_every_pair_both_pictures_show_one_person_and_differ() -> None:
 
 
 def test_pairs_of_people_shown_once_are_refused() -> None:
-    with pytest.raises(InputError, match="5 pictures of 5 people: some must be shown twice"):
+    with pytest.raises(InputError, match="5 images of 5 people: some must be shown twice"):
         identity.pairs(5, 5, 8)
 
 
@@ -60,24 +59,24 @@ def test_a_person_drawn_twice_into_a_batch_is_no_stranger_to_themselves() -> Non
 
 def test_what_a_picture_cannot_show_teaches_the_oracle_nothing() -> None:
     people = [portraits.sample(row) for row in range(60)]
-    labels = facts.of(people).labels(torch.arange(60))
+    values = labels.of(people).of_rows(torch.arange(60))
     hidden = 0
     for i, person in enumerate(people):
         for name, seen in portraits.visible(person).items():
-            value = labels[name][i].item()
+            value = values[name][i].item()
             hidden += not seen
             assert value == (portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name]) if seen else -100)
     assert hidden > 5
     logits = torch.randn(60, len(portraits.ATTRIBUTES["bangs"]), requires_grad=True)
-    F.cross_entropy(logits, labels["bangs"], ignore_index=facts.HIDDEN).backward()
-    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, labels["bangs"] == facts.HIDDEN)
+    F.cross_entropy(logits, values["bangs"], ignore_index=labels.HIDDEN).backward()
+    assert logits.grad is not None and torch.equal(logits.grad.abs().sum(dim=1) == 0, values["bangs"] == labels.HIDDEN)
 
 
 def test_the_vocabulary_is_the_words_of_training_captions() -> None:
     known = clip.vocabulary()
     assert known == sorted(set(known)) and {"face", "hair"} <= set(known)
     rng = np.random.default_rng(9)
-    caption = portraits.caption(portraits.sample(renders.FIRST_ID), rng, "train")
+    caption = portraits.caption(portraits.sample(datasets.FIRST_ID), rng, "train")
     assert caption and "elderly" not in known  # a word that is held out of all training
 
 
@@ -95,8 +94,8 @@ def test_rows_of_latent_codes_are_judged_one_by_one_and_features_are_unit_per_pi
 
 
 def test_people_for_the_measure_of_far_pictures_are_neither_trainings_nor_the_benchmarks() -> None:
-    images = renders.unseen(3, R)
-    drawn = torch.from_numpy(portraits.render(portraits.sample(renders.FIRST_ID - 3), R)).permute(2, 0, 1)
+    images = datasets.unseen_renders(3, R)
+    drawn = torch.from_numpy(portraits.render(portraits.sample(datasets.FIRST_ID - 3), R)).permute(2, 0, 1)
     assert torch.equal(((images[2] + 1) * 127.5).round().byte(), drawn)
 
 

@@ -15,31 +15,42 @@ from PIL import Image
 
 from deltaspace.cli import app
 from pipeline.storage.domains import Domain
-from pretrain import common, photographs
-from pretrain.photographs import Photographs
+from pretrain import datasets
+from pretrain.common import Training
+from pretrain.datasets import ImageChunks, Photographs
 
 here, domain = grey_photographs.here, grey_photographs.domain  # fixtures, `here` of every test
 
 
+def read(domain: Domain, root: Path) -> ImageChunks:
+    """Training images of the domain's generator."""
+    return Training(domain, root, "generator").training_images(0)
+
+
+def unseen(domain: Domain, root: Path, *count: int) -> torch.Tensor:
+    """Images kept apart from training."""
+    return Training(domain, root, "encoder").unseen_images(*count)
+
+
 def test_only_training_rows_are_learnt_from_in_the_order_of_the_names(domain: Domain, tmp_path: Path) -> None:
-    data = common.pictures(domain, tmp_path, 0)
+    data = read(domain, tmp_path)
     assert len(data) == TRAIN - VAL and len(data.chunks) == 3  # of seven each, the last one smaller
     rows = torch.tensor([0, 6, 7, 19, 13, 14, 0])
     assert shades(data.images(rows)) == [shade(row) for row in rows.tolist()]
     assert data.images(rows).shape == (7, 3, R, R)
-    assert shades(common.unseen(domain, tmp_path)) == [shade(row) for row in range(TRAIN - VAL, TRAIN)]
+    assert shades(unseen(domain, tmp_path)) == [shade(row) for row in range(TRAIN - VAL, TRAIN)]
 
 
 def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: Domain, tmp_path: Path) -> None:
     from pipeline.storage import dataset, params
 
     sizes = params.section(dataset.PrepareParams, tmp_path, "prepare", domain=domain)
-    listing = dataset.photographs(sizes.source, tmp_path, 1)
+    listing = dataset.source_listing(sizes.source, tmp_path, 1)
     (tmp_path / "photos/002.png").write_bytes(b"no picture")
-    seen = [dataset.examine(listing.path, member, False) for member in listing.members]
-    prepared = dataset.chosen(listing, seen, sizes, R)
+    seen = [dataset.inspect(listing.path, member, False) for member in listing.members]
+    prepared = dataset.select_usable(listing, seen, sizes, R)
     train = [place for place, (_, split) in enumerate(prepared.rows) if split == "train"]
-    data = common.pictures(domain, tmp_path, 0)
+    data = read(domain, tmp_path)
     assert len(data) == len(train)
     for row in (0, 1, 2, 3, 19):
         from pipeline.storage import images
@@ -48,43 +59,47 @@ def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: 
 
 
 def test_pictures_stay_on_the_disk_and_are_looked_up_there(domain: Domain, tmp_path: Path) -> None:
-    data = common.pictures(domain, tmp_path, 0)
+    data = read(domain, tmp_path)
     assert all(isinstance(chunk, np.memmap) and chunk.dtype == np.uint8 for chunk in data.chunks)
 
 
 def test_what_was_read_is_not_read_again(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    common.pictures(domain, tmp_path, 0)
-    monkeypatch.setattr(photographs.collection, "looked_at", None)
-    assert len(common.pictures(domain, tmp_path, 0)) == TRAIN - VAL
+    read(domain, tmp_path)
+    monkeypatch.setattr(datasets.dataset, "inspect_photographs", None)
+    assert len(read(domain, tmp_path)) == TRAIN - VAL
 
 
 def test_a_changed_folder_is_noticed_and_a_running_training_is_not_disturbed(domain: Domain, tmp_path: Path) -> None:
-    before = common.pictures(domain, tmp_path, 0)
+    before = read(domain, tmp_path)
     Image.new("RGB", (R, R), (255, 255, 255)).save(tmp_path / "photos/000.png")
-    after = common.pictures(domain, tmp_path, 0)
+    after = read(domain, tmp_path)
     before.refresh()
     assert shades(before.images(torch.tensor([0, 1]))) == [shade(0), shade(1)]
     assert shades(after.images(torch.tensor([0, 1]))) == [255, shade(1)]
 
 
 def test_another_share_for_validation_is_noticed(domain: Domain, tmp_path: Path) -> None:
-    common.pictures(domain, tmp_path, 0)
-    fewer = common.pictures(domain_at(tmp_path, val=10), tmp_path, 0)
+    read(domain, tmp_path)
+    fewer = read(domain_at(tmp_path, val=10), tmp_path)
     assert len(fewer) == TRAIN - 10
-    assert shades(common.unseen(domain_at(tmp_path, val=10), tmp_path, 3)) == [shade(14), shade(15), shade(16)]
+    assert shades(unseen(domain_at(tmp_path, val=10), tmp_path, 3)) == [
+        shade(14),
+        shade(15),
+        shade(16),
+    ]
 
 
 def test_without_validation_the_last_pictures_are_measured_with(tmp_path: Path) -> None:
     photos(tmp_path / "photos")
     domain = domain_at(tmp_path, val=0)
-    assert len(common.unseen(domain, tmp_path)) == TRAIN == len(Photographs(domain, tmp_path))
+    assert len(unseen(domain, tmp_path)) == TRAIN == len(Photographs(domain, tmp_path))
 
 
 def test_what_cannot_be_used_is_left_out_and_named(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos/003.png").write_bytes(b"no picture")
-    data = common.pictures(domain, tmp_path, 0)
+    data = read(domain, tmp_path)
     assert shade(3) not in shades(data.images(torch.arange(len(data))))
     assert "skipped 1, such as 003.png" in capsys.readouterr().out
 
@@ -102,21 +117,21 @@ def test_without_a_source_one_line_says_where_to_put_it(
 
 
 def test_a_killed_reading_goes_on(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], photographs.write
+    written, write = [], datasets._write_chunk
 
-    def stopped(job: photographs.Job, path: Path) -> None:
+    def stopped(job: datasets._Part, path: Path) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
         write(job, path)
 
-    monkeypatch.setattr(photographs, "write", stopped)
+    monkeypatch.setattr(datasets, "_write_chunk", stopped)
     with pytest.raises(KeyboardInterrupt):
-        common.pictures(domain, tmp_path, 0)
-    assert not photographs.folder(domain, tmp_path).exists()
+        read(domain, tmp_path)
+    assert not datasets.photograph_folder(domain, tmp_path).exists()
     written.clear()
-    monkeypatch.setattr(photographs, "write", lambda job, path: (written.append(path), write(job, path)))
-    assert len(common.pictures(domain, tmp_path, 0)) == TRAIN - VAL
+    monkeypatch.setattr(datasets, "_write_chunk", lambda job, path: (written.append(path), write(job, path)))
+    assert len(read(domain, tmp_path)) == TRAIN - VAL
     assert len(written) == 2  # the third chunk, and those that stay unseen
 
 
@@ -124,7 +139,7 @@ def test_reading_leaves_the_training_its_threads(domain: Domain, tmp_path: Path)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        common.pictures(domain, tmp_path, 0)
+        read(domain, tmp_path)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pipeline.models import unet
+from pipeline import denoiser_training
 from pipeline.models.e4e import Encoder
 from pipeline.models.stylegan2 import Generator
-from pipeline.sampling import spread
+from pipeline.sampling import measured_stats
 from pretrain import generator_supervised
-from pretrain.denoiser import coded, steps
+from pretrain.denoiser import encoded_batches, steps
 
 R, D = 16, 12
 NUMBERS = {"channels": 8, "mult": (1, 2), "time_dim": 12, "style_dim": 10, "attention": ()}
@@ -37,24 +37,26 @@ def networks():
 
 def train(networks, state, until):
     encoder, generator = networks
-    *_, (_, _, average) = steps(NUMBERS, Pictures(), encoder, generator, *spread(generator), state, until, batch=4)
+    *_, (_, _, average) = steps(
+        NUMBERS, Pictures(), encoder, generator, *measured_stats(generator), state, until, batch=4
+    )
     return average
 
 
 def test_codes_are_the_standardised_styles_of_the_pictures_own_inversion(networks):
     encoder, generator = networks
-    mean, std = spread(generator)
+    mean, std = measured_stats(generator)
     rows = torch.tensor([3, 0, 7])
-    images, s = coded(Pictures(), encoder, generator, mean, std)(rows, torch.Generator())
+    images, s = encoded_batches(Pictures(), encoder, generator, mean, std)(rows, torch.Generator())
     assert torch.equal(images, Pictures().all[rows])
     torch.testing.assert_close(s * std + mean, generator.styles(encoder(images)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_share_of_a_batch_is_made_of_codes_between_two_people(networks):
+def test_a_share_of_a_batch_is_generated_from_codes_between_two_samples(networks):
     encoder, generator = networks
-    mean, std = spread(generator)
+    mean, std = measured_stats(generator)
     rows, chance = torch.arange(10), torch.Generator().manual_seed(1)
-    images, s = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, chance)
+    images, s = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(rows, chance)
     assert torch.equal(images[:6], Pictures().all[:6]) and len(images) == len(s) == 10
     raw = s[6:] * std + mean
     w = generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1)))
@@ -63,18 +65,22 @@ def test_a_share_of_a_batch_is_made_of_codes_between_two_people(networks):
     assert (near[0] | near[1]).all() and near[0].float().mean(dim=1).min() > 0.4 and not near[0].all()
     made = generator.synthesis(raw, generator.repeat(w[:4])).clamp(-1, 1)
     torch.testing.assert_close(images[6:], made, atol=1e-3, rtol=0)
-    again = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
+    again = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(
+        rows, torch.Generator().manual_seed(1)
+    )
     assert torch.equal(images, again[0]) and torch.equal(s, again[1])
 
 
-def test_what_is_made_is_led_by_the_picture_of_the_first_person_and_pictures_by_themselves(networks):
+def test_generated_images_show_the_first_sample_and_real_ones_themselves(networks):
     encoder, generator = networks
-    mean, std = spread(generator)
+    mean, std = measured_stats(generator)
     rows = torch.arange(10)
-    images, s, before = coded(Pictures(), encoder, generator, mean, std, made=0.4, led=True)(
+    images, s, before = encoded_batches(
+        Pictures(), encoder, generator, mean, std, generated_share=0.4, show_original=True
+    )(rows, torch.Generator().manual_seed(1))
+    plain = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(
         rows, torch.Generator().manual_seed(1)
     )
-    plain = coded(Pictures(), encoder, generator, mean, std, made=0.4)(rows, torch.Generator().manual_seed(1))
     assert torch.equal(images, plain[0]) and torch.equal(s, plain[1])
     w_plus = generator.repeat(generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1))))[:4]
     expected = generator.synthesis(generator.styles(w_plus), w_plus).clamp(-1, 1)
@@ -84,21 +90,21 @@ def test_what_is_made_is_led_by_the_picture_of_the_first_person_and_pictures_by_
 
 def test_a_share_of_the_codes_is_told_where_the_generator_learnt_to_copy(networks, monkeypatch):
     encoder, generator = networks
-    told = torch.randn(3, 6, D)
-    monkeypatch.setattr(generator_supervised, "codes", lambda g, people: told[: len(people)])
+    known = torch.randn(3, 6, D)
+    monkeypatch.setattr(generator_supervised, "codes", lambda g, people: known[: len(people)])
     pictures = Pictures()
     pictures.people = lambda rows: iter(rows.tolist())
-    mean, std = spread(generator)
+    mean, std = measured_stats(generator)
     rows = torch.arange(10)
-    _, s = coded(pictures, encoder, generator, mean, std, told=0.3)(rows, torch.Generator())
+    _, s = encoded_batches(pictures, encoder, generator, mean, std, known_code_share=0.3)(rows, torch.Generator())
     raw = s * std + mean
-    torch.testing.assert_close(raw[:3], generator.styles(told), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(raw[:3], generator.styles(known), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(raw[3:], generator.styles(encoder(pictures.all[3:10])), rtol=1e-4, atol=1e-5)
 
 
 def test_the_spread_is_that_of_generated_styles(networks):
     _, generator = networks
-    mean, std = spread(generator, count=20_000)
+    mean, std = measured_stats(generator, count=20_000)
     w = generator.mapping(torch.randn(20_000, D, generator=torch.Generator().manual_seed(5)))
     s = generator.styles(generator.repeat(w))
     assert (mean - s.mean(dim=0)).abs().max() < 0.05 * s.std(dim=0).max()
@@ -114,5 +120,5 @@ def test_the_generator_decides_the_sizes_and_a_resumed_training_ends_with_the_sa
     train(networks, tmp_path / "state.pt", 12)  # three steps, saved at the end
     resumed = train(networks, tmp_path / "state.pt", 24)
     for name, network in (("a", whole), ("b", resumed)):
-        unet.save(tmp_path / name, network)
+        denoiser_training.save(tmp_path / name, network)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

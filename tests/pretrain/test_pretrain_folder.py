@@ -18,12 +18,13 @@ import yaml
 from grey_photographs import BATCH, PLANS, TRAIN, VAL, R, domain_at
 
 from deltaspace.cli import app
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime.errors import InputError
 from pipeline.storage import domains, weights
 from pipeline.storage.domains import Domain
-from pretrain import ada, common, encoder
+from pretrain import augment, encoder
 from pretrain import generator as gan
+from pretrain.common import Training
 
 here, domain = grey_photographs.here, grey_photographs.domain  # fixtures, `here` of every test
 
@@ -41,8 +42,8 @@ def test_out_of_time_before_the_first_weights_nothing_is_called_done_and_no_late
     file = tmp_path / "domains/cats.yaml"
     file.write_text(file.read_text().replace("images_half_size: 8", "images_half_size: 16"))
     assert app.run(["pretrain", "cats", "--minutes", "1e-9"]) == 0
-    told = capsys.readouterr().out
-    assert "generator: out of time" in told and "done" not in told and "encoder" not in told
+    output = capsys.readouterr().out
+    assert "generator: out of time" in output and "done" not in output and "encoder" not in output
     assert app.run(["pretrain", "cats"]) == 0
     assert "generator: done" in capsys.readouterr().out
 
@@ -51,17 +52,17 @@ def test_one_command_trains_what_the_domain_lacks_and_can_have(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.run(["pretrain", "cats"]) == 0
-    told = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     for name in ("generator", "encoder", "denoiser"):
-        assert f"{name}: done, in data/pretrained/cats/{name}.safetensors" in told
+        assert f"{name}: done, in data/pretrained/cats/{name}.safetensors" in output
         assert state_of(tmp_path, name)["step"] == 2
     for name in ("clip", "identity", "oracle", "oracle2"):
-        (line,) = [line for line in told if line.startswith(f"{name}: left out")]
-        assert name.startswith("oracle") or f"deltaspace import-{name} FILE --domain cats" in line
+        (line,) = [line for line in output if line.startswith(f"{name}: skipped")]
+        assert name.startswith("oracle") or f"deltaspace import {name} FILE --domain cats" in line
         assert not (tmp_path / f"data/pretrained/cats/{name}.safetensors").exists()
-    networks = Backbones(domain, tmp_path)
+    networks = Networks(domain, tmp_path)
     with torch.no_grad():
-        pictures = networks.generator(networks.encoder(common.unseen(domain, tmp_path)))
+        pictures = networks.generator(networks.encoder(Training(domain, tmp_path, "encoder").unseen_images()))
     assert pictures.shape == (VAL, 3, R, R) and torch.isfinite(pictures).all()
     assert weights.read_meta(networks.path("encoder"))["far_error"] > 0
     assert networks.denoiser.spec["resolution"] == R
@@ -80,9 +81,9 @@ def test_an_imported_network_is_not_trained_again(
         shutil.copy(made / f"{name}.safetensors", tmp_path / "data/pretrained/cats")
     before = (tmp_path / "data/pretrained/cats/generator.safetensors").read_bytes()
     assert app.run(["pretrain", "cats"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("generator", "clip", "encoder"):
-        assert f"{name}: left out, imported before, in data/pretrained/cats/{name}.safetensors" in told
+        assert f"{name}: skipped, imported before, in data/pretrained/cats/{name}.safetensors" in output
     assert (tmp_path / "data/pretrained/cats/generator.safetensors").read_bytes() == before
     assert state_of(tmp_path, "denoiser")["step"] == 2
 
@@ -94,11 +95,11 @@ def test_an_encoder_is_trained_for_a_generator_that_comes_with_nothing_else(doma
     content = yaml.safe_load((tmp_path / "domains/cats.yaml").read_text())
     del content["defaults"]["pretrain"]["generator"]
     (tmp_path / "domains/cats.yaml").write_text(yaml.safe_dump(content))
-    domain = domains.load("cats", tmp_path)
-    assert encoder.judge(domain, tmp_path).state_dict().keys()
-    one, other = (encoder.judge(domain, tmp_path).state_dict() for _ in range(2))
+    job = Training(domains.load("cats", tmp_path), tmp_path, "encoder")
+    assert encoder.discriminator_of(job).state_dict().keys()
+    one, other = (encoder.discriminator_of(job).state_dict() for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)  # in every process, after every restart
-    encoder.train(domain, tmp_path)
+    encoder.train(job)
     assert state_of(tmp_path, "encoder")["step"] == 2
 
 
@@ -113,16 +114,16 @@ def test_few_photographs_are_augmented_many_are_not_and_the_plan_has_the_last_wo
 
     monkeypatch.setattr(gan, "steps", steps)
     monkeypatch.setattr(gan, "promote", lambda *_: None)
-    monkeypatch.setattr(common, "progress_of", lambda _: 10**9)
+    monkeypatch.setattr(Training, "finished_steps", lambda _: 10**9)
 
     def asked(**options: Any) -> list[dict[str, Any]]:
         monkeypatch.setitem(PLANS, "generator", {**PLANS["generator"], **options})
         seen.clear()
-        gan.train(domain_at(tmp_path), tmp_path)
+        gan.train(Training(domain_at(tmp_path), tmp_path, "generator"))
         return seen
 
     assert asked() == [{"mirror": True, "augment": "ada"}] * 2  # both sizes
-    monkeypatch.setattr(gan, "FEW", TRAIN - VAL)
+    monkeypatch.setattr(gan, "FEW_IMAGES", TRAIN - VAL)
     assert asked() == [{"mirror": True, "augment": None}] * 2
     assert asked(augment="ada", mirror=False) == [{"mirror": False, "augment": "ada"}] * 2
 
@@ -134,18 +135,17 @@ def test_another_word_for_augmentation_is_refused(domain: Domain, tmp_path: Path
 
 def loop(domain: Domain, root: Path, state: Path, **options: Any) -> Iterator[tuple[int, Any, Any]]:
     """Eight steps of a generator's training."""
-    plan = common.plan(domain, "generator")
-    data = common.pictures(domain, root, 0)
+    job = Training(domain, root, "generator")
     options = {"batch": BATCH, "mirror": True, "augment": "ada", **options}
-    return gan.steps(plan.model, data, state, 8 * BATCH, **options)
+    return gan.steps(job.plan.model, job.training_images(0), state, 8 * BATCH, **options)
 
 
 def test_augmented_and_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ada, "RANGE", 4 * BATCH * 5)
-    monkeypatch.setattr(ada, "TARGET", -1.0)  # p rises with every decision
-    monkeypatch.setattr(ada, "EVERY", 3)  # and decisions are not made where states are saved
+    monkeypatch.setattr(augment, "RANGE", 4 * BATCH * 5)
+    monkeypatch.setattr(augment, "TARGET", -1.0)  # p rises with every decision
+    monkeypatch.setattr(augment, "EVERY", 3)  # and decisions are not made where states are saved
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     chances = [metrics["augmented"] for _, metrics, _ in loop(domain, tmp_path, whole)]
     assert chances[0] == 0 and 0 < chances[3] < chances[7]
@@ -164,8 +164,8 @@ def test_augmented_and_stopped_after_every_step_it_ends_with_the_bytes_of_an_und
 def test_augmentation_changes_what_is_learnt_once_it_has_a_chance(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ada, "RANGE", 4 * BATCH)
-    monkeypatch.setattr(ada, "TARGET", -1.0)
+    monkeypatch.setattr(augment, "RANGE", 4 * BATCH)
+    monkeypatch.setattr(augment, "TARGET", -1.0)
     ends = [
         [m["loss_d"] for _, m, _ in loop(domain, tmp_path, tmp_path / f"{name}.pt", augment=name)]
         for name in (None, "ada")
@@ -176,11 +176,11 @@ def test_augmentation_changes_what_is_learnt_once_it_has_a_chance(
 def test_the_chance_that_half_the_size_came_to_is_gone_on_with(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ada, "RANGE", 4 * BATCH * 10)
-    monkeypatch.setattr(ada, "TARGET", -1.0)
-    plan, data = common.plan(domain, "generator"), common.pictures(domain, tmp_path, 0)
-    half, state = gan.halved(plan.model), tmp_path / "half.pt"
-    list(gan.steps(half, data, state, 4 * BATCH, batch=BATCH, augment="ada"))
+    monkeypatch.setattr(augment, "RANGE", 4 * BATCH * 10)
+    monkeypatch.setattr(augment, "TARGET", -1.0)
+    job = Training(domain, tmp_path, "generator")
+    half, state = gan.halved(job.plan.model), tmp_path / "half.pt"
+    list(gan.steps(half, job.training_images(0), state, 4 * BATCH, batch=BATCH, augment="ada"))
     _, metrics, _ = next(loop(domain, tmp_path, tmp_path / "whole.pt", smaller=state))
     assert metrics["augmented"] == pytest.approx(0.1)
 
@@ -190,32 +190,34 @@ def test_the_chance_that_half_the_size_came_to_is_gone_on_with(
 SHARED = """
 import hashlib, sys
 from pathlib import Path
-from pipeline import domains, training
-from pretrain import ada, generator, photographs, session
+from pipeline import training
+from pipeline.storage import domains
+from pretrain import augment, datasets, generator
+from pretrain.common import Training
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    ada.RANGE, ada.TARGET, photographs.CHUNK = 8 * 10, -1.0, 7
+    augment.RANGE, augment.TARGET, datasets.PHOTO_CHUNK = 8 * 10, -1.0, 7
     assert training.join("cpu") == "cpu"
-    follow, publish, last = session.follow, session.publish, []
+    follow, publish, last = Training.follow, Training.publish, []
 
-    def watched(steps, *rest):
+    def watched(job, steps, *rest, **more):
         def each():
             for done, metrics, network in steps:
                 last[:] = [metrics["augmented"], network]
                 yield done, metrics, network
-        follow(each(), *rest)
+        follow(job, each(), *rest, **more)
 
-    def published(domain, root, name, *rest, **more):
+    def published(job, tensors, model, name=None, **more):
         with (root / "published.txt").open("a") as file:
-            file.write(name + "\\n")
-        return publish(domain, root, name, *rest, **more)
+            file.write((name or job.name) + "\\n")
+        return publish(job, tensors, model, name, **more)
 
-    session.follow, session.publish = watched, published
-    generator.train(domains.load("cats", root), root, images=64)
+    Training.follow, Training.publish = watched, published
+    generator.train(Training(domains.load("cats", root), root, "generator", images=64))
     chance, network = last
     content = hashlib.sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values())).hexdigest()
-    (root / f"rank-{training.share(8)[0]}.txt").write_text(f"{chance} {training.share(8)[1]} {content}")
+    (root / f"rank-{training.local_batch(8)[0]}.txt").write_text(f"{chance} {training.local_batch(8)[1]} {content}")
 """
 
 
@@ -237,5 +239,5 @@ def test_two_processes_end_with_equal_weights_and_write_files_once(domain: Domai
     assert (tmp_path / "published.txt").read_text().split() == ["discriminator", "generator"]
     leftovers = [path.name for path in (tmp_path / "data").rglob("*") if "partial" in path.name]
     assert not leftovers
-    told = [line for line in run.stdout.splitlines() if "pictures, test people and all" in line]
-    assert len(told) == 1
+    output = [line for line in run.stdout.splitlines() if "images, test images included" in line]
+    assert len(output) == 1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import astuple
-from importlib import import_module
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,16 @@ import numpy as np
 import pytest
 import small_trainings
 import torch
-from small_trainings import BATCH, CHUNK, PARTS, PEOPLE, D, R, domain_at, loop_of
+from small_trainings import BATCH, CHUNK, PARTS, PEOPLE, D, R, domain_at, job_of, loop_of, module_of
 from torch import Tensor
 
 from pipeline import portraits
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.runtime.errors import InputError
 from pipeline.storage import weights
-from pretrain import clip, common, encoder, oracle, renders
+from pretrain import clip, common, datasets, encoder, labels
 from pretrain import generator as gan
-from pretrain import labels as facts
-from pretrain.pictures import Held
+from pretrain.datasets import DeviceImages
 
 few_pictures = small_trainings.few_pictures  # a fixture of every test here
 
@@ -33,7 +31,7 @@ def trained(few_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A project in which every training has run for two steps."""
     root = tmp_path_factory.mktemp("trained")
     for name in PARTS:
-        import_module(f"pretrain.{name}").train(domain_at(root), root)
+        module_of(name).train(job_of(name, root))
     return root
 
 
@@ -59,7 +57,7 @@ def test_a_training_takes_its_steps_and_keeps_its_state(name: str, trained: Path
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_was_trained_is_read_by_the_pipeline(name: str, trained: Path) -> None:
-    networks = Backbones(domain_at(trained), trained)
+    networks = Networks(domain_at(trained), trained)
     images = torch.rand(3, 3, R, R) * 2 - 1
     outputs: dict[str, Callable[[Any], Tensor]] = {
         "generator": lambda net: net(net.repeat(net.truncate(net.mapping(torch.randn(3, D)), 0.7))),
@@ -95,13 +93,13 @@ def test_the_file_holds_the_averaged_weights_as_half_precision_with_what_builds_
 def test_a_finished_training_called_again_changes_no_byte(name: str, project: Path) -> None:
     path = project / f"data/pretrained/tiny/{name}.safetensors"
     before = path.read_bytes()
-    import_module(f"pretrain.{name}").train(domain_at(project), project)
+    module_of(name).train(job_of(name, project))
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_asked_for_more_pictures_it_goes_on(name: str, project: Path) -> None:
-    import_module(f"pretrain.{name}").train(domain_at(project), project, images=3 * BATCH)
+    module_of(name).train(job_of(name, project, images=3 * BATCH))
     assert state_of(project, name)["step"] == 3
 
 
@@ -109,7 +107,7 @@ def test_asked_for_more_pictures_it_goes_on(name: str, project: Path) -> None:
 def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> None:
     old = project / f"data/pretraining/tiny/{name}.pt"
     before = old.read_bytes()
-    import_module(f"pretrain.{name}").train(domain_at(project), project, images=BATCH, resume=False)
+    module_of(name).train(job_of(name, project, images=BATCH, resume=False))
     assert state_of(project, name)["step"] == 1
     assert old.with_suffix(".pt.old").read_bytes() == before
 
@@ -118,13 +116,13 @@ def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> N
 def test_without_its_state_it_goes_on_from_the_weights(name: str, project: Path) -> None:
     (project / f"data/pretraining/tiny/{name}.pt").unlink()
     kept, _ = weights.load(project / f"data/pretrained/tiny/{name}.safetensors")
-    module = import_module(f"pretrain.{name}")
-    module.train(domain_at(project), project)  # which was finished: nothing is to be learnt
+    module = module_of(name)
+    module.train(job_of(name, project))  # finished already: no step is left
     again = state_of(project, name)
     assert again["step"] == 2
     for key, value in again["ema"].items():
         torch.testing.assert_close(value, kept[key], check_dtype=False)
-    module.train(domain_at(project), project, images=3 * BATCH)
+    module.train(job_of(name, project, images=3 * BATCH))
     state = state_of(project, name)
     assert state["step"] == 3 and any(part.startswith("adam") for part in state)
     part = "d" if name == "generator" else "ema"  # the generator waits for its discriminator to settle
@@ -135,7 +133,7 @@ def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path)
     known = state_of(project, "generator")["d"]
     for name in ("generator", "generator-half"):
         (project / f"data/pretraining/tiny/{name}.pt").unlink()
-    gan.train(domain_at(project), project)
+    gan.train(job_of("generator", project))
     assert not (project / "data/pretraining/tiny/generator-half.pt").exists()
     for key, value in state_of(project, "generator")["d"].items():
         torch.testing.assert_close(value, known[key], atol=1e-3, rtol=1e-3)
@@ -144,7 +142,7 @@ def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path)
 def test_weights_of_other_numbers_are_no_start(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "data/pretraining/tiny/oracle.pt").unlink()
     plan = {"model": {"widths": [7, 9]}, "images": BATCH, "renders": CHUNK, "batch": BATCH}
-    oracle.train(domain_at(project, defaults={"pretrain": {"oracle": plan}}), project)
+    module_of("oracle").train(job_of("oracle", project, domain_at(project, defaults={"pretrain": {"oracle": plan}})))
     assert "oracle starts anew" in capsys.readouterr().out
     assert state_of(project, "oracle")["step"] == 1
 
@@ -153,27 +151,34 @@ def test_a_damaged_state_is_named_in_one_line(project: Path) -> None:
     path = project / "data/pretraining/tiny/oracle.pt"
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(InputError, match=r"oracle\.pt is damaged") as caught:
-        oracle.train(domain_at(project), project, images=3 * BATCH)
+        module_of("oracle").train(job_of("oracle", project, images=3 * BATCH))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_promoting_what_was_never_trained_names_the_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{name}\.pt is missing: run `deltaspace pretrain tiny {name}`"):
-        import_module(f"pretrain.{name}").promote(domain_at(tmp_path), tmp_path)
+        module_of(name).promote(job_of(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_domain_without_a_plan_is_told_so(name: str, project: Path) -> None:
     with pytest.raises(InputError, match=rf"domains/tiny.yaml has no defaults.pretrain.{name}"):
-        import_module(f"pretrain.{name}").train(domain_at(project, defaults={}), project)
+        module_of(name).train(job_of(name, project, domain_at(project, defaults={})))
 
 
-@pytest.mark.parametrize("name", common.TOLD)
-def test_what_a_renderer_tells_cannot_be_learnt_from_photographs(name: str, project: Path) -> None:
-    train = import_module(f"pretrain.{name}").train
-    with pytest.raises(InputError, match="domain 'tiny' draws no pictures of its own"):
-        train(domain_at(project, renderer=None), project)
+@pytest.mark.parametrize(("old", "new"), common.RENAMED_OPTIONS.items())
+def test_an_option_by_its_old_name_is_refused_with_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    plan = {"model": {}, "images": BATCH, old: 1}
+    domain = domain_at(tmp_path, defaults={"pretrain": {"denoiser": plan}})
+    with pytest.raises(InputError, match=rf"domains/tiny.yaml, defaults.pretrain.denoiser: {old} is now {new}"):
+        _ = job_of("denoiser", tmp_path, domain).plan
+
+
+@pytest.mark.parametrize("name", common.NEED_LABELS)
+def test_networks_that_need_labels_are_refused_for_photographs(name: str, project: Path) -> None:
+    with pytest.raises(InputError, match=f"domain 'tiny' has no renderer: {name} needs images with known parameters"):
+        module_of(name).train(job_of(name, project, domain_at(project, renderer=None)))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -205,47 +210,47 @@ def leaves(state: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["identity", "oracle", "oracle2", "clip"])
 def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_path: Path) -> None:
-    plan = common.plan(domain_at(trained), name)
-    data = renders.Renders(trained, R, PEOPLE if name == "identity" else None)
+    plan = job_of(name, trained).plan
+    data = datasets.Renders(trained, R, PEOPLE if name == "identity" else None)
     people = {"people": PEOPLE, "scale": 4.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
-    steps = import_module(f"pretrain.{name}").steps
+    steps = module_of(name).steps
     count = 160 if name == "oracle2" else 40  # eight numbers per token, and none of its layers has batch norm
     loop = steps(plan.model, data, tmp_path / "state.pt", count * 16, batch=16, lr=5e-3, **people)
     losses = [metrics["loss"] for _, metrics, _ in loop]
     assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
 
 
-def test_facts_of_renders_are_kept_beside_them_and_made_again_where_they_are_missing(trained: Path) -> None:
-    data = renders.Renders(trained, R, PEOPLE)
-    told = data.facts()
-    assert len(told.numbers) == len(told.values) == len(data)
-    person = renders.person(7, PEOPLE)
-    assert told.numbers[7].tolist() == pytest.approx(list(astuple(person.identity)))
-    assert torch.equal(told.numbers[7], told.numbers[7 + PEOPLE])  # the same person
-    labels = told.labels(torch.tensor([7]))
-    for name, seen in portraits.visible(person).items():
+def test_labels_are_kept_beside_renders_and_computed_again_where_missing(trained: Path) -> None:
+    data = datasets.Renders(trained, R, PEOPLE)
+    known = data.labels()
+    assert len(known.geometry) == len(known.attributes) == len(data)
+    person = datasets.training_portrait(7, PEOPLE)
+    assert known.geometry[7].tolist() == pytest.approx(list(astuple(person.identity)))
+    assert torch.equal(known.geometry[7], known.geometry[7 + PEOPLE])  # the same person
+    of_row = known.of_rows(torch.tensor([7]))
+    for name, visible in portraits.visible(person).items():
         value = portraits.ATTRIBUTES[name].index(portraits.attributes(person)[name])
-        assert labels[name].item() == (value if seen else facts.HIDDEN)
-    for path in data.folder.glob(f"*{renders.FACTS}"):
+        assert of_row[name].item() == (value if visible else labels.HIDDEN)
+    for path in data.folder.glob(f"*{datasets.LABELS}"):
         path.unlink()
-    again = renders.Renders(trained, R, PEOPLE).facts()
-    assert torch.equal(again.values, told.values) and torch.equal(again.numbers, told.numbers)
-    assert len(list(data.folder.glob(f"*{renders.FACTS}"))) == len(data.chunks)
+    again = datasets.Renders(trained, R, PEOPLE).labels()
+    assert torch.equal(again.attributes, known.attributes) and torch.equal(again.geometry, known.geometry)
+    assert len(list(data.folder.glob(f"*{datasets.LABELS}"))) == len(data.chunks)
 
 
-def test_pictures_held_for_a_processor_are_those_on_disk(trained: Path) -> None:
-    data = renders.Renders(trained, R)
-    held, rows = Held(data, "cpu"), torch.tensor([CHUNK + 1, 0, 3])
-    assert len(held) == len(data) and torch.equal(held.images(rows), data.images(rows))
+def test_device_images_on_a_processor_are_those_on_disk(trained: Path) -> None:
+    data = datasets.Renders(trained, R)
+    images, rows = DeviceImages(data, "cpu"), torch.tensor([CHUNK + 1, 0, 3])
+    assert len(images) == len(data) and torch.equal(images.images(rows), data.images(rows))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_pictures_held_on_a_gpu_are_those_on_disk(trained: Path, tmp_path: Path) -> None:
-    data = renders.Renders(trained, R)
-    held, rows = Held(data, "cuda"), torch.tensor([CHUNK + 1, 0, 3])
-    held.refresh()  # nothing new
-    found = held.images(rows.cuda())
-    assert found.is_cuda and torch.allclose(found.cpu(), data.images(rows), atol=1e-6)
+def test_device_images_on_a_gpu_are_those_on_disk(trained: Path, tmp_path: Path) -> None:
+    data = datasets.Renders(trained, R)
+    images, rows = DeviceImages(data, "cuda"), torch.tensor([CHUNK + 1, 0, 3])
+    images.refresh()  # nothing new
+    on_device = images.images(rows.cuda())
+    assert on_device.is_cuda and torch.allclose(on_device.cpu(), data.images(rows), atol=1e-6)
 
 
 # ---------------------------------------------------------------- the generator's two sizes
@@ -255,14 +260,14 @@ def test_out_of_time_at_half_the_size_nothing_is_promoted_and_the_next_call_goes
     tmp_path: Path, trained: Path
 ) -> None:
     shutil.copytree(trained / "data/pretraining/portraits", tmp_path / "data/pretraining/portraits")
-    domain, file = domain_at(tmp_path), tmp_path / "data/pretrained/tiny/generator.safetensors"
-    gan.train(domain, tmp_path, minutes=1e-9)
+    job, file = job_of("generator", tmp_path), tmp_path / "data/pretrained/tiny/generator.safetensors"
+    gan.train(replace(job, minutes=1e-9))
     assert state_of(tmp_path, "generator-half")["step"] == 1
     assert not file.exists() and not (tmp_path / "data/pretraining/tiny/generator.pt").exists()
-    gan.train(domain, tmp_path, minutes=1e-9)  # ends the half size, and begins the whole
+    gan.train(replace(job, minutes=1e-9))  # ends the half size, and begins the whole
     assert state_of(tmp_path, "generator-half")["step"] == 2
     assert state_of(tmp_path, "generator")["step"] == 1 and file.exists()
-    gan.train(domain, tmp_path)
+    gan.train(job)
     assert state_of(tmp_path, "generator")["step"] == 2
 
 
@@ -282,10 +287,10 @@ def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(tra
 
 
 def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> None:
-    people = list(renders.Renders(trained, R).people(torch.arange(40)))
+    people = list(datasets.Renders(trained, R).people(torch.arange(40)))
     places = [(name, value) for name, values in portraits.ATTRIBUTES.items() for value in values]
     said = {
-        portraits.in_a_phrase("face", p): place for place in places for p in portraits.PHRASES[place[0]][place[1]][0]
+        portraits.noun_phrase("face", p): place for place in places for p in portraits.PHRASES[place[0]][place[1]][0]
     }
 
     class Reader:
@@ -313,18 +318,21 @@ def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> 
 
 
 def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_there(project: Path) -> None:
-    judge = encoder.judge(domain_at(project), project)
+    discriminator = encoder.discriminator_of(job_of("encoder", project))
     trained_weights = state_of(project, "generator")["d"]
-    for name, value in judge.state_dict().items():
+    for name, value in discriminator.state_dict().items():
         torch.testing.assert_close(value, trained_weights[name], atol=1e-3, rtol=1e-3)
     (project / "data/pretrained/tiny/discriminator.safetensors").unlink()
-    assert encoder.judge(domain_at(project), project).from_rgb.weight.shape == judge.from_rgb.weight.shape
+    assert (
+        encoder.discriminator_of(job_of("encoder", project)).from_rgb.weight.shape
+        == discriminator.from_rgb.weight.shape
+    )
 
 
 def test_the_encoder_begins_at_the_mean_code(trained: Path, tmp_path: Path) -> None:
     list(loop_of("encoder", trained, tmp_path / "state.pt"))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    mean = Backbones(domain_at(trained), trained).generator.w_mean
+    mean = Networks(domain_at(trained), trained).generator.w_mean
     for part in ("encoder", "ema"):
         torch.testing.assert_close(state[part]["latent_avg"], mean.expand(6, D))
 
@@ -333,29 +341,29 @@ def test_the_encoder_begins_at_the_mean_code(trained: Path, tmp_path: Path) -> N
 
 
 def test_renders_are_the_training_people_in_order(trained: Path) -> None:
-    data = renders.Renders(trained, R)
+    data = datasets.Renders(trained, R)
     assert len(data) == 2 * CHUNK  # 25 asked for, whole chunks made
     rows = torch.tensor([0, 30, 7])
     for image, person, row in zip(data.images(rows), data.people(rows), rows.tolist(), strict=True):
-        assert person == portraits.sample(renders.FIRST_ID + row)
+        assert person == portraits.sample(datasets.FIRST_ID + row)
         drawn = torch.from_numpy(portraits.render(person, R)).permute(2, 0, 1)
         assert torch.equal(((image + 1) * 127.5).round().byte(), drawn)
         assert image.min() >= -1 and image.max() <= 1
 
 
 def test_with_few_people_each_is_met_again_in_other_circumstances(trained: Path) -> None:
-    data = renders.Renders(trained, R, PEOPLE)
+    data = datasets.Renders(trained, R, PEOPLE)
     first, again = data.people(torch.tensor([1, 1 + PEOPLE]))
-    assert first.identity == again.identity == portraits.sample(renders.FIRST_ID + 1).identity
+    assert first.identity == again.identity == portraits.sample(datasets.FIRST_ID + 1).identity
     assert first.traits != again.traits and first.look != again.look
     images = data.images(torch.tensor([1, 1 + PEOPLE]))
     assert not torch.equal(images[0], images[1])
 
 
 def test_finished_chunks_stay_and_new_ones_are_seen_after_a_refresh(project: Path) -> None:
-    data, folder = renders.Renders(project, R), renders.folder(project, R)
+    data, folder = datasets.Renders(project, R), datasets.render_folder(project, R)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    renders.make(project, R, 3 * CHUNK)
+    datasets.make_renders(project, R, 3 * CHUNK)
     assert len(data) == 2 * CHUNK
     data.refresh()
     assert len(data) == 3 * CHUNK

@@ -1,4 +1,4 @@
-"""The chart of the workflow: which stage needs which, and where its box stands."""
+"""The figure of the workflow: dependencies between stages, and the places of their boxes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from finished_stages import WORKFLOW
 from pipeline.report import dag_figure
 
 
-def test_a_stage_needs_those_whose_outputs_it_reads() -> None:
-    assert dag_figure.edges(WORKFLOW) == {
+def test_a_stage_depends_on_those_whose_outputs_it_reads() -> None:
+    dag = dag_figure.graph(WORKFLOW)
+    assert {name: set(dag.predecessors(name)) for name in dag} == {
         "prepare": set(),
         "sample": set(),
         "cache": {"prepare", "sample"},
@@ -19,21 +20,25 @@ def test_a_stage_needs_those_whose_outputs_it_reads() -> None:
     }
 
 
-def test_boxes_stand_after_what_they_need_and_never_on_each_other() -> None:
-    chart = dag_figure.chart(WORKFLOW)
-    place = {box.name: (box.x, box.y) for box in chart.boxes}
-    for name, needed in dag_figure.edges(WORKFLOW).items():
-        assert all(place[other][0] < place[name][0] for other in needed)
-    assert len(set(place.values())) == len(place)
-    assert all(x + dag_figure.WIDTH <= chart.width and y + dag_figure.HEIGHT <= chart.height for x, y in place.values())
+def test_boxes_are_right_of_their_dependencies_and_do_not_overlap() -> None:
+    dag = dag_figure.graph(WORKFLOW)
+    places = dag_figure.positions(dag)
+    assert all(places[start][0] + dag_figure.WIDTH < places[end][0] for start, end in dag.edges)
+    assert len(set(places.values())) == len(places) == 5
 
 
-def test_arrows_that_follow_from_others_are_left_out() -> None:
-    assert len(dag_figure.chart(WORKFLOW).arrows) == 4  # not prepare -> edit_latent, nor prepare -> evaluate
+def test_dependencies_that_follow_from_others_have_no_arrow() -> None:
+    (axes,) = dag_figure.figure(dag_figure.graph(WORKFLOW)).axes
+    arrows = [patch for patch in axes.patches if type(patch).__name__ == "FancyArrowPatch"]
+    assert len(arrows) == 4  # not prepare -> edit_latent, nor prepare -> evaluate
+    words = [text.get_text() for text in axes.texts]
+    assert {"prepare", "images", "cache", "codes", "evaluate", "metrics.json"} <= set(words)
 
 
-def test_the_projects_own_workflow_can_be_drawn() -> None:
+def test_the_workflow_of_this_project_can_be_drawn() -> None:
     from pipeline.storage import params
 
     workflow = params.read_mapping(Path(__file__).parents[2] / "dvc.yaml")
-    assert {box.name for box in dag_figure.chart(workflow).boxes} == set(workflow["stages"]) == set(dag_figure.STAGES)
+    dag = dag_figure.graph(workflow)
+    (axes,) = dag_figure.figure(dag).axes
+    assert len(axes.texts) == 2 * len(workflow["stages"]) and dag.has_edge("evaluate", "report")

@@ -1,4 +1,4 @@
-"""The page shows what was measured at another scale and on a GPU, as the committed files say, and is whole without."""
+"""Results of other runs: read from the committed files, absent without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import finished_stages
 import pytest
 
-from pipeline.evaluation import metrics, paper_claims
+from pipeline.evaluation import bootstrap, paper_claims
 from pipeline.report import external_results
 from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts
@@ -42,30 +42,28 @@ def put(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_without_such_files_there_is_nothing_to_show(tmp_path: Path) -> None:
-    assert (
-        external_results.full(artefacts.Layout("portraits", tmp_path)) is None
-        and external_results.gpu(tmp_path) is None
-    )
+def test_without_files_there_are_no_results(tmp_path: Path) -> None:
+    assert external_results.full(artefacts.DomainPaths("portraits", tmp_path)) is None
+    assert external_results.gpu(tmp_path) is None and external_results.speed(tmp_path) is None
 
 
-def test_the_full_scale_is_told_with_the_machine_it_ran_on(tmp_path: Path) -> None:
-    layout = artefacts.Layout("portraits", tmp_path)
+def test_full_scale_results_come_with_the_machine_they_ran_on(tmp_path: Path) -> None:
+    layout = artefacts.DomainPaths("portraits", tmp_path)
     put(layout.full, finished_stages.numbers())
     put(layout.full.with_name("run.json"), {"device": {"name": "A GPU"}, "command": "dvc"})
-    found = external_results.full(layout)
-    assert found is not None and found["run"]["command"] == "dvc"
-    first = next(row for row in found["rows"] if row["label"] == "DeltaEdit-G")
+    results = external_results.full(layout)
+    assert results is not None and results["run"]["command"] == "dvc"
+    first = next(row for row in results["rows"] if row["label"] == "DeltaEdit-G")
     assert first["reached"]["value"] == 0.444 and first["psnr"] is None
 
 
-def test_a_gpus_times_are_those_of_the_files_and_what_failed_is_left_out(tmp_path: Path) -> None:
+def test_gpu_times_are_those_of_the_files_without_failed_items(tmp_path: Path) -> None:
     put(tmp_path / "reports/gpu/ffhq_shapes.json", GPU)
     put(tmp_path / "reports/gpu/kernels.json", KERNELS)
-    found = external_results.gpu(tmp_path)
-    assert found is not None and found["device"] == "A GPU"
-    assert [(row["value"], row["unit"]) for row in found["shapes"]] == [(18.2, "ms"), (0.812, "s")]
-    (row,) = found["kernels"]
+    results = external_results.gpu(tmp_path)
+    assert results is not None and results["device"] == "A GPU"
+    assert [(row["value"], row["unit"]) for row in results["shapes"]] == [(18.2, "ms"), (0.812, "s")]
+    (row,) = results["kernels"]
     assert row["forward"] == {"us": 50.0, "share": 0.3, "gain": 1.5} and "backward" not in row
 
 
@@ -78,14 +76,14 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_every_published_shape_is_in_the_file_that_was_committed() -> None:
     root = Path(__file__).resolve().parents[2]
-    found = external_results.gpu(root)
-    assert found is not None and [row["what"] for row in found["shapes"]] == [
+    results = external_results.gpu(root)
+    assert results is not None and [row["what"] for row in results["shapes"]] == [
         shape[0] for shape in external_results.SHAPES
     ]
 
 
 def test_a_claim_shows_what_either_scale_tested() -> None:
-    leaf, less = metrics.leaf(0.2, 0.1, 0.3), metrics.leaf(-0.2, -0.3, -0.1)
+    leaf, less = bootstrap.metric(0.2, 0.1, 0.3), bootstrap.metric(-0.2, -0.3, -0.1)
     here = {"editors": {}, "claims": {"relevance_mask": {"kept": leaf}}}
     there = {"claims": {"relevance_mask": {"kept": less}, "against_stylemc": {"reached": leaf}}}
     rows = {row["claim"].name: row for row in paper_claims.table(here, there)}

@@ -1,4 +1,4 @@
-"""The page, from artefacts made by hand."""
+"""The page, from artefacts with known numbers and colours."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from finished_stages import EDITORS, FIRST, PEOPLE, PROMPTS, SIZE, WORKFLOW, num
 from PIL import Image
 
 from pipeline import portraits
-from pipeline.evaluation import metrics, tuning
-from pipeline.report import charts, edit_grid, figures, page
+from pipeline.evaluation import REFERENCES, bootstrap, figures, tuning
+from pipeline.report import charts, edit_grid, page
 from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts, images
 from pipeline.storage.domains import NETWORKS, Domain, Weights, default_path
@@ -35,7 +35,7 @@ def domain() -> Domain:
 @pytest.fixture
 def project(tmp_path: Path, domain: Domain) -> Path:
     """What the stages would have left, with numbers that are easy to find again."""
-    test, layout = test_people(), artefacts.Layout("portraits", tmp_path)
+    test, layout = test_people(), artefacts.DomainPaths("portraits", tmp_path)
     assert test.people is not None
     artefacts.write_shard(
         layout.images / artefacts.shard_name(0),
@@ -104,112 +104,114 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_stands_alone(project: Path, domain: Domain) -> None:
-    html = page.page(domain, project)
+    html = page.render(domain, project)
     read = Reader(html)
     assert read.open == []
     assert all(address.startswith(("#", "data:")) for address in read.addresses)
-    outside = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
-    assert "http" not in outside and "url(#tip)" in outside and "@import" not in outside
+    outside = re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "", html)
+    assert "http" not in outside and "@import" not in outside and 'class="chart workflow"' in outside
     assert str(project) not in html
 
 
 def test_the_page_holds_the_numbers_with_their_intervals(project: Path, domain: Domain) -> None:
-    rows = Reader(page.page(domain, project)).rows
+    rows = Reader(page.render(domain, project)).rows
     delta = next(row for row in rows if "DeltaEdit-G" in row and "0.44" in row)
     assert delta[1:3] == ["0.44", "0.43 to 0.45"] and "0.12" in delta and "0.88" in delta
     assert ["cosine, validation", "0.654"] in rows
     assert ["hair color", "0.970", "0.960 to 0.980", "0.770", "0.760 to 0.780"] in rows
 
 
-def test_what_was_not_measured_leaves_no_empty_row(project: Path, domain: Domain) -> None:
-    words = Reader(page.page(domain, project)).words
+def test_a_number_that_was_not_measured_leaves_no_empty_row(project: Path, domain: Domain) -> None:
+    words = Reader(page.render(domain, project)).words
     assert "MSE, validation" not in words and "Diffusion round trip" not in words
     assert not any("nan" in word.lower().split() for word in words)
 
 
-def test_figures_are_shown_with_their_words_where_they_were_drawn(project: Path, domain: Domain) -> None:
-    assert 'id="figures"' not in page.page(domain, project) and "as a map" not in page.page(domain, project)
-    layout = artefacts.Layout(domain, project)
+def test_figures_are_shown_with_their_captions_where_they_were_drawn(project: Path, domain: Domain) -> None:
+    html = page.render(domain, project)
+    assert 'id="figures"' not in html and "Map of CLIP space" not in html
+    layout = artefacts.DomainPaths(domain, project)
     grids = {name: torch.zeros(3, 8, 8) for name in ("between", "mixed")}
     figures.save(layout, grids, prompts=[prompt.text for prompt in PROMPTS[:2]], levels=["coarse", "fine"])
-    places = {"space": [0, 0, 1, 1], "text": [0, 1, 0, 1], "x": [0.0, 1.0, 0.25, 0.5], "y": [0.0, 1.0, 0.5, 0.75]}
-    figures.save_map(layout, {name: np.array(column) for name, column in places.items()})
-    html = page.page(domain, project)
-    assert "their edit “face with red hair”; from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
+    points = {"space": [0, 0, 1, 1], "text": [0, 1, 0, 1], "x": [0.0, 1.0, 0.25, 0.5], "y": [0.0, 1.0, 0.5, 0.75]}
+    figures.save_map(layout, {name: np.array(column) for name, column in points.items()})
+    html = page.render(domain, project)
+    assert "its edit “face with red hair”; from that edit to “face with &lt;b&gt;sunglasses&lt;/b&gt;”" in html
     assert (
         "level of the other's style: coarse, fine" in html
         and "At strengths" not in html
         and "Command: <code>deltaspace mix</code>" in html
     )
-    assert '<circle class="c-picture" cx="75" cy="150" r="2.4"/>' in html
-    assert html.count('<circle class="c-text"') == 2 and Reader(html).words
+    assert html.count('alt="Map of CLIP space: ') == 2 and Reader(html).words
+    (_, figure), _ = charts.clip_maps(layout.clip_map)
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[0, 0]], [[1, 1]]]
 
 
 def test_prompts_of_several_attributes_are_marked_and_have_a_column(project: Path, domain: Domain) -> None:
-    path = artefacts.Layout(domain, project).metrics
-    found = json.loads(path.read_text())
-    for row in found["editors"].values():
-        row["combined"] = {"reached": metrics.leaf(0.321, 0.3, 0.34)}
-    path.write_text(json.dumps(found))
+    path = artefacts.DomainPaths(domain, project).metrics
+    content = json.loads(path.read_text())
+    for row in content["editors"].values():
+        row["combined"] = {"reached": bootstrap.metric(0.321, 0.3, 0.34)}
+    path.write_text(json.dumps(content))
     both = replace(PROMPTS[2], split="combined", also={"glasses": "none"})
-    html = page.page(replace(domain, prompts=(*PROMPTS[:2], both, *PROMPTS[3:])), project)
+    html = page.render(replace(domain, prompts=(*PROMPTS[:2], both, *PROMPTS[3:])), project)
     assert "reached, combined" in html and "0.32" in html
     assert 'face with grey hair <span class="tag">combined</span>' in html
-    assert "ask for several attributes, and are reached where all of them are seen" in html
+    assert "ask for several attributes, and are reached where the oracle reads all of them" in html
 
 
-def test_the_frames_enclose_the_editors(project: Path, domain: Domain) -> None:
-    rows = Reader(page.page(domain, project)).rows
+def test_the_reference_rows_enclose_the_editors(project: Path, domain: Domain) -> None:
+    rows = Reader(page.render(domain, project)).rows
     first = [row[0] for row in rows if row and row[0] in ("input, unedited", "DeltaEdit-G", "counterfactual")]
     assert first[:3] == ["input, unedited", "DeltaEdit-G", "counterfactual"]
 
 
 def test_a_prompt_cannot_write_html(project: Path, domain: Domain) -> None:
-    html = page.page(domain, project)
+    html = page.render(domain, project)
     assert "face with &lt;b&gt;sunglasses" in html and "<b>sunglasses" not in html
 
 
-def test_every_picture_is_the_right_one(project: Path, domain: Domain) -> None:
-    """The edit's colour tells person and prompt; tiles stand under their prompt, truths above them."""
-    html = page.page(domain, project)
-    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="DeltaEdit-G: ([^"]+)"', html)
-    assert found
+def test_every_image_belongs_to_its_row_and_prompt(project: Path, domain: Domain) -> None:
+    """An edit's colour identifies its image and prompt; tiles are below their prompt and counterfactual."""
+    html = page.render(domain, project)
+    edits = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="DeltaEdit-G: ([^"]+)"', html)
+    assert edits
     texts = {prompt.text.replace("<", "&lt;").replace(">", "&gt;"): i for i, prompt in enumerate(PROMPTS)}
-    for content, text in found:
+    for content, text in edits:
         pixel = Image.open(io.BytesIO(base64.b64decode(content))).getpixel((0, 0))
         assert pixel[1] == 40 + 50 * texts[text]  # type: ignore[index]
-    people = [int(number) for number in re.findall(r"<th>person (\d+)</th>", html)]
-    assert len(people) == edit_grid.SHOWN_PEOPLE
-    truths = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="truth: ([^"]+)"', html)
-    shown = {text for _, text in truths}
+    rows = [int(number) for number in re.findall(r"<th>image (\d+)</th>", html)]
+    assert len(rows) == edit_grid.PAGE_ROWS
+    counterfactuals = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="counterfactual: ([^"]+)"', html)
+    shown = {text for _, text in counterfactuals}
     assert shown <= set(texts) and "face with ginger hair" not in shown
 
 
 def test_the_speed_table_is_shown_when_it_was_measured(project: Path, domain: Domain) -> None:
-    assert 'id="speed"' not in page.page(domain, project)
+    assert 'id="speed"' not in page.render(domain, project)
     numbers = ("published_s", "plain_s", "ours_s", "ratio", "ratio_low", "ratio_high", "ratio_plain", "memory_ratio")
     row = {name: 1.25 + i for i, name in enumerate(numbers)}
     rows = {"box_resample": {**row, "max_abs_diff": 3e-7}, "reverse": {**row, "max_abs_diff": None}}
     machine = {"device": "a machine", "cores": 2, "threads": 1, "load": 0.5, "torch": "2.0"}
     (project / "reports/bench.json").write_text(json.dumps({"machine": machine, "rows": rows}))
-    html = page.page(domain, project)
+    html = page.render(domain, project)
     shown = html[html.index('id="speed"') :]
     for text in ("a machine", "load 0.5", "box resample", "1.250", "<b>4.25</b> (5.25 to 6.25)", "8.2", "3.0e-07"):
         assert text in shown
 
 
 def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: Domain) -> None:
-    words = " ".join(Reader(page.page(domain, project)).words)
+    words = " ".join(Reader(page.render(domain, project)).words)
     assert "2 min 5 s" in words and "1.50 GB" in words
     assert "mapper: cosine, at the end 0.41" in words
-    layout = artefacts.Layout("portraits", project)
+    layout = artefacts.DomainPaths("portraits", project)
     assert "of it to fit" not in words
     layout.timing("edit_baseline-stylemc").write_text('{"seconds": 9.0, "fit_seconds": 8.5, "peak_rss": 1500000000}')
-    assert "9.0 s, 8.5 s of it to fit the prompts" in " ".join(Reader(page.page(domain, project)).words)
+    assert "9.0 s, 8.5 s of it to fit the prompts" in " ".join(Reader(page.render(domain, project)).words)
     layout.timing("edit_baseline-stylemc").unlink()
     layout.timing("cache").unlink()
     layout.curve("mapper").unlink()
-    words = " ".join(Reader(page.page(domain, project)).words)
+    words = " ".join(Reader(page.render(domain, project)).words)
     assert "Costs" not in words and "Curves" not in words
 
 
@@ -217,24 +219,24 @@ def test_a_column_that_only_some_editors_have_is_shown_and_the_best_of_them_mark
     project: Path, domain: Domain
 ) -> None:
     path = project / "reports/portraits/metrics.json"
-    found = json.loads(path.read_text())
-    names = [name for name in found["editors"] if name not in edit_grid.FRAMES]
-    found["editors"][names[0]]["mask_iou"] = {"value": 0.43, "low": 0.41, "high": 0.45}
-    path.write_text(json.dumps(found))
-    html = page.page(domain, project)
+    content = json.loads(path.read_text())
+    names = [name for name in content["editors"] if name not in REFERENCES]
+    content["editors"][names[0]]["mask_iou"] = {"value": 0.43, "low": 0.41, "high": 0.45}
+    path.write_text(json.dumps(content))
+    html = page.render(domain, project)
     assert "mask IoU" in html and re.search(
         r'<td class="best"><b>0\.43</b>' if len(names) > 1 else r"<b>0\.43</b>", html
     )
 
 
 def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domain: Domain) -> None:
-    assert "Trials" not in page.page(domain, project)
+    assert "Trials" not in page.render(domain, project)
     settings = [
-        {"strength": 1.0, "threshold": 0.1, "agree": True, "steps": steps, "solver": solver, "refine": 0}
+        {"strength": 1.0, "threshold": 0.1, "same_sign": True, "steps": steps, "solver": solver}
         for solver in ("belm", "ddim")
         for steps in (10, 100)
     ]
-    found = [
+    content = [
         tuning.Trial(
             "deltaedit_d",
             chosen,
@@ -243,48 +245,47 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
         )
         for i, chosen in enumerate(settings)
     ]
-    path = artefacts.Layout(domain, project).trials / "solvers.csv"
-    tuning.save(path, 24, "seen", [("painted", trial) for trial in found])
-    (trial,) = [charts.trials(path) for path in artefacts.Layout(domain, project).trials.glob("*.csv")]
+    path = artefacts.DomainPaths(domain, project).trials / "solvers.csv"
+    tuning.save(path, 24, "seen", [("painted", trial) for trial in content])
+    (trial,) = [charts.trials(path) for path in artefacts.DomainPaths(domain, project).trials.glob("*.csv")]
     assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
     passes, distance = trial["charts"]
-    assert distance["x_title"] == "distance to the input"
-    assert [line["name"] for line in passes["lines"]] == ["DeltaEdit-D solver belm", "DeltaEdit-D solver ddim"]
-    assert passes["lines"][0]["points"] == [(0.0, 200.0), (320.0, pytest.approx(133.3))]  # 20 dB, then 21 of 20 to 23
-    assert passes["x"] == (pytest.approx(20), pytest.approx(200)) and passes["y"] == (20, 23)
-    reader = Reader(page.page(domain, project))
-    assert "solvers (24 people)" in reader.words and "All 4 of them" in reader.words
+    assert distance["title"] == "agreement with the text against distance to the input"
+    assert [name for name, _, _ in passes["lines"]] == ["DeltaEdit-D solver belm", "DeltaEdit-D solver ddim"]
+    assert passes["figure"].axes[0].lines[0].get_xydata().tolist() == [[20, 20], [200, 21]]
+    reader = Reader(page.render(domain, project))
+    assert "solvers (24 images)" in reader.words and "All 4" in reader.words
 
 
 @pytest.mark.parametrize(("difference", "verdict"), [(0.0123, "confirms"), (0.0412, "does not confirm")])
-def test_whether_the_second_oracle_confirms_is_told(
+def test_the_page_states_whether_the_second_oracle_confirms(
     difference: float, verdict: str, project: Path, domain: Domain
 ) -> None:
-    assert "confirm" not in page.page(domain, project)
+    assert "confirm" not in page.render(domain, project)
     path = project / "reports/portraits/metrics.json"
-    found = json.loads(path.read_text())
-    found["oracle2"] = {"mean": metrics.leaf(0.98), "largest_difference": metrics.leaf(difference)}
-    path.write_text(json.dumps(found))
-    words = " ".join(" ".join(Reader(page.page(domain, project)).words).split())
-    assert f"{verdict} its shares: of every editor" in words and f"{100 * difference:.1f} points at most" in words
+    content = json.loads(path.read_text())
+    content["oracle2"] = {"mean": bootstrap.metric(0.98), "largest_difference": bootstrap.metric(difference)}
+    path.write_text(json.dumps(content))
+    words = " ".join(" ".join(Reader(page.render(domain, project)).words).split())
+    assert f"{verdict} its shares: over all editors" in words and f"{100 * difference:.1f} points at most" in words
 
 
-def test_claims_are_told_with_their_verdicts_once_there_are_any(project: Path, domain: Domain) -> None:
-    assert "is undecided" not in page.page(domain, project)
+def test_claims_are_shown_with_their_verdicts(project: Path, domain: Domain) -> None:
+    assert 'id="claims"' not in page.render(domain, project)
     path = project / "reports/portraits/metrics.json"
-    found = json.loads(path.read_text())
-    found["claims"] = {
-        "relevance_mask": {"kept": metrics.leaf(0.07, 0.06, 0.08), "identity": metrics.leaf(-0.1, -0.2, -0.05)}
+    content = json.loads(path.read_text())
+    content["claims"] = {
+        "relevance_mask": {"kept": bootstrap.metric(0.07, 0.06, 0.08), "identity": bootstrap.metric(-0.1, -0.2, -0.05)}
     }
-    path.write_text(json.dumps(found))
-    html = page.page(domain, project)
+    path.write_text(json.dumps(content))
+    html = page.render(domain, project)
     assert '<td class="verdict holds">holds</td>' in html and '<td class="verdict does">does not hold</td>' in html
-    assert "clip_target did not run" in " ".join(Reader(html).words)
+    assert "CLIP-target did not run" in " ".join(Reader(html).words)
 
 
-def test_what_prepare_skipped_is_told_and_cannot_write_html(project: Path, domain: Domain) -> None:
-    assert "Photographs" not in page.page(domain, project)
-    found = {
+def test_skipped_photographs_are_listed_and_cannot_write_html(project: Path, domain: Domain) -> None:
+    assert "Photographs" not in page.render(domain, project)
+    content = {
         "pictures": 1234,
         "not_needed": 5,
         "searched_for_faces": 1234,
@@ -292,64 +293,64 @@ def test_what_prepare_skipped_is_told_and_cannot_write_html(project: Path, domai
         "with_several_faces": 3,
     }
     skipped = [{"name": f"<b>{i}.png", "reason": "it is empty"} for i in range(page.SHOWN_SKIPPED + 1)]
-    path = artefacts.Layout(domain, project).prepared
-    path.write_text(json.dumps({**found, "skipped": skipped}))
-    html = page.page(domain, project)
+    path = artefacts.DomainPaths(domain, project).prepared
+    path.write_text(json.dumps({**content, "skipped": skipped}))
+    html = page.render(domain, project)
     assert "1,234 used, 201 skipped, 5 not needed" in html and "7 had none" in html
     assert "&lt;b&gt;199.png" in html and "200.png" not in html and "<b>0.png" not in html
     path.write_text(json.dumps({"pictures": 9}))  # as for drawn pictures
-    assert "Photographs" not in page.page(domain, project)
+    assert "Photographs" not in page.render(domain, project)
 
 
 def test_writing_gives_one_file_and_the_same_bytes_again(project: Path, domain: Domain) -> None:
     path = page.write(domain, project)
     assert path == project / "reports/portraits/index.html"
-    assert path.read_text() == page.page(domain, project)
+    assert path.read_text() == page.render(domain, project)
 
 
 def test_missing_metrics_are_one_line(project: Path, domain: Domain) -> None:
     (project / "reports/portraits/metrics.json").unlink()
     with pytest.raises(InputError, match=r"metrics.json is missing: run `dvc repro`"):
-        page.page(domain, project)
+        page.render(domain, project)
     (project / "reports/portraits/metrics.json").write_text('{"edit')
     with pytest.raises(InputError, match="cannot be read"):
-        page.page(domain, project)
+        page.render(domain, project)
 
 
-def test_photographs_without_truth_have_a_page_too(project: Path, domain: Domain) -> None:
-    layout, test = artefacts.Layout("portraits", project), test_people()
+def test_photographs_without_counterfactuals_have_a_page(project: Path, domain: Domain) -> None:
+    layout, test = artefacts.DomainPaths("portraits", project), test_people()
     columns = {"id": list(test.ids), "split": ["test"] * PEOPLE, "params": None}
     columns["image"] = [images.encode_png(image) for image in test.images]
     artefacts.write_shard(layout.images / artefacts.shard_name(0), "images", columns, {})
-    found = numbers() | {"oracle": {}, "clip": {}}
-    direction = {"clip_direction": metrics.leaf(0.31), "people": metrics.leaf(12)}
-    found["editors"] = {"deltaedit_g": direction | {"prompts": {prompt.text: direction for prompt in PROMPTS}}}
-    layout.metrics.write_text(json.dumps(found))
+    content = numbers() | {"oracle": {}, "clip": {}}
+    direction = {"clip_direction": bootstrap.metric(0.31), "people": bootstrap.metric(12)}
+    content["editors"] = {"deltaedit_g": direction | {"prompts": {prompt.text: direction for prompt in PROMPTS}}}
+    layout.metrics.write_text(json.dumps(content))
     table = {"editor": ["deltaedit_g"], "id": [FIRST], "prompt": [PROMPTS[0].text], "clip_direction": [0.31]}
     artefacts.write_table(layout.scores, pl.DataFrame(table))
-    read = Reader(page.page(domain, project))
+    read = Reader(page.render(domain, project))
     assert read.open == [] and "0.31" in read.words and "counterfactual" not in " ".join(read.words)
 
 
-def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Domain) -> None:
-    layout, found = artefacts.Layout("portraits", project), numbers()
+def test_the_page_states_what_was_not_computed_and_why(project: Path, domain: Domain) -> None:
+    layout, content = artefacts.DomainPaths("portraits", project), numbers()
     notes = {
         name: f"not computed: weights missing at data/pretrained/x/{name}.safetensors"
         for name in ("oracle", "identity")
     }
-    found["oracle"] = {"mean": metrics.absent(notes["oracle"])}
-    found["inversion"]["identity"] = metrics.absent(notes["identity"])
-    for row in found["editors"].values():
-        row |= {name: metrics.absent(notes["oracle"]) for name in ("reached", "kept", "fid_oracle")}
-        row |= {"identity": metrics.absent(notes["identity"]), "clip_direction": metrics.leaf(0.21)}
+    content["oracle"] = {"mean": bootstrap.absent(notes["oracle"])}
+    content["inversion"]["identity"] = bootstrap.absent(notes["identity"])
+    for row in content["editors"].values():
+        row |= {name: bootstrap.absent(notes["oracle"]) for name in ("reached", "kept", "fid_oracle")}
+        row |= {"identity": bootstrap.absent(notes["identity"]), "clip_direction": bootstrap.metric(0.21)}
         row.pop("heldout")
         row["prompts"] = {
-            text: {"clip_direction": metrics.leaf(0.22), "people": metrics.leaf(7)} for text in row["prompts"]
+            text: {"clip_direction": bootstrap.metric(0.22), "people": bootstrap.metric(7)} for text in row["prompts"]
         }
-    layout.metrics.write_text(json.dumps(found))
+    layout.metrics.write_text(json.dumps(content))
     scores = artefacts.table(layout.scores).drop("reached", "kept", "identity")
     artefacts.write_table(layout.scores, scores)
-    read = Reader(page.page(domain, project))
+    read = Reader(page.render(domain, project))
     assert read.open == []
     assert f"reached, kept, FID-oracle: {notes['oracle']}." in read.words
     assert f"identity: {notes['identity']}." in read.words
@@ -359,25 +360,21 @@ def test_the_page_says_what_was_not_computed_and_why(project: Path, domain: Doma
     assert "0.22" in read.words and "hair color" in read.words
 
 
-def test_a_map_is_white_where_nothing_changed_and_black_where_a_colour_turned_over() -> None:
-    before, after = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
-    after[0, 0, 1], after[0, 1] = 255, 128
-    assert edit_grid.difference(after, before).tolist() == [[0, 119], [255, 255]]
-    assert edit_grid.difference(before, after).tolist() == [[0, 119], [255, 255]]
-
-
-def test_the_page_shows_both_and_marks_what_is_projected(domain: Domain, project: Path) -> None:
-    layout = artefacts.Layout("portraits", project)
-    leaf = metrics.leaf(0.2, 0.1, 0.3)
+def test_the_page_shows_full_scale_and_gpu_results_and_marks_projections(domain: Domain, project: Path) -> None:
+    layout = artefacts.DomainPaths("portraits", project)
+    leaf = bootstrap.metric(0.2, 0.1, 0.3)
     test_external_results.put(layout.metrics, {**numbers(), "claims": {"relevance_mask": {"kept": leaf}}})
-    there = {"claims": {"relevance_mask": {"identity": leaf}}, "oracle2": {"largest_difference": metrics.leaf(0.0466)}}
+    there = {
+        "claims": {"relevance_mask": {"identity": leaf}},
+        "oracle2": {"largest_difference": bootstrap.metric(0.0466)},
+    }
     test_external_results.put(layout.full, numbers() | there)
     run = {"device": {"name": "Its GPU"}, "command": "dvc exp run", "notes": ["alone"]}
     test_external_results.put(layout.full.with_name("run.json"), run)
     items = {**test_external_results.GPU["items"], "mapper_float32": {"projected_201562_steps_min": 52.7}}
     test_external_results.put(project / "reports/gpu/ffhq_shapes.json", {**test_external_results.GPU, "items": items})
     test_external_results.put(project / "reports/gpu/kernels.json", test_external_results.KERNELS)
-    html = page.page(domain, project)
+    html = page.render(domain, project)
     assert "Measured once, on an Its GPU" in html and "differ by 4.7 points at most" in html
     assert "52.7 min<small>projected</small>" in html and "18.2 ms</td>" in html and "bias act 64 px" in html
     assert "not tested" in html and "not computed" in html and ">None<" not in html

@@ -1,4 +1,4 @@
-"""bfloat16 only where it pays: never a slower answer for having asked for a faster one."""
+"""bfloat16 only where the hardware supports it: asking for it is never slower."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def spared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("spared")
-def test_where_it_does_not_pay_networks_multiply_in_float32() -> None:
+def test_without_hardware_support_networks_multiply_in_float32() -> None:
     network, x = nn.Linear(7, 5), torch.randn(3, 7)
     with precision.lowered("cpu"):
         found = network(x)
@@ -24,14 +24,14 @@ def test_where_it_does_not_pay_networks_multiply_in_float32() -> None:
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("wanted", [True, False])
-def test_where_it_pays_it_is_used_when_it_is_wanted(wanted: bool) -> None:
+def test_with_hardware_support_it_is_used_when_wanted(wanted: bool) -> None:
     network, expected = nn.Linear(7, 5), torch.bfloat16 if wanted else torch.float32
     with precision.lowered("cpu", wanted):
         assert network(torch.randn(3, 7)).dtype == expected
     assert precision.low("cpu", wanted) == expected and network.weight.dtype == torch.float32
 
 
-def test_what_this_machine_says_is_what_pytorch_would_do() -> None:
+def test_the_answer_for_this_machine_is_pytorchs() -> None:
     assert precision.halves("cpu") == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert not precision.halves("cuda") or torch.cuda.is_available()
     assert not precision.halves("meta")

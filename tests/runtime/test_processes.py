@@ -1,4 +1,4 @@
-"""Jobs over processes: every job once, errors come through, nobody outlives the parent."""
+"""Jobs over processes: every job runs once, errors come through, workers end with their parent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.runtime.errors import InputError
 
 ORPHANS = """
 import time
-from pipeline import workers
+from pipeline.runtime import processes
 
 def wait(seconds):
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    list(workers.run(wait, [60, 60], 2))
+    list(processes.run(wait, [60, 60], 2))
 """
 
 
@@ -50,29 +50,30 @@ def test_bad_input_in_a_worker_reaches_the_caller_as_it_is(count: int) -> None:
         list(processes.run(double, [1, -1], count))
 
 
-def test_the_number_of_processes_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTASPACE_WORKERS", "3")
     assert processes.count() == 3
     monkeypatch.delenv("DELTASPACE_WORKERS")
-    assert 1 <= processes.count() <= processes.MOST
+    assert 1 <= processes.count() <= processes.MAX_WORKERS
 
 
-def test_only_unfinished_shards_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(tmp_path))
-    with resumable.open("cache", "tiny", {"a": 1}) as unit:
-        names = processes.fill(unit, "codes", note, ["first", "second"], 1)
-        assert [unit.path(name).read_text() for name in names] == ["first", "second"]
-        before = unit.path(names[0]).stat().st_mtime_ns
-        unit.path(names[1]).write_text("cut")
-    with resumable.open("cache", "tiny", {"a": 1}) as unit:
-        processes.fill(unit, "codes", note, ["first", "second"], 1)
-        assert unit.path(names[0]).stat().st_mtime_ns == before
-        assert unit.path(names[1]).read_text() == "second"
+def test_only_unfinished_shards_are_made(tmp_path: Path) -> None:
+    with resumable.open("cache", "tiny", {"a": 1}, tmp_path) as work:
+        names = processes.fill(work, "codes", note, ["first", "second"], 1)
+        assert [work.path(name).read_text() for name in names] == ["first", "second"]
+        before = work.path(names[0]).stat().st_mtime_ns
+        work.path(names[1]).write_text("cut")
+    with resumable.open("cache", "tiny", {"a": 1}, tmp_path) as work:
+        processes.fill(work, "codes", note, ["first", "second"], 1)
+        assert work.path(names[0]).stat().st_mtime_ns == before
+        assert work.path(names[1]).read_text() == "second"
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(ORPHANS)
-    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    )
     deadline = time.monotonic() + 120
     while len(found := [p for p in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(p.cmdline())]) < 2:
         assert parent.poll() is None and time.monotonic() < deadline
@@ -84,7 +85,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
-def test_a_training_takes_the_cores_that_are_idle_unless_it_is_told_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_uses_the_idle_cores_unless_the_environment_sets_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     before, taken = torch.get_num_threads(), []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

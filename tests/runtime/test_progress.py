@@ -1,4 +1,4 @@
-"""Progress tells how far, how fast and how long; piped output stays short and readable."""
+"""Progress shows amount, rate and time left; piped output stays short and readable."""
 
 import io
 
@@ -54,7 +54,7 @@ def test_an_unknown_total_counts_up():
     assert stream.getvalue().splitlines()[-1] == "read: 12 of 12, 1/s, 0:12 in all"
 
 
-def test_short_work_says_nothing_when_piped():
+def test_short_work_prints_nothing_when_piped():
     assert lines(10, 0.05, label="codes") == []
 
 

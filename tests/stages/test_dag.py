@@ -1,4 +1,4 @@
-"""The whole workflow through DVC, once, on the tiny world; what must not run again; what kill -9 must not change."""
+"""The whole workflow through DVC on the tiny domain: what runs, what does not run again, resuming after kill -9."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ import yaml
 from test_architecture import PLUMBING, REGISTRIES, covered
 
 from pipeline import sampling, sources
-from pipeline.models.feature_residual import Detail
-from pipeline.networks import Backbones
+from pipeline.models.feature_residual import FeatureResidual
+from pipeline.networks import Networks
+from pipeline.report import columns
 from pipeline.storage import artefacts, domains
 from stages import _edit
 from stages._stage import Stage
@@ -34,7 +35,7 @@ from stages._stage import Stage
 WATCH = """
 import atexit, os, pathlib, sys
 
-def tell():
+def write_imports():
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     rooms = ("kernels", "pipeline", "stages")
     names = [getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in rooms]
@@ -42,7 +43,7 @@ def tell():
     out.write_text("\\n".join(name for name in names if name))
 
 if "WATCHED" in os.environ:
-    atexit.register(tell)
+    atexit.register(write_imports)
 """
 ALL = {
     *("prepare", "sample", "invert", "cache", "relevance", "mapper", "mapper_wplus", "diffusion"),
@@ -63,7 +64,7 @@ EDITS = {
 
 @dataclass(frozen=True)
 class Repro:
-    """A project after one undisturbed `dvc repro`: its folder, what was printed, what its stages imported."""
+    """A project after one undisturbed `dvc repro`: its folder, the output, and a folder of the stages' imports."""
 
     root: Path
     output: str
@@ -81,14 +82,14 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def shell(root: Path, *command: str, **extra: str) -> str:
-    """What a command prints; it must succeed."""
+    """Output of a command, which must succeed."""
     done = subprocess.run(command, cwd=root, env=environment(**extra), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
 def ran(output: str) -> set[str]:
-    """The stages that `dvc repro` executed, by its own words."""
+    """Stages that `dvc repro` executed, by its output."""
     return set(re.findall(r"Running stage '([^']+)'", output))
 
 
@@ -126,10 +127,10 @@ def test_one_command_runs_every_stage(repro: Repro) -> None:
     assert (repro.root / "reports/tiny/grid.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_who_gives_pictures_back_is_measured_and_on_the_page(repro: Repro) -> None:
+def test_reconstructions_are_measured_and_on_the_page(repro: Repro) -> None:
     found = json.loads((repro.root / "reports/tiny/metrics.json").read_text())
     page = html.unescape((repro.root / "reports/tiny/index.html").read_text())
-    for title, path in page.GIVEN_BACK:
+    for title, path in columns.RECONSTRUCTIONS:
         row = functools.reduce(lambda part, name: part[name], path, found)
         assert row["psnr"]["value"] is not None and title in page
 
@@ -138,11 +139,11 @@ def test_a_second_repro_has_nothing_to_do(repro: Repro) -> None:
     assert "Data and pipelines are up to date" in shell(repro.root, "dvc", "repro")
 
 
-def test_no_unfinished_work_is_left_behind(repro: Repro) -> None:
+def test_no_unfinished_work_remains(repro: Repro) -> None:
     assert not [path for path in (repro.root / ".cache").rglob("*") if path.is_file()]
 
 
-def test_stages_import_nothing_that_their_deps_do_not_name(repro: Repro) -> None:
+def test_deps_of_a_stage_cover_its_imports(repro: Repro) -> None:
     entries = yaml.safe_load((repro.root / "dvc.yaml").read_text())["stages"]
     editors = yaml.safe_load((repro.root / "params.yaml").read_text())["editors"]
     seen: dict[str, set[str]] = {}
@@ -159,27 +160,27 @@ def test_stages_import_nothing_that_their_deps_do_not_name(repro: Repro) -> None
         assert not sorted(name for name in loaded if not covered(name, deps)), f"{stage} imports what deps do not name"
 
 
-def test_people_start_from_their_codes_and_what_those_lack(repro: Repro) -> None:
-    nets = Backbones(domains.load("tiny", repro.root), repro.root)
+def test_strength_0_is_the_inversion_with_its_detail(repro: Repro) -> None:
+    nets = Networks(domains.load("tiny", repro.root), repro.root)
     rows = artefacts.read(repro.data / "edits/deltaedit_g", "edits", ["id", "image"], {"strength": 0.0})
     ids = tuple(rows["id"].tolist())
-    codes = artefacts.read(nets.layout.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
-    w_plus, detail = codes.unflatten(1, (nets.generator.num_ws, -1)), sources.details(nets, ids)
+    codes = artefacts.read(nets.paths.reals, "reals", ["w_plus"], {"id": ids})["w_plus"]
+    w_plus, detail = codes.unflatten(1, (nets.generator.num_ws, -1)), sources.inversions(nets, ids).detail
     assert detail is not None and len(detail) == len(ids) and detail.any()
-    known = Detail.of(nets.generator, detail, s := nets.generator.styles(w_plus), w_plus)
+    known = FeatureResidual.of(nets.generator, detail, s := nets.generator.styles(w_plus), w_plus)
     drawn = nets.generator.synthesis(s, w_plus, detail=known).clamp(-1, 1)
-    unedited = sampling.decoded(rows["image"])
+    unedited = sampling.decode_images(rows["image"])
     assert torch.allclose(unedited, drawn, atol=0.01)
     assert not torch.allclose(unedited, nets.generator(w_plus).clamp(-1, 1), atol=0.01)
 
 
-def test_artefacts_hold_no_seconds_dates_or_places(repro: Repro) -> None:
+def test_artefacts_have_no_paths_of_this_machine(repro: Repro) -> None:
     for stage in ("fakes", "codes", "reals", "details", "images"):
         for file in (repro.data / stage).iterdir():
             assert str(repro.root).encode() not in file.read_bytes()
 
 
-def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_what_follows_from_it(
+def test_an_experiment_with_a_new_learning_rate_reruns_the_mapper_and_its_dependents(
     repro: Repro, tmp_path: Path
 ) -> None:
     root = copied(repro.root, tmp_path / "project")
@@ -210,7 +211,7 @@ def ready(repro: Repro, tmp_path: Path) -> Path:
 
 
 def finished(root: Path, stage: str) -> dict[str, Path]:
-    """What a killed stage may go on from: marked pieces of its unfinished work by name, and its checkpoint."""
+    """Marked pieces of a killed stage's work by name, and its checkpoint."""
     found: dict[str, Path] = {}
     for folder in (root / ".cache").glob(f"{stage}-tiny/*"):
         with suppress(OSError, ValueError):
@@ -230,7 +231,7 @@ def finished(root: Path, stage: str) -> dict[str, Path]:
         ("diffusion", "checkpoint.pt", ("diffusion.safetensors", "curves/diffusion.csv")),
     ],
 )
-def test_a_killed_stage_goes_on_and_gives_the_bytes_of_an_undisturbed_run(
+def test_a_killed_stage_resumes_and_gives_the_bytes_of_an_undisturbed_run(
     stage: str, piece: str, outputs: tuple[str, ...], repro: Repro, ready: Path
 ) -> None:
     for name in outputs:  # as DVC does before it runs a stage
@@ -258,7 +259,7 @@ def test_a_killed_stage_goes_on_and_gives_the_bytes_of_an_undisturbed_run(
         assert published == kept, "a finished shard was made again"
 
 
-def test_edits_by_several_processes_are_those_of_one(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_do_not_depend_on_the_number_of_processes(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_edit, "BLOCK", 2)
     monkeypatch.setenv("DELTASPACE_TRACKING", "0")
     monkeypatch.setenv("DELTASPACE_ROOT", str(ready))
@@ -275,7 +276,7 @@ def test_edits_by_several_processes_are_those_of_one(ready: Path, monkeypatch: p
     assert one["mask"].null_count() < len(one) and one.equals(several)
 
 
-def test_no_diffusion_steps_hand_the_shipped_file_on(ready: Path) -> None:
+def test_diffusion_without_steps_copies_the_shipped_file(ready: Path) -> None:
     params = yaml.safe_load((ready / "params.yaml").read_text())
     params["diffusion"]["steps"] = 0
     (ready / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -285,7 +286,7 @@ def test_no_diffusion_steps_hand_the_shipped_file_on(ready: Path) -> None:
     assert (ready / "data/tiny/diffusion.safetensors").read_bytes() == shipped.read_bytes()
 
 
-def test_without_identity_and_oracle_the_rest_is_measured_and_the_page_says_what_is_missing(ready: Path) -> None:
+def test_without_identity_and_oracle_the_page_names_the_missing_files_beside_other_metrics(ready: Path) -> None:
     pretrained = ready / "data/pretrained/tiny"
     for name in ("identity", "oracle"):
         (pretrained / f"{name}.safetensors").unlink()
@@ -300,11 +301,11 @@ def test_without_identity_and_oracle_the_rest_is_measured_and_the_page_says_what
     assert "Data and pipelines are up to date" in shell(ready, "dvc", "repro")
 
 
-def test_where_nobody_is_drawn_an_editor_of_drawn_people_is_left_out_and_the_rest_goes_on(ready: Path) -> None:
+def test_without_a_renderer_editors_of_rendered_images_write_no_edits_and_evaluate_runs(ready: Path) -> None:
     domain = yaml.safe_load((ready / "domains/tiny.yaml").read_text())
     (ready / "domains/tiny.yaml").write_text(yaml.safe_dump({**domain, "renderer": None}))
     shutil.rmtree(ready / "data/tiny/edits/counterfactual")
-    assert "counterfactual: left out" in shell(
+    assert "counterfactual: no edits" in shell(
         ready, sys.executable, "-m", "stages.edit_baseline", "tiny", "counterfactual"
     )
     assert artefacts.read(ready / "data/tiny/edits/counterfactual", "edits", ["id"])["id"].tolist() == []

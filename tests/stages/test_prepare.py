@@ -1,4 +1,4 @@
-"""The stage `prepare` on photographs: one bad picture stops nothing, all is told, faces are aligned on demand."""
+"""The stage `prepare` on photographs: unusable images are skipped and listed, faces are aligned on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from pipeline.runtime.errors import InputError
-from pipeline.storage import alignment, artefacts, dataset, domains, faces, images
+from pipeline.storage import artefacts, dataset, domains, face_alignment, images
 from stages import prepare
 from stages._stage import Stage
 
@@ -50,11 +50,11 @@ def photographs(folder: Path, count: int = 8) -> Path:
     return folder
 
 
-def told(stage: Stage) -> dict[str, Any]:
-    return json.loads(stage.files.prepared.read_text(encoding="utf-8"))
+def account(stage: Stage) -> dict[str, Any]:
+    return json.loads(stage.paths.prepared.read_text(encoding="utf-8"))
 
 
-def test_bad_pictures_stop_nothing_and_are_counted_and_named(
+def test_unusable_images_are_skipped_counted_and_named(
     prepared: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photographs(tmp_path / "photos", 11)
@@ -63,9 +63,9 @@ def test_bad_pictures_stop_nothing_and_are_counted_and_named(
     Image.new("RGB", (4, 4)).save(folder / "05.png")
     (folder / "größe.txt").write_text("x")
     stage = prepared(folder)
-    table = artefacts.read(stage.files.images, "images")
+    table = artefacts.read(stage.paths.images, "images")
     assert table["id"].tolist() == [0, 1, 2, 3, 4, 58_000, 58_001, 58_002]
-    found = told(stage)
+    found = account(stage)
     assert found["pictures"] == 8 and found["searched_for_faces"] == 0
     assert [row["name"] for row in found["skipped"]] == ["01.png", "04.png", "05.png", "größe.txt"]
     assert all(str(tmp_path) not in row["reason"] for row in found["skipped"])
@@ -74,32 +74,32 @@ def test_bad_pictures_stop_nothing_and_are_counted_and_named(
     assert line.endswith("all in data/tiny/prepared.json")
 
 
-def test_pictures_beyond_those_that_are_asked_for_are_not_looked_at(
+def test_images_beyond_the_requested_number_are_not_read(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "LOOKS", 2)
+    monkeypatch.setattr(dataset, "INSPECTED_AT_ONCE", 2)
     folder = photographs(tmp_path / "photos", 14)
     (folder / "03.png").write_bytes(b"")
-    (folder / "13.png").write_bytes(b"")  # nobody comes that far
+    (folder / "13.png").write_bytes(b"")  # not reached
     stage = prepared(folder)
-    assert told(stage)["not_needed"] == 5  # one of them was looked at
-    assert [row["name"] for row in told(stage)["skipped"]] == ["03.png"]
+    assert account(stage)["not_needed"] == 5  # one of them was inspected
+    assert [row["name"] for row in account(stage)["skipped"]] == ["03.png"]
 
 
-def test_the_same_photographs_give_the_same_bytes_whatever_the_pieces(
+def test_bytes_do_not_depend_on_how_many_are_inspected_at_once(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = photographs(tmp_path / "photos")
     contents = []
     for looks in (64, 3):
-        monkeypatch.setattr(dataset, "LOOKS", looks)
+        monkeypatch.setattr(dataset, "INSPECTED_AT_ONCE", looks)
         stage = prepared(folder)
-        made = [*sorted(stage.files.images.iterdir()), stage.files.prepared]
+        made = [*sorted(stage.paths.images.iterdir()), stage.paths.prepared]
         contents.append([(path.name, path.read_bytes()) for path in made])
     assert contents[0] == contents[1] and len(contents[0]) == 3
 
 
-def test_a_source_with_nothing_usable_is_one_line_and_leaves_nothing(prepared: Prepare, tmp_path: Path) -> None:
+def test_a_source_without_usable_images_is_one_line_and_writes_nothing(prepared: Prepare, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for place in range(9):
         (tmp_path / f"photos/{place}.jpg").write_bytes(b"\xff\xd8\xff")
@@ -109,7 +109,7 @@ def test_a_source_with_nothing_usable_is_one_line_and_leaves_nothing(prepared: P
     assert not (tmp_path / "project/data/tiny/images").exists()
 
 
-def test_faces_are_aligned_where_the_domain_asks_and_the_header_says_so(
+def test_an_aligned_domain_aligns_faces_and_records_it_in_the_header(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photographs(tmp_path / "photos")
@@ -120,30 +120,30 @@ def test_faces_are_aligned_where_the_domain_asks_and_the_header_says_so(
         content = np.asarray(picture).tobytes()
         return [] if content in without else [FACE, FACE / 2] if content in several else [FACE]
 
-    monkeypatch.setattr(faces, "finder", lambda: find)
+    monkeypatch.setattr(face_alignment, "detector", lambda: find)
     stage = prepared(folder, "ffhq")
-    assert artefacts.metadata(stage.files.images, "images")["aligned"] == "ffhq"
-    found = told(stage)
+    assert artefacts.metadata(stage.paths.images, "images")["aligned"] == "ffhq"
+    found = account(stage)
     assert (found["searched_for_faces"], found["without_a_face"], found["with_several_faces"]) == (8, 2, 1)
     assert "2 of them without a face (cropped to their centre), 1 with several" in capsys.readouterr().err
-    table = artefacts.read(stage.files.images, "images")
+    table = artefacts.read(stage.paths.images, "images")
     for place in range(8):
         picture = Image.open(folder / f"{place:02}.png").convert("RGB")
         centre = images.squared(picture, R, [])
-        wanted = centre if place in (0, 6) else alignment.align(picture, alignment.quad(FACE), R)
+        wanted = centre if place in (0, 6) else face_alignment.align(picture, face_alignment.quad(FACE), R)
         assert np.array_equal(images.to_uint8(images.decode_png(table["image"][place])), np.asarray(wanted))
 
 
-def test_without_the_extra_an_aligned_domain_gets_centres_and_one_line_that_says_so(
+def test_without_a_face_detector_an_aligned_domain_crops_centres_and_prints_a_line(
     prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photographs(tmp_path / "photos")
-    monkeypatch.setattr(faces, "finder", lambda: None)
+    monkeypatch.setattr(face_alignment, "detector", lambda: None)
     stage = prepared(folder, "ffhq")
     assert capsys.readouterr().err.count("pip install 'deltaspace[faces]'") == 1
-    assert artefacts.metadata(stage.files.images, "images")["aligned"] is None
-    plain = [path.read_bytes() for path in sorted(stage.files.images.iterdir())]
+    assert artefacts.metadata(stage.paths.images, "images")["aligned"] is None
+    plain = [path.read_bytes() for path in sorted(stage.paths.images.iterdir())]
     stage = prepared(folder)
-    assert "aligned" not in artefacts.metadata(stage.files.images, "images")
+    assert "aligned" not in artefacts.metadata(stage.paths.images, "images")
     assert "deltaspace[faces]" not in capsys.readouterr().err
-    assert len(plain) == len(list(stage.files.images.iterdir()))
+    assert len(plain) == len(list(stage.paths.images.iterdir()))

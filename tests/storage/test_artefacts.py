@@ -1,4 +1,4 @@
-"""Tables keep what was written, bit for bit, readable by others; what is cut, foreign or mixed is refused by name."""
+"""Tables keep what was written, bit for bit; truncated, foreign and mixed ones are refused by name."""
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts
-from pipeline.storage.artefacts import SCHEMAS, Layout
+from pipeline.storage.artefacts import SCHEMAS, DomainPaths
 
 S, E = 7, 5
 META = {"domain": "tiny", "params": {"seed": 1}, "networks": {"clip": "abc"}}
@@ -79,7 +79,7 @@ def test_no_matching_row_gives_empty_tensors_of_the_right_shape(folder):
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), batch=st.integers(1, 60), val=st.booleans())
-def test_parts_have_the_asked_size_and_join_to_the_whole(tmp_path_factory, sizes, batch, val):
+def test_parts_have_the_requested_size_and_concatenate_to_the_table(tmp_path_factory, sizes, batch, val):
     folder = tmp_path_factory.mktemp("table")
     for index, rows in enumerate(sizes):
         artefacts.write_shard(folder / artefacts.shard_name(index), "codes", codes(sum(sizes[:index]), rows), META)
@@ -112,11 +112,11 @@ def test_polars_and_pyarrow_read_the_lists_as_they_are(folder):
     assert artefacts.table(folder, ["id", "split"]).shape == (137, 2)
 
 
-def test_the_metadata_says_what_made_a_table(folder):
+def test_the_metadata_comes_back(folder):
     assert artefacts.metadata(folder, "codes") == META
 
 
-def test_a_nullable_list_is_none_as_a_whole_and_other_nulls_stay_single(tmp_path):
+def test_a_nullable_list_column_is_none_as_a_whole_and_other_nulls_are_single(tmp_path):
     artefacts.write_shard(tmp_path / "edits.parquet", "edits", edits(3, mask=[b"m", None, b"n"]), META)
     found = artefacts.read(tmp_path / "edits.parquet", "edits")
     assert found["s"] is None and found["mask"] == [b"m", None, b"n"]
@@ -138,7 +138,7 @@ def test_a_nullable_list_is_none_as_a_whole_and_other_nulls_stay_single(tmp_path
         {"more": [1, 2, 3]},
     ],
 )
-def test_what_does_not_fit_the_schema_is_not_written(tmp_path, changes):
+def test_columns_that_do_not_fit_the_schema_are_not_written(tmp_path, changes):
     with pytest.raises(ValueError):
         artefacts.write_shard(tmp_path / "edits.parquet", "edits", edits(3, **changes), META)
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +188,7 @@ def test_shards_of_two_runs_do_not_mix(folder):
         artefacts.count(folder, "codes")
 
 
-def test_missing_tables_name_what_makes_them(tmp_path):
+def test_missing_tables_name_the_command_that_creates_them(tmp_path):
     with pytest.raises(InputError, match=r"codes is missing: run `dvc repro cache@tiny`"):
         artefacts.read(tmp_path / "codes", "codes", hint="run `dvc repro cache@tiny`")
     (tmp_path / "codes").mkdir()
@@ -204,7 +204,7 @@ def test_mistyped_columns_and_schemas_get_the_nearest_name(folder):
         artefacts.read(folder, "code")
 
 
-def test_polars_tables_are_written_stably_and_whole(tmp_path):
+def test_polars_tables_have_stable_bytes_and_are_complete_or_absent(tmp_path):
     frame = pl.DataFrame({"id": [1, 2], "name": ["a", "ü"], "value": [0.5, None], "on": [True, False]})
     artefacts.write_table(tmp_path / "a.parquet", frame, META)
     artefacts.write_table(tmp_path / "b.parquet", frame.clone(), META)
@@ -236,7 +236,7 @@ def test_memory_while_iterating_does_not_grow_with_the_table(tmp_path):
 
 
 def test_every_path_of_a_domain_lies_under_its_own_folders(tmp_path):
-    layout = Layout("tiny", tmp_path)
+    layout = DomainPaths("tiny", tmp_path)
     paths = [path for path in vars(layout).values() if path not in ("tiny", tmp_path)]
     paths += [layout.edits("deltaedit_g"), layout.timing("mapper"), layout.curve("mapper")]
     for path in paths:

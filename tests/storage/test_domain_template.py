@@ -1,4 +1,4 @@
-"""The file of a new domain: its plans build networks that fit together, at every size, and say how to fill it in."""
+"""The file of a new domain: its plans build networks that fit together, at every size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def built(plans: dict[str, Any], size: int, style_dim: int) -> None:
     if size >= 16:
         network = Encoder(**plans["encoder"]["model"], split=SPLIT)
         assert (network.rows, network.latent_avg.shape[1]) == (layout.num_ws, style_dim)
-    unet.Denoiser(**plans["denoiser"]["model"], **denoiser_training.sizes(layout))
+    unet.Denoiser(**plans["denoiser"]["model"], **denoiser_training.network_sizes(layout))
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256, 512, 1024])
@@ -42,8 +42,8 @@ def test_every_imported_generator_gets_an_encoder_and_a_denoiser_that_fit(size: 
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256, 512, 1024])
-def test_from_nothing_all_networks_fit_together(size: int) -> None:
-    plans = domain_template.plans_from_nothing(size)
+def test_networks_trained_from_scratch_fit_together(size: int) -> None:
+    plans = domain_template.plans_from_scratch(size)
     model = {**plans["generator"]["model"], "split": list(SPLIT)}
     with torch.device("meta"):
         for numbers in (model, halved(model)):
@@ -52,7 +52,7 @@ def test_from_nothing_all_networks_fit_together(size: int) -> None:
         built(plans, size, model["style_dim"])
 
 
-def test_an_encoder_looks_at_large_pictures_from_afar() -> None:
+def test_an_encoder_sees_large_images_reduced() -> None:
     torch.manual_seed(0)
     network = Encoder(16, (6, 8, 12, 16), rows=6, style_dim=12).eval()
     large = torch.randn(2, 3, 64, 64)
@@ -62,8 +62,8 @@ def test_an_encoder_looks_at_large_pictures_from_afar() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 30, 2000, 100_000])
-def test_a_folder_is_shared_out_so_that_the_stage_takes_it(count: int) -> None:
-    train, val, test = domain_template.counts_of(count)
+def test_a_folder_is_split_into_rows_that_prepare_accepts(count: int) -> None:
+    train, val, test = domain_template.split_counts(count)
     sizes = dataset.PrepareParams(None, train, val, test, 58_000, 512)
     assert 0 < len(dataset.row_ids(sizes)) <= count
     assert count != 2000 or (train, val, test) == (1800, 90, 200)
@@ -97,7 +97,7 @@ def test_a_folder_of_pictures_becomes_a_domain_whose_networks_can_be_trained(
     folder = photos(tmp_path / 'my "cäts": #1')
     command = ["new-domain", "my_cats", "--pictures", str(folder), "--resolution", "16", "--neutral", 'cat "x"']
     assert app.run(command) == 0
-    assert "20 pictures, 18 of them to train on" in capsys.readouterr().out
+    assert "20 images, 18 of them to train on" in capsys.readouterr().out
     domain = domains.load("my_cats", project)
     assert (domain.resolution, domain.neutral, domain.renderer) == (16, 'cat "x"', None)
     sizes = params.section(dataset.PrepareParams, project, "prepare", domain=domain)
@@ -109,7 +109,7 @@ def test_a_folder_of_pictures_becomes_a_domain_whose_networks_can_be_trained(
     assert (project / "data/pretraining/my_cats/generator-half.pt").exists()
 
 
-def test_pictures_inside_the_project_are_named_from_there(project: Path) -> None:
+def test_the_source_inside_the_project_is_relative_to_it(project: Path) -> None:
     photos(project / "cats")
     assert app.run(["new-domain", "cats", "--pictures", str(project / "cats")]) == 0
     assert domains.load("cats", project).defaults["prepare"]["source"] == "cats"
@@ -126,7 +126,7 @@ def test_pictures_inside_the_project_are_named_from_there(project: Path) -> None
         ({"--pictures": "nowhere"}, "is no folder, .zip or .parquet file"),
     ],
 )
-def test_what_makes_no_domain_is_one_line_and_writes_nothing(
+def test_bad_arguments_are_one_line_and_write_no_file(
     changes: dict[str, str], told: str, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos(tmp_path / "cats")
@@ -143,7 +143,7 @@ def test_an_encoder_can_be_trained_right_after_an_import(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(files.generator().state_dict(), tmp_path / "g.pt")
-    assert app.run(["import-generator", str(tmp_path / "g.pt"), "--name", "mine"]) == 0
+    assert app.run(["import", "generator", str(tmp_path / "g.pt"), "--domain", "mine"]) == 0
     path = project / "domains/mine.yaml"
     content = yaml.safe_load(path.read_text())
     content["defaults"]["prepare"] |= {"source": str(photos(tmp_path / "cats")), "train": 18, "val": 4, "test": 2}

@@ -86,7 +86,7 @@ def test_an_unknown_network_gets_the_nearest_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", domains.names(ROOT))
-def test_the_shipped_domains_load_and_have_words(name):
+def test_the_shipped_domains_load_and_have_prompts(name):
     domain = domains.load(name, ROOT)
     assert domain.templates and domain.prompts
     for network in NETWORKS:
@@ -113,7 +113,7 @@ def test_portraits_prompts_ask_for_values_that_the_renderer_knows():
     assert len(seen) >= 20 and max(seen.values()) == 1
 
 
-def test_portraits_prompts_use_taught_phrases_when_seen_and_untaught_ones_when_held_out():
+def test_seen_prompts_use_phrases_of_the_training_captions_and_heldout_ones_do_not():
     from pipeline.portraits import PHRASES
 
     domain = domains.load("portraits", ROOT)

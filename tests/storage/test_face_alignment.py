@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from portrait_landmarks import landmarks
 
 from pipeline import portraits
 from pipeline.runtime.errors import InputError
-from pipeline.storage import alignment, faces
+from pipeline.storage import face_alignment
 
 SIZE, DRAWN, CANVAS = 128, 256, 640  # pixels of what is cut out, of a portrait, of the photograph around it
 DOT = np.array([255, 0, 255])  # a colour no portrait has
@@ -29,7 +30,7 @@ def portrait(row: int) -> np.ndarray:
     person = portraits.sample(row)
     pixels = portraits.render(person, DRAWN)
     y, x = np.mgrid[:DRAWN, :DRAWN]
-    for at_x, at_y in portraits.landmarks(person) * DRAWN - 0.5:
+    for at_x, at_y in landmarks(person) * DRAWN - 0.5:
         pixels[(x - at_x) ** 2 + (y - at_y) ** 2 <= 16] = DOT
     return pixels
 
@@ -47,7 +48,7 @@ def photograph(row: int, turn: float, zoom: float, x: float, y: float) -> tuple[
     noise = np.random.default_rng(row).integers(0, 256, (CANVAS, CANVAS), np.uint8)
     canvas = Image.fromarray(np.repeat(noise[..., None], 3, 2))
     canvas.paste(put, (0, 0), put.getchannel("A"))
-    points = (portraits.landmarks(portraits.sample(row)) * DRAWN - middle) @ matrix.T + where - 0.5
+    points = (landmarks(portraits.sample(row)) * DRAWN - middle) @ matrix.T + where - 0.5
     return canvas, points
 
 
@@ -107,26 +108,26 @@ def test_the_square_agrees_with_the_published_rule_in_every_layout(seed: int) ->
     y = np.flipud(x) * [-1, 1]
     c = (eye_left + eye_right) / 2 + eye_to_mouth * 0.1
     wanted = np.stack([c - x - y, c - x + y, c + x + y, c + x - y])
-    assert np.allclose(alignment.quad(points), wanted)
-    assert np.allclose(alignment.quad(np.insert(points, 2, (7, 7), axis=0)), wanted)  # a nose does not matter
-    assert np.allclose(alignment.quad(sixty_eight(points, rng)), wanted)
+    assert np.allclose(face_alignment.quad(points), wanted)
+    assert np.allclose(face_alignment.quad(np.insert(points, 2, (7, 7), axis=0)), wanted)  # a nose does not matter
+    assert np.allclose(face_alignment.quad(sixty_eight(points, rng)), wanted)
 
 
 def test_an_upright_face_has_an_upright_square_from_its_top_left_corner() -> None:
-    corners = alignment.quad(np.array([(40, 50), (60, 50), (43, 75), (57, 75)]))
+    corners = face_alignment.quad(np.array([(40, 50), (60, 50), (43, 75), (57, 75)]))
     assert np.allclose(corners, [(5, 7.5), (5, 97.5), (95, 97.5), (95, 7.5)])
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (68, 3), (8,), (0, 2)])
-def test_other_layouts_are_a_mistake_of_the_program(shape: tuple[int, ...]) -> None:
+def test_other_layouts_raise_value_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="landmarks have the shape"):
-        alignment.quad(np.ones(shape))
+        face_alignment.quad(np.ones(shape))
 
 
 @pytest.mark.parametrize("points", [[(9, 9)] * 4, [(9, 9), (9.5, 9), (9, 9.4), (9.2, 9.4)], [(math.nan, 1)] * 4])
 def test_points_that_span_no_square_are_one_line(points: list[tuple[float, float]]) -> None:
     with pytest.raises(InputError, match="too close together"):
-        alignment.quad(np.array(points))
+        face_alignment.quad(np.array(points))
 
 
 # ---------------------------------------------------------------- the picture
@@ -136,11 +137,11 @@ def test_points_that_span_no_square_are_one_line(points: list[tuple[float, float
 @given(PLACES)
 def test_eyes_and_mouth_come_to_the_same_places_whatever_the_turn_scale_and_shift(place: tuple) -> None:
     picture, points = photograph(*place)
-    aligned = alignment.align(picture, alignment.quad(points), SIZE)
+    aligned = face_alignment.align(picture, face_alignment.quad(points), SIZE)
     assert aligned.size == (SIZE, SIZE) and aligned.mode == "RGB"
     assert np.abs(dots(aligned) - expected(points)).max() < 1
     straight, own = photograph(place[0], 0, 1, 0, 0)
-    assert np.abs(dots(aligned) - dots(alignment.align(straight, alignment.quad(own), SIZE))).max() < 1
+    assert np.abs(dots(aligned) - dots(face_alignment.align(straight, face_alignment.quad(own), SIZE))).max() < 1
 
 
 @pytest.mark.parametrize("times", [3, 9])
@@ -148,7 +149,7 @@ def test_a_large_photograph_is_reduced_first_and_gives_the_same(times: int) -> N
     picture, points = photograph(3, 20, 1.2, 10, -20)
     larger = picture.resize((CANVAS * times, CANVAS * times), Image.Resampling.BICUBIC)
     small, large = (
-        np.asarray(alignment.align(one, alignment.quad(where), SIZE)).astype(float)
+        np.asarray(face_alignment.align(one, face_alignment.quad(where), SIZE)).astype(float)
         for one, where in ((picture, points), (larger, (points + 0.5) * times - 0.5))
     )
     assert np.abs(small - large).mean() < 6  # of 255; noise and edges apart, the same picture
@@ -158,10 +159,10 @@ def test_a_large_photograph_is_reduced_first_and_gives_the_same(times: int) -> N
 @pytest.mark.parametrize("edges", [(265, 0, 640, 640), (0, 265, 640, 640), (0, 0, 390, 640), (250, 240, 400, 420)])
 def test_a_face_at_the_border_is_continued_by_its_reflection_without_a_seam(edges: tuple[int, int, int, int]) -> None:
     picture, points = photograph(5, 0, 1, 0, 0)
-    whole = np.asarray(alignment.align(picture, alignment.quad(points), SIZE)).astype(int)
+    whole = np.asarray(face_alignment.align(picture, face_alignment.quad(points), SIZE)).astype(int)
     left, top, *_ = edges
-    corners = alignment.quad(points - (left, top))
-    cut = alignment.align(picture.crop(edges), corners, SIZE)
+    corners = face_alignment.quad(points - (left, top))
+    cut = face_alignment.align(picture.crop(edges), corners, SIZE)
     assert np.abs(dots(cut) - expected(points)).max() < 1
     pixels = np.asarray(cut).astype(int)
     inner = slice(SIZE // 2 - 20, SIZE // 2 + 20)
@@ -173,7 +174,7 @@ def test_the_continuation_is_ever_more_blurred_and_ends_near_the_median_colour()
     pixels = np.random.default_rng(0).integers(0, 60, (200, 200, 1), np.uint8).repeat(3, 2)
     pixels[:, 140:] += 180  # the brighter part, and its reflection, is the smaller
     corners = np.array([(-150, -150), (-150, 250), (250, 250), (250, -150)], dtype=float)
-    out = np.asarray(alignment.align(Image.fromarray(pixels), corners, 256)).astype(float)[..., 1]
+    out = np.asarray(face_alignment.align(Image.fromarray(pixels), corners, 256)).astype(float)[..., 1]
     assert out[110:200, 200:].mean() > 160 and out[:20, 240:].max() < 110
     column = out[:, 110:160]  # from the continuation above down into the picture
     assert column[:90].std() < 3 < column[108:120].std() < column[140:].std()
@@ -183,8 +184,8 @@ def test_a_face_outside_the_picture_is_one_line_and_a_huge_square_costs_no_memor
     picture = Image.new("RGB", (64, 48), "red")
     square = np.array([(0, 0), (0, 1), (1, 1), (1, 0)], dtype=float)
     with pytest.raises(InputError, match="outside the picture"):
-        alignment.align(picture, square * 50 + 500, 32)
-    assert alignment.align(picture, square * 1e6 - 5e5, 32).size == (32, 32)
+        face_alignment.align(picture, square * 50 + 500, 32)
+    assert face_alignment.align(picture, square * 1e6 - 5e5, 32).size == (32, 32)
 
 
 # ---------------------------------------------------------------- which face
@@ -194,71 +195,73 @@ def face(x: float, y: float, scale: float) -> np.ndarray:
     return np.array([(0, 0), (2, 0), (0.4, 2.4), (1.6, 2.4)]) * scale + (x, y)
 
 
-def finder(*found: np.ndarray) -> faces.Finder:
+def detector(*found: np.ndarray) -> face_alignment.Detector:
     def find(picture: Image.Image) -> Sequence[np.ndarray]:
         return found
 
     return find
 
 
-THREE = finder(face(300, 100, 20), face(20, 100, 10), face(160, 90, 35))
+THREE = detector(face(300, 100, 20), face(20, 100, 10), face(160, 90, 35))
 PICTURE = Image.new("RGB", (500, 300))
 
 
 def test_the_largest_face_is_taken_with_a_warning_that_counts_them() -> None:
-    look = faces.look(PICTURE, THREE)
-    assert look.corners is not None and np.allclose(look.corners, alignment.quad(face(160, 90, 35)))
+    look = face_alignment.detect(PICTURE, THREE)
+    assert look.corners is not None and np.allclose(look.corners, face_alignment.quad(face(160, 90, 35)))
     assert look.warning is not None and "3 faces" in look.warning and "number 2 from the left" in look.warning
-    alone = faces.look(PICTURE, finder(face(50, 60, 20)))
-    assert alone.faces == 1 and alone.warning is None
+    alone = face_alignment.detect(PICTURE, detector(face(50, 60, 20)))
+    assert alone.count == 1 and alone.warning is None
 
 
 @pytest.mark.parametrize(("number", "wanted"), [(1, (20, 100, 10)), (2, (160, 90, 35)), (3, (300, 100, 20))])
 def test_faces_are_counted_from_left_to_right(number: int, wanted: tuple[float, float, float]) -> None:
-    look = faces.look(PICTURE, THREE, number)
-    assert look.corners is not None and np.allclose(look.corners, alignment.quad(face(*wanted)))
+    look = face_alignment.detect(PICTURE, THREE, number)
+    assert look.corners is not None and np.allclose(look.corners, face_alignment.quad(face(*wanted)))
 
 
-@pytest.mark.parametrize(("find", "number"), [(THREE, 4), (THREE, 0), (finder(), 1), (finder(face(9, 9, 9)), 2)])
-def test_a_face_that_is_not_there_is_one_line(find: faces.Finder, number: int) -> None:
+@pytest.mark.parametrize(("find", "number"), [(THREE, 4), (THREE, 0), (detector(), 1), (detector(face(9, 9, 9)), 2)])
+def test_a_face_that_is_not_there_is_one_line(find: face_alignment.Detector, number: int) -> None:
     with pytest.raises(InputError, match=r"--face \d: \d faces? found in the picture, "):
-        faces.look(PICTURE, find, number)
+        face_alignment.detect(PICTURE, find, number)
 
 
 def test_without_a_face_the_centre_is_taken_and_points_that_are_no_face_do_not_count() -> None:
     speck = np.full((68, 2), 7.0)
-    assert faces.look(PICTURE, finder()).warning == faces.look(PICTURE, finder(speck)).warning
-    look = faces.look(PICTURE, finder())
+    assert face_alignment.detect(PICTURE, detector()).warning == face_alignment.detect(PICTURE, detector(speck)).warning
+    look = face_alignment.detect(PICTURE, detector())
     assert look.corners is None and "no face" in str(look.warning)
     notes: list[str] = []
     wide = Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(40, 60, 3))
-    assert np.array_equal(np.asarray(faces.cut_out(wide, None, 40, notes)), np.asarray(wide)[:, 10:50])
+    assert np.array_equal(np.asarray(face_alignment.crop(wide, None, 40, notes)), np.asarray(wide)[:, 10:50])
     assert any("centre" in note for note in notes)
 
 
 def test_a_picture_that_is_aligned_already_keeps_its_pixels() -> None:
     picture, points = photograph(8, 30, 1, 0, 0)
-    aligned = alignment.align(picture, alignment.quad(points), SIZE)
-    corners = alignment.quad(expected(points))
+    aligned = face_alignment.align(picture, face_alignment.quad(points), SIZE)
+    corners = face_alignment.quad(expected(points))
     notes: list[str] = []
-    assert faces.is_aligned(corners, aligned.size) and not faces.is_aligned(corners + 0.1 * SIZE, aligned.size)
-    assert np.array_equal(np.asarray(faces.cut_out(aligned, corners, SIZE, notes)), np.asarray(aligned))
+    assert face_alignment.is_aligned(corners, aligned.size) and not face_alignment.is_aligned(
+        corners + 0.1 * SIZE, aligned.size
+    )
+    assert np.array_equal(np.asarray(face_alignment.crop(aligned, corners, SIZE, notes)), np.asarray(aligned))
     assert notes == []
 
 
-def test_without_the_extra_there_is_no_finder_and_a_changed_model_is_refused(
+def test_without_the_extra_there_is_no_detector_and_a_changed_model_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     from types import SimpleNamespace
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    faces.finder.cache_clear()
-    assert faces.finder() is None
+    face_alignment.detector.cache_clear()
+    assert face_alignment.detector() is None
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / faces.POINTS).write_bytes(b"not the points")
+    (tmp_path / "models" / face_alignment.LANDMARKS).write_bytes(b"not the points")
     there = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: there)
-    faces.finder.cache_clear()
+    face_alignment.detector.cache_clear()
     with pytest.raises(InputError, match=r"is not dlib's published file: pip install 'deltaspace\[faces\]'"):
-        faces.finder()
-    faces.finder.cache_clear()
+        face_alignment.detector()
+    face_alignment.detector.cache_clear()

@@ -1,4 +1,4 @@
-"""Folders, zips and Parquet files of photographs: what is found in which order, what is left out and why."""
+"""Folders, zips and Parquet files of photographs: images in their order, and everything skipped with its reason."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def encoded(shade: int) -> bytes:
 
 def shades(path: Path) -> list[int]:
     """The shade of every picture that is listed at `path`, in order."""
-    found = image_sources.listing(path)
-    pictures = [images.read_rgb(image_sources.opened(path, member))[0] for member in found.members]
+    found = image_sources.list_images(path)
+    pictures = [images.read_rgb(image_sources.open_member(path, member))[0] for member in found.members]
     return [int(np.asarray(picture).mean()) for picture in pictures]
 
 
 def skipped(path: Path) -> dict[str, str]:
-    return dict(image_sources.listing(path).skipped)
+    return dict(image_sources.list_images(path).skipped)
 
 
 def written(path: Path, members: dict[str, bytes]) -> Path:
@@ -58,10 +58,10 @@ def test_a_folder_is_read_in_the_order_of_its_names_with_all_below_it(tmp_path: 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(shade * 20))
     assert shades(tmp_path) == [40, 20, 0, 80, 60]
-    assert [member.name for member in image_sources.listing(tmp_path).members] == sorted(names)
+    assert [member.name for member in image_sources.list_images(tmp_path).members] == sorted(names)
 
 
-def test_what_is_no_picture_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_other_files_are_listed_with_their_reason(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(9))
     for name in ("notes.txt", "README", ".hidden.png", "__MACOSX/a.png", ".git/x.png", "more.zip", "photo.heic"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -84,10 +84,10 @@ def test_what_is_no_picture_is_named_with_its_reason(tmp_path: Path) -> None:
     assert shades(tmp_path) == [9]
 
 
-def test_names_that_no_text_can_hold_are_escaped(tmp_path: Path) -> None:
+def test_unprintable_names_are_escaped(tmp_path: Path) -> None:
     for name in (b"bad\xff.png", b"two\nlines.png", b"x" * 250 + b".png"):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(5))
-    names = [member.name for member in image_sources.listing(tmp_path).members]
+    names = [member.name for member in image_sources.list_images(tmp_path).members]
     assert names == ["bad\\udcff.png", "two\\nlines.png", f"{'x' * 100}...{'x' * 86}.png"]
     assert shades(tmp_path) == [5, 5, 5] and "\n".join(names).encode()
 
@@ -98,7 +98,7 @@ def test_a_folder_of_archives_is_read_through_them_and_a_bad_one_is_named(tmp_pa
     (tmp_path / "c.zip").write_bytes(b"PK no")
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "d.parquet")
     assert shades(tmp_path) == [50, 60, 70]
-    assert [member.name for member in image_sources.listing(tmp_path).members] == [
+    assert [member.name for member in image_sources.list_images(tmp_path).members] == [
         "a.Parquet:0",
         "b.zip:1.png",
         "b.zip:2.png",
@@ -110,17 +110,17 @@ def test_a_folder_of_archives_is_read_through_them_and_a_bad_one_is_named(tmp_pa
 
 def test_the_fingerprint_follows_names_sizes_and_times(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(1))
-    found = {image_sources.listing(tmp_path).fingerprint, image_sources.listing(tmp_path).fingerprint}
+    found = {image_sources.list_images(tmp_path).fingerprint, image_sources.list_images(tmp_path).fingerprint}
     (tmp_path / "b.png").write_bytes(encoded(1))
-    found.add(image_sources.listing(tmp_path).fingerprint)
+    found.add(image_sources.list_images(tmp_path).fingerprint)
     os.utime(tmp_path / "b.png", (1, 1))
-    assert len(found | {image_sources.listing(tmp_path).fingerprint}) == 3
+    assert len(found | {image_sources.list_images(tmp_path).fingerprint}) == 3
 
 
 # ---------------------------------------------------------------- zip
 
 
-def test_a_zip_is_read_like_a_folder_and_nothing_leads_out_of_it(tmp_path: Path) -> None:
+def test_a_zip_is_read_like_a_folder_and_names_that_leave_it_are_skipped(tmp_path: Path) -> None:
     members = {
         "b/2.png": encoded(20),
         "../evil.png": encoded(0),
@@ -170,10 +170,10 @@ def bomb(path: Path, size: int) -> Path:
     return path
 
 
-def test_a_member_that_claims_too_much_is_left_out_unread(tmp_path: Path) -> None:
-    path = patched(written(tmp_path / "a.zip", {"a.png": encoded(1)}), image_sources.MOST_BYTES + 1)
+def test_a_member_that_claims_too_large_a_size_is_skipped_unread(tmp_path: Path) -> None:
+    path = patched(written(tmp_path / "a.zip", {"a.png": encoded(1)}), image_sources.MAX_BYTES + 1)
     with pytest.raises(InputError, match=r"holds no pictures .*a.png is 268 MB when unpacked, over 268 MB"):
-        image_sources.listing(path)
+        image_sources.list_images(path)
 
 
 def test_a_bomb_that_lies_about_its_size_inflates_to_no_more_than_it_claims(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_a_bomb_that_lies_about_its_size_inflates_to_no_more_than_it_claims(tmp_
     code = f"""
 import resource
 from pathlib import Path
-from pipeline import sources
-from pipeline.values import InputError
+from pipeline.storage import image_sources as sources
+from pipeline.runtime.errors import InputError
 path = Path({str(path)!r})
-(member,) = sources.listing(path).members
+(member,) = sources.list_images(path).members
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    sources.opened(path, member)
+    sources.open_member(path, member)
 except InputError as error:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
 """
@@ -205,17 +205,17 @@ def test_encrypted_cut_and_oddly_packed_members_have_a_reason(tmp_path: Path) ->
     at = content.index(b"IDAT", content.index(b"c.png"))
     content[at + 6] ^= 255
     path.write_bytes(content)
-    found = image_sources.listing(path)
+    found = image_sources.list_images(path)
     assert dict(found.skipped) == {"a.png": "encrypted"}
     for member in found.members:
         with pytest.raises(InputError, match="it cannot be read from its archive"):
-            image_sources.opened(path, member)
+            image_sources.open_member(path, member)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 10_000), st.integers(0, 255))
 @example(b"\0\0", 1332, 0)  # a member without a name
-def test_no_bytes_whatever_in_a_zip_raise_anything_else(
+def test_random_bytes_in_a_zip_raise_only_input_errors(
     tmp_path_factory: pytest.TempPathFactory, extra: bytes, at: int, value: int
 ) -> None:
     path = written(tmp_path_factory.mktemp("zip") / "a.zip", {"a.png": encoded(1), "b.png": encoded(2)})
@@ -223,8 +223,8 @@ def test_no_bytes_whatever_in_a_zip_raise_anything_else(
     content[at % len(content)] = value
     path.write_bytes(content)
     try:
-        for member in image_sources.listing(path).members:
-            images.read_rgb(image_sources.opened(path, member))
+        for member in image_sources.list_images(path).members:
+            images.read_rgb(image_sources.open_member(path, member))
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -240,21 +240,21 @@ def test_rows_of_parquet_files_come_back_in_any_order(tmp_path: Path, wrapped: b
     for part in (slice(0, 13), slice(13, 20)):
         pq.write_table(pa.table({"image": column[part]}), tmp_path / f"{part.start:02}.parquet", row_group_size=group)
     assert shades(tmp_path) == list(range(0, 100, 5))
-    members = image_sources.listing(tmp_path).members
+    members = image_sources.list_images(tmp_path).members
     order = np.random.default_rng(0).permutation(20).tolist()
-    read = [images.read_rgb(image_sources.opened(tmp_path, members[place]))[0] for place in order]
+    read = [images.read_rgb(image_sources.open_member(tmp_path, members[place]))[0] for place in order]
     assert [int(np.asarray(picture).mean()) for picture in read] == [5 * place for place in order]
 
 
 def test_rows_without_a_picture_have_a_reason(tmp_path: Path) -> None:
     rows = [{"bytes": encoded(7), "path": "x"}, {"bytes": None, "path": "elsewhere.png"}, None, {"bytes": b""}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
-    found = image_sources.listing(tmp_path / "a.parquet")
+    found = image_sources.list_images(tmp_path / "a.parquet")
     assert [member.name for member in found.members] == ["0", "1", "2", "3"]
     for place, reason in ((1, "no encoded bytes"), (2, "no encoded bytes"), (3, "it is empty")):
         with pytest.raises(InputError, match=reason):
-            image_sources.opened(found.path, found.members[place])
-    assert isinstance(image_sources.opened(found.path, found.members[0]), io.BytesIO)
+            image_sources.open_member(found.path, found.members[place])
+    assert isinstance(image_sources.open_member(found.path, found.members[0]), io.BytesIO)
 
 
 def test_a_damaged_parquet_file_costs_only_its_damaged_rows(tmp_path: Path) -> None:
@@ -265,10 +265,10 @@ def test_a_damaged_parquet_file_costs_only_its_damaged_rows(tmp_path: Path) -> N
     middle = pq.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
     content[middle : middle + 60] = bytes(60)
     path.write_bytes(content)
-    found, bad = image_sources.listing(path), []
+    found, bad = image_sources.list_images(path), []
     for place, member in enumerate(found.members):
         try:
-            assert image_sources.opened(path, member).getvalue() == noise[place]  # type: ignore[union-attr]
+            assert image_sources.open_member(path, member).getvalue() == noise[place]  # type: ignore[union-attr]
         except InputError:
             bad.append(place)
     assert bad == list(range(20, 30))
@@ -282,13 +282,13 @@ def test_one_huge_row_group_is_read_a_few_rows_at_once(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from pipeline import sources
+from pipeline.storage import image_sources as sources
 path = Path({str(path)!r})
-found = sources.listing(path)
-sources.opened(path, found.members[0])
+found = sources.list_images(path)
+sources.open_member(path, found.members[0])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for member in found.members:
-    assert len(sources.opened(path, member).getvalue()) == 1 << 20
+    assert len(sources.open_member(path, member).getvalue()) == 1 << 20
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -311,5 +311,5 @@ def test_bad_sources_are_refused_in_one_line_that_names_them(tmp_path: Path) -> 
     bad = ["broken.zip", "broken.parquet", "text.parquet", "names.parquet", "paths.parquet", "empty", "unusable"]
     for name in (*bad, "none.zip", "missing", "broken.txt"):
         with pytest.raises(InputError) as caught:
-            image_sources.listing(tmp_path / name)
+            image_sources.list_images(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Any picture becomes the same square tensor or one line of advice; what is encoded comes back exactly."""
+"""Any image file becomes a square tensor or one line of advice; encoding and decoding are exact."""
 
 import io
 import struct
@@ -25,13 +25,18 @@ def ramp(width: int = 32, height: int = 32) -> np.ndarray:
     return np.stack([x, y, np.full_like(x, 90)], -1).round().astype(np.uint8)
 
 
+def open_photo(path: Path | io.BytesIO, resolution: int) -> images.Photo:
+    rgb, notes = images.read_rgb(path)
+    return images.photo_of(images.squared(rgb, resolution, notes), notes)
+
+
 def saved(path: Path, picture: Image.Image, **options) -> Path:
     picture.save(path, **options)
     return path
 
 
 def pixels(path: Path, resolution: int = R) -> np.ndarray:
-    photo = images.open_photo(path, resolution)
+    photo = open_photo(path, resolution)
     assert photo.image.shape == (1, 3, resolution, resolution) and photo.image.dtype == torch.float32
     assert photo.image.min() >= -1 and photo.image.max() <= 1
     return images.to_uint8(photo.image)[0]
@@ -50,7 +55,7 @@ def header_png(width: int, height: int) -> bytes:
 def test_a_picture_of_the_right_size_passes_bit_for_bit(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(ramp(R, R)))
     assert np.array_equal(pixels(path), ramp(R, R))
-    assert images.open_photo(path, R).notes == []
+    assert open_photo(path, R).notes == []
 
 
 def test_a_whole_number_reduction_averages_boxes(tmp_path):
@@ -65,7 +70,7 @@ def test_pictures_that_are_not_square_lose_their_edges_evenly(tmp_path, size, le
     path = saved(tmp_path / "a.png", Image.fromarray(whole))
     square = saved(tmp_path / "b.png", Image.fromarray(whole[top : top + 32, left : left + 32]))
     assert np.array_equal(pixels(path), pixels(square))
-    assert any("cropped from" in note for note in images.open_photo(path, R).notes)
+    assert any("cropped from" in note for note in open_photo(path, R).notes)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
@@ -93,12 +98,12 @@ def test_transparency_becomes_white_also_in_palettes(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(rgba))
     found = pixels(path)
     assert found[0, 0].tolist() == [255, 0, 0] and np.abs(found[-1, 0].astype(int) - 127).max() <= 1
-    assert "transparency became white" in images.open_photo(path, R).notes
+    assert "transparency became white" in open_photo(path, R).notes
     palette = Image.new("P", (R, R), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     assert pixels(saved(tmp_path / "p.png", palette, transparency=1))[0, 0].tolist() == [255, 255, 255]
     opaque = np.dstack([ramp(R, R), np.full((R, R), 255, np.uint8)])
-    assert images.open_photo(saved(tmp_path / "o.png", Image.fromarray(opaque)), R).notes == []
+    assert open_photo(saved(tmp_path / "o.png", Image.fromarray(opaque)), R).notes == []
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -118,7 +123,7 @@ def test_exif_rotation_is_undone(tmp_path, orientation):
     exif[274] = orientation
     path = saved(tmp_path / "a.png", upright.transpose(turn) if turn is not None else upright, exif=exif)
     assert np.array_equal(pixels(path), ramp(R, R))
-    assert ("turned as its EXIF data say" in images.open_photo(path, R).notes) == (orientation > 1)
+    assert ("turned as its EXIF data say" in open_photo(path, R).notes) == (orientation > 1)
 
 
 def test_broken_exif_is_ignored(tmp_path):
@@ -130,21 +135,21 @@ def test_of_several_frames_the_first_counts(tmp_path):
     frames = [Image.new("RGB", (R, R), color) for color in ("red", "blue")]
     path = saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert pixels(path)[0, 0].tolist() == [255, 0, 0]
-    assert "first of 2 frames" in images.open_photo(path, R).notes
+    assert "first of 2 frames" in open_photo(path, R).notes
 
 
 def test_bytes_serve_as_well_as_a_path(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(ramp()))
-    assert torch.equal(images.open_photo(io.BytesIO(path.read_bytes()), R).image, images.open_photo(path, R).image)
+    assert torch.equal(open_photo(io.BytesIO(path.read_bytes()), R).image, open_photo(path, R).image)
 
 
 def refused(path: Path, error: str) -> None:
     with pytest.raises(InputError, match=error) as caught:
-        images.open_photo(path, R)
+        open_photo(path, R)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_what_is_no_file_is_one_line(tmp_path):
+def test_anything_but_a_file_is_one_line(tmp_path):
     refused(tmp_path / "none.png", r"none.png does not exist")
     refused(tmp_path, "is a folder: give a picture file")
     refused(tmp_path / ("x" * 300), "cannot be opened|does not exist")
@@ -170,9 +175,9 @@ def test_a_truncated_picture_is_one_line(tmp_path, kind, part):
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF", b"II*\0"])
 )
-def test_no_bytes_whatever_raise_anything_else(content, start):
+def test_random_bytes_raise_only_input_errors(content, start):
     try:
-        images.open_photo(io.BytesIO(start + content), R)
+        open_photo(io.BytesIO(start + content), R)
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -185,14 +190,14 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4000), (4000, 7)])
-def test_a_picture_too_small_to_hold_anything_is_refused(tmp_path, size):
+def test_a_too_small_image_is_refused(tmp_path, size):
     refused(saved(tmp_path / "a.png", Image.new("RGB", size)), r"is only \d+ x \d+ pixels")
 
 
 def test_a_small_picture_is_enlarged_and_says_so(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(ramp(9, 9)))
     assert pixels(path).shape == (R, R, 3)
-    assert images.open_photo(path, R).notes == ["enlarged from 9 to 16 pixels"]
+    assert open_photo(path, R).notes == ["enlarged from 9 to 16 pixels"]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))

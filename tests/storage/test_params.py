@@ -1,14 +1,15 @@
-"""params.yaml becomes typed values, and every mistake in it is one line with section.key and the way out."""
+"""params.yaml becomes typed values, and every mistake in it is one line with section.key and advice."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.runtime.errors import InputError
+from pipeline.runtime.files import main_checkout
 from pipeline.storage import params
 from pipeline.storage.domains import NETWORKS, Domain, Weights, default_path
 
@@ -24,6 +25,7 @@ class Params:
     pair: tuple[int, int] = (1, 2)
     rows: int | None = None
     word: str = ""
+    lr_decay: float = 0.5
 
     def __post_init__(self):
         if self.steps < 0:
@@ -50,17 +52,20 @@ def test_whole_numbers_serve_as_floats_but_not_the_reverse(tmp_path):
     ("old", "new", "error"),
     [
         ("lr:", "lrr:", r"mapper.lrr is unknown \(did you mean 'lr'\?\)"),
-        ("rows: null, ", "", r"mapper.rows is missing: add it, a whole number or null is expected"),
+        ("steps: 5, ", "", r"mapper.steps is missing: add it"),
+        ("steps: 5", "fade: 5", r"mapper.fade is now lr_decay: rename it"),
+        ("steps: 5", "amplify: 5", r"mapper.amplify no longer exists: remove it"),
         ("5", "5.5", r"mapper.steps is 5.5: a whole number is expected"),
         ("5", "true", r"mapper.steps is True: a whole number is expected"),
         ("5", "'5'", r"mapper.steps is '5': a whole number is expected"),
         ("5", "-1", r"mapper: steps is negative: give 0 or more"),
         ("1e-3", ".nan", r"mapper.lr is nan: a finite number is expected"),
         ("1e-3", "fast", r"mapper.lr is 'fast': a finite number is expected"),
-        ("1e-3", "null", r"mapper.lr has no value in params.yaml: a finite number is expected"),
+        ("1e-3", "null", r"mapper.lr has no value in params.yaml: add it"),
         ("code", "cod", r"mapper.kind is 'cod' \(did you mean 'code'\?\): one of paper, code is expected"),
-        ("[3, 7]", "[3]", r"mapper.pair has 1 entries: a list of 2 x"),
-        ("[3, 7]", "7", r"mapper.pair is 7: a list of 2 x"),
+        ("[3, 7]", "[3]", r"mapper.pair has 1 entries: more are expected"),
+        ("[3, 7]", "7", r"mapper.pair is 7: a list is expected"),
+        ("[3, 7]", "[3, 7, 9]", r"mapper.pair has 3 entries: 2 are expected"),
         ("[1, 2]", "[1, x]", r"mapper.dims\[1\] is 'x': a whole number is expected"),
         ("word: no", "word: 1", r"mapper.word is 1: text is expected"),
     ],
@@ -84,10 +89,12 @@ def test_each_mistake_is_named_with_what_is_expected(tmp_path, old, new, error):
         ("mapper: !custom 1", "line 1: the tag !custom"),
         ("mapper:\n  lr: [", "is not plain YAML in line"),
         ("[" * 3000, "nested too deeply"),
+        ("editors: {latent: [straightforward]}", "straightforward is now clip_target"),
+        ("edit: {latent: {}}\neditors: {latent: []}\nedit_latent: {straightforward: {}}", "is now clip_target"),
         ("? [a]\n: 1", "a key must be a word"),
     ],
 )
-def test_what_is_no_plain_mapping_is_refused(tmp_path, text, error):
+def test_yaml_other_than_a_plain_mapping_is_refused(tmp_path, text, error):
     with pytest.raises(InputError, match=error) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
@@ -115,11 +122,43 @@ def test_a_default_of_the_wrong_type_is_refused_like_any_value(tmp_path):
         read(tmp_path, GOOD.replace("5", "null"), domain=domain)
 
 
-def test_overrides_win_unless_they_are_none(tmp_path):
-    found = read(tmp_path, GOOD, overrides={"lr": 2, "steps": None})
-    assert (found.lr, found.steps) == (2.0, 5)
+def test_overrides_win_over_all_others(tmp_path):
+    domain = replace(DOMAIN, defaults={"mapper": {"steps": 7, "rows": 9}})
+    found = read(tmp_path, GOOD, overrides={"lr": 2, "rows": None}, domain=domain)
+    assert (found.lr, found.rows) == (2.0, None)
     with pytest.raises(InputError, match=r"mapper.stps is unknown \(did you mean 'steps'"):
         read(tmp_path, GOOD, overrides={"stps": 1})
+
+
+def test_every_setting_has_an_origin(tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        "mapper: {lr: 1, steps: null, kind: code, word: null}\nall: {pair: [2, 3], lr: 2}"
+    )
+    domain = replace(DOMAIN, defaults={"mapper": {"steps": 7, "lr": 0.5}, "all": {"dims": [4]}})
+
+    @dataclass(frozen=True)
+    class Shared(Params):
+        SHARED: ClassVar[str] = "all"
+
+    resolved = params.resolve(Shared, tmp_path, "mapper", {"rows": 3}, domain=domain)
+    assert resolved.values == Shared(1.0, 7, "code", (4,), (2, 3), 3, "")
+    assert params.describe_origins(resolved.values, resolved.origins, {"strength": [0.5]}) == [
+        "lr = 1.0 (params.yaml)",
+        "steps = 7 (domains/cat.yaml)",
+        "kind = 'code' (params.yaml)",
+        "dims = (4,) (domains/cat.yaml)",
+        "pair = (2, 3) (params.yaml, all)",
+        "rows = 3 (command line)",
+        "word = '' (default)",
+        "lr_decay = 0.5 (default)",
+        "strength = [0.5] (command line)",
+    ]
+
+
+def test_old_names_in_a_domains_defaults_are_refused_with_the_new_one(tmp_path):
+    domain = replace(DOMAIN, defaults={"mapper": {"fade": 0.1}})
+    with pytest.raises(InputError, match=r"domains/cat.yaml: defaults.mapper.fade is now lr_decay: rename it"):
+        read(tmp_path, GOOD, domain=domain)
 
 
 def test_a_section_may_lie_inside_another(tmp_path):
@@ -136,7 +175,7 @@ def test_every_number_that_python_writes_is_read_back(tmp_path_factory, number):
     assert found.lr == number
 
 
-def test_the_root_is_told_found_above_or_the_codes_own(tmp_path, monkeypatch):
+def test_the_root_is_set_by_the_environment_or_found_above_or_the_codes_own(tmp_path, monkeypatch):
     monkeypatch.delenv("DELTASPACE_ROOT", raising=False)
     project = tmp_path / "project"
     (project / "domains").mkdir(parents=True)
@@ -156,11 +195,11 @@ def test_the_root_is_told_found_above_or_the_codes_own(tmp_path, monkeypatch):
 
 
 def test_a_queued_experiment_belongs_to_the_main_checkout():
-    assert params.main_root(Path("/p/.dvc/tmp/exps/tmpabc/sub")) == Path("/p")
-    assert params.main_root(Path("/p/q")) == Path("/p/q")
+    assert main_checkout(Path("/p/.dvc/tmp/exps/tmpabc/sub")) == Path("/p")
+    assert main_checkout(Path("/p/q")) == Path("/p/q")
 
 
-def test_what_was_read_of_a_file_is_the_readers_own_and_follows_the_file(tmp_path: Path) -> None:
+def test_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("mapper: {steps: 5}\n")
     params.read_mapping(path)["mapper"]["steps"] = 6

@@ -1,4 +1,4 @@
-"""Weights files: equal content gives equal bytes, what is broken is refused in one line, nothing is half-written."""
+"""Weights files: equal content gives equal bytes, broken ones are refused in one line, none is half-written."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_without_half_every_bit_survives(tmp_path):
     assert torch.equal(weights.load(tmp_path / "net")[0]["b"], TENSORS["b"])
 
 
-def test_numbers_beyond_half_are_kept_whole(tmp_path):
+def test_numbers_beyond_float16_stay_float32(tmp_path):
     large = torch.tensor([1e6, 1.0])
     weights.save(tmp_path / "net", {"large": large}, {})
     assert torch.equal(weights.load(tmp_path / "net")[0]["large"], large)
@@ -52,7 +52,7 @@ def test_equal_content_gives_equal_bytes_whatever_the_order_and_layout(tmp_path)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_tied_tensors_are_saved_each(tmp_path):
+def test_tied_tensors_are_stored_separately(tmp_path):
     shared = torch.ones(3)
     weights.save(tmp_path / "net", {"a": shared, "b": shared, "c": shared[:2]}, {}, half=False)
     assert torch.equal(weights.load(tmp_path / "net")[0]["c"], torch.ones(2))
@@ -75,7 +75,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
         weights.load(tmp_path / "net")
 
 
-def test_missing_weights_name_the_command_that_makes_them(tmp_path):
+def test_missing_weights_name_the_command_that_creates_them(tmp_path):
     with pytest.raises(InputError, match=r"is missing: run `deltaspace pretrain cat encoder`"):
         weights.load(tmp_path / "encoder.safetensors", hint="run `deltaspace pretrain cat encoder`")
     with pytest.raises(InputError, match="is a folder"):
@@ -119,7 +119,7 @@ def test_a_file_where_a_folder_is_needed_is_one_line(tmp_path):
         files.write_bytes(tmp_path, b"x")
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     leftover, other = tmp_path / f".net.{killed.pid}.partial", tmp_path / ".net.1.partial"
@@ -129,7 +129,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [other.name, "net"]
 
 
-def test_a_failing_writer_leaves_what_was_there(tmp_path):
+def test_a_failing_writer_keeps_the_previous_file(tmp_path):
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(RuntimeError), files.replacing(tmp_path / "file") as partial:
         partial.write_bytes(b"new")

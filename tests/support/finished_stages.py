@@ -1,4 +1,4 @@
-"""What the stages leave for the page and the grid, made by hand with numbers that are easy to find again."""
+"""Outputs of the stages that page and grid read, made by hand, with numbers that are easy to recognise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline import portraits
-from pipeline.evaluation import metrics
+from pipeline.evaluation import bootstrap
 from pipeline.evaluation.counterfactuals import TestSet
 from pipeline.storage import artefacts, images
 from pipeline.storage.domains import Prompt
@@ -51,7 +51,7 @@ test_people.__test__ = False  # type: ignore[attr-defined]
 
 
 def write_edits(path: Path, test: TestSet, ids: tuple[int, ...] | None = None) -> None:
-    """Every edit is one flat colour that tells its person and prompt."""
+    """Edits of one flat colour each, which identifies image and prompt."""
     rows = [(row_id, i) for row_id in ids or test.ids for i in range(-1, len(PROMPTS))]
     columns: dict[str, Any] = {
         "id": [row_id for row_id, _ in rows],
@@ -71,25 +71,30 @@ def colour(row_id: int, prompt: int) -> torch.Tensor:
 
 
 def numbers() -> dict[str, Any]:
-    def leaf(value: float) -> metrics.Leaf:
-        return metrics.leaf(value, value - 0.01, value + 0.01)
+    def interval(value: float) -> bootstrap.Metric:
+        return bootstrap.metric(value, value - 0.01, value + 0.01)
 
     def editor(reached: float) -> dict[str, Any]:
-        found = {"reached": leaf(reached), "kept": leaf(0.875), "identity": leaf(0.5), "people": metrics.leaf(12)}
-        each = {"reached": leaf(reached), "kept": leaf(0.9), "people": metrics.leaf(7)}
-        return found | {"heldout": {"reached": leaf(0.123)}, "prompts": {prompt.text: each for prompt in PROMPTS}}
+        row = {
+            "reached": interval(reached),
+            "kept": interval(0.875),
+            "identity": interval(0.5),
+            "people": bootstrap.metric(12),
+        }
+        each = {"reached": interval(reached), "kept": interval(0.9), "people": bootstrap.metric(7)}
+        return row | {"heldout": {"reached": interval(0.123)}, "prompts": {prompt.text: each for prompt in PROMPTS}}
 
     return {
         "domain": "portraits",
         "oracle": {
-            "mean": leaf(0.98),
-            "min": leaf(0.91),
-            "chance": leaf(0.4),
-            "attributes": {"hair_color": leaf(0.97)},
+            "mean": interval(0.98),
+            "min": interval(0.91),
+            "chance": interval(0.4),
+            "attributes": {"hair_color": interval(0.97)},
         },
-        "clip": {"zero_shot": leaf(0.86), "attributes": {"hair_color": leaf(0.77)}},
-        "inversion": {"psnr": leaf(21.5)},
-        "mapper": {"val_cos": metrics.leaf(0.654), "val_mse": metrics.leaf(float("nan"))},
+        "clip": {"zero_shot": interval(0.86), "attributes": {"hair_color": interval(0.77)}},
+        "inversion": {"psnr": interval(21.5)},
+        "mapper": {"val_cos": bootstrap.metric(0.654), "val_mse": bootstrap.metric(float("nan"))},
         "diffusion": {"reconstruction": {}},
         "editors": {"deltaedit_g": editor(0.444), "counterfactual": editor(0.999), "identity_editor": editor(0.011)},
     }

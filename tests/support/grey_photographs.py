@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.storage import domains
 from pipeline.storage.domains import Domain
-from pretrain import photographs
+from pretrain import datasets
 
 R, D, BATCH, COUNT = tiny_project.R, tiny_project.D, 8, 30
 TRAIN, VAL, TEST = 24, 4, 5  # 20 to learn from, 4 for validation, 5 to test on; one is left over
@@ -48,7 +48,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tmp_path))
     monkeypatch.setenv("DELTASPACE_WORKERS", "1")
-    monkeypatch.setattr(photographs, "CHUNK", 7)
+    monkeypatch.setattr(datasets, "PHOTO_CHUNK", 7)
 
 
 def shade(place: int) -> int:

@@ -11,17 +11,14 @@ from torch import Tensor
 from kernels.bias_act import bias_act
 from kernels.box_resample import box_resample
 from kernels.channel_perturb import channel_perturb
-from kernels.epilogue import modulated_epilogue
 from kernels.epilogue_difference import epilogue_difference
-from kernels.relevance import relevance_mask
+from kernels.modulated_epilogue import modulated_epilogue
 from kernels.upfirdn2d import upfirdn2d
-from pipeline.relevance_accumulate import relevance_accumulate
 
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], dict]] = {
     "bias_act": (bias_act, (torch.randn(2, 3, 5, 4), torch.randn(3)), {}),
     "upfirdn2d": (upfirdn2d, (torch.randn(1, 2, 5, 7), torch.randn(3, 3)), {}),
     "box_resample": (box_resample, (torch.randn(1, 2, 9, 7),), {"size": 4}),
-    "relevance_mask": (relevance_mask, (torch.randn(2, 5), torch.randn(5, 3), torch.randn(3)), {"threshold": 0.1}),
     "modulated_epilogue": (
         modulated_epilogue,
         (torch.randn(2, 3, 5, 4), torch.randn(2, 3), torch.randn(1, 1, 5, 4), torch.randn(1), torch.randn(3)),
@@ -43,11 +40,6 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], dict]] = {
             torch.rand(6, 3),
         ),
         {},
-    ),
-    "relevance_accumulate": (
-        relevance_accumulate,
-        (torch.randn(3, 4), torch.randn(2, 3, 4), torch.randn(2, 3, 4)),
-        {"count": 5},
     ),
 }
 BOTH = pytest.mark.parametrize("impl", ["ref", "auto"])

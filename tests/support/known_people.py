@@ -1,4 +1,4 @@
-"""People whose edits are known beforehand, and a world around them without a network: what evaluation is given."""
+"""Portraits whose edits and metrics are known beforehand, with stand-ins for every network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 
 from pipeline import portraits
 from pipeline.evaluation import benchmark
+from pipeline.evaluation.bootstrap import Bootstrap
+from pipeline.evaluation.context import EvaluationInputs
 from pipeline.evaluation.counterfactuals import TestSet
 from pipeline.storage import artefacts, images
 from pipeline.storage.domains import Prompt
@@ -29,8 +31,8 @@ MISSING = "not computed: weights missing at data/pretrained/portraits/{}.safeten
 Draw = Callable[[portraits.Portrait, Prompt], portraits.Portrait]
 
 
-class Reader:
-    """An oracle that cannot err: it knows every render it may be shown by its 4 x 4 colours, its features."""
+class PerfectOracle:
+    """Oracle that is always right: it looks up renders by their 4 x 4 colours, its features."""
 
     attributes = portraits.ATTRIBUTES
 
@@ -52,7 +54,7 @@ class Reader:
             for name, values in self.attributes.items()
         }
 
-    def read(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    def predict(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: logits.argmax(1) for name, logits in self.logits(self.features(pictures)).items()}
 
     @staticmethod
@@ -60,8 +62,8 @@ class Reader:
         return tuple((features * 1000).round().int().tolist())
 
 
-class Words:
-    """A CLIP without sense: pictures are projected, texts are drawn from their letters."""
+class HashClip:
+    """CLIP without meaning: images are projected at random, texts are hashed."""
 
     dim = 7
 
@@ -77,15 +79,15 @@ class Words:
     def text_feature(self, text: str, templates: tuple[str, ...]) -> torch.Tensor:
         return self.embed_texts([templates[0].format(text)])[0]
 
-    def literal(self) -> Words:
-        return Letters()
+    def without_synonyms(self) -> HashClip:
+        return LiteralClip()
 
     def text_delta(self, source: str, target: str, templates: tuple[str, ...]) -> torch.Tensor:
         return self.text_feature(target, templates) - self.text_feature(source, templates)
 
 
-class Letters(Words):
-    """The same, that reads what is written, in another hand."""
+class LiteralClip(HashClip):
+    """The same with other hashes, for texts without synonyms."""
 
     def text_feature(self, text: str, templates: tuple[str, ...]) -> torch.Tensor:
         return super().text_feature(f"{text}, to the letter", templates)
@@ -97,9 +99,9 @@ def unit(pictures: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class World:
-    """Backbones without a network, the people of the test set, and a folder for edits."""
+    """Stand-ins for the networks, the test set, and a folder for edits."""
 
-    backbones: Any
+    networks: Any
     test: TestSet
     folder: Path
 
@@ -107,36 +109,40 @@ class World:
         return write_edits(self, name, edit, strength, **options)
 
     def evaluate(self, edits: dict[str, Path], **options: Any) -> benchmark.Evaluation:
-        return benchmark.evaluate(self.backbones, self.test, edits, **{"repeats": 20, "batch": 7, **options})
+        return benchmark.run(self.inputs(edits, **options))
+
+    def inputs(self, edits: dict[str, Path], **options: Any) -> EvaluationInputs:
+        defaults = {"diffusion_editor": "deltaedit_d", "bootstrap": Bootstrap(20), "batch": 7}
+        return EvaluationInputs(networks=self.networks, test=self.test, edits=edits, **{**defaults, **options})
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    reader = Reader()
+    reader = PerfectOracle()
     people = tuple(portraits.sample(FIRST + i) for i in range(PEOPLE))
     for person in people:
         for prompt in PROMPTS:
             reader.draw(change(person, prompt))
     pictures = torch.stack([reader.draw(person) for person in people])
     shape = (3, SIZE, SIZE)
-    backbones = SimpleNamespace(
+    networks = SimpleNamespace(
         domain=SimpleNamespace(name="portraits", prompts=PROMPTS, neutral="face", templates=("{}",)),
         oracle=reader,
         identity=unit,
-        clip=Words(),
+        clip=HashClip(),
         encoder=lambda batch: batch.flatten(1).unflatten(1, (2, -1)),
         generator=lambda w: w.flatten(1).unflatten(1, shape),
         device="cpu",
-        absent=lambda name: MISSING.format(name) if getattr(backbones, name, None) is None else None,
+        absent=lambda name: MISSING.format(name) if getattr(networks, name, None) is None else None,
     )
-    return World(backbones, TestSet(tuple(range(FIRST, FIRST + PEOPLE)), pictures, people), tmp_path)
+    return World(networks, TestSet(tuple(range(FIRST, FIRST + PEOPLE)), pictures, people), tmp_path)
 
 
 def change(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
     return portraits.counterfactual(person, prompt.asks)
 
 
-def nothing(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
+def unchanged(person: portraits.Portrait, prompt: Prompt) -> portraits.Portrait:
     return person
 
 
@@ -151,7 +157,7 @@ def write_edits(
     mask: torch.Tensor | None = None,
 ) -> Path:
     assert world.test.people is not None
-    draw = world.backbones.oracle.draw
+    draw = world.networks.oracle.draw
     rows = []
     for row_id, person in list(zip(world.test.ids, world.test.people, strict=True))[:people]:
         rows.append((row_id, "", 0.0, images.encode_png(draw(person))))
@@ -181,8 +187,8 @@ def stored(path: Path) -> dict[str, Any]:
     return artefacts.read(path, "edits", columns) | {"s": None, "mask": None}
 
 
-def concerned(world: World, prompt: Prompt) -> list[int]:
-    """By hand: ids of people who lack the value and would show it."""
+def applicable(world: World, prompt: Prompt) -> list[int]:
+    """Ids of the portraits that a prompt applies to, by hand: without the value, and able to show it."""
     assert world.test.people is not None
     bald, plain = ("bald",), ("short", "long", "curly")
     found = []

@@ -11,7 +11,7 @@ import pytest
 from published_server import File, Server, serving
 
 from pipeline.checkpoints import download
-from pipeline.checkpoints.download import Wanted
+from pipeline.checkpoints.catalogue import PublishedFile
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -33,7 +33,7 @@ def get(server: Server, tmp_path: Path) -> Get:
 
     def get(path: str = "/model.pt", size: int | None = len(CONTENT), sha256: str | None = SHA) -> Path:
         url = server.url(path) if path.startswith("/") else path
-        download.download(Wanted(url, size, sha256), tmp_path / "model.pt", "model.pt")
+        download.download(PublishedFile(url, size, sha256), tmp_path / "model.pt", "model.pt")
         return tmp_path / "model.pt"
 
     return get

@@ -14,12 +14,13 @@ import yaml
 from torch import nn
 
 from pipeline import sampling
-from pipeline.networks import Backbones
+from pipeline.networks import Networks
 from pipeline.storage import domains
 from pipeline.storage.domains import Domain
-from pretrain import clip, common, encoder, renders
+from pretrain import clip, datasets, encoder
 from pretrain import denoiser as pretrain_denoiser
 from pretrain import generator as gan
+from pretrain.common import Training
 
 R, D, BATCH, CHUNK, PEOPLE = tiny_project.R, tiny_project.D, 8, 24, 5
 PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")  # as they build on one another
@@ -46,10 +47,10 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the network's nu
 def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Small chunks of renders, a short vocabulary, and a project of our own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(renders, "CHUNK", CHUNK)
+        patch.setattr(datasets, "RENDER_CHUNK", CHUNK)
         patch.setattr(clip, "vocabulary", functools.partial(clip.vocabulary, 200))
-        draw = renders.unseen
-        patch.setattr(renders, "unseen", lambda count, resolution: draw(min(count, 16), resolution))
+        draw = datasets.unseen_renders
+        patch.setattr(datasets, "unseen_renders", lambda count, resolution: draw(min(count, 16), resolution))
         patch.setenv("DELTASPACE_ROOT", str(tmp_path_factory.mktemp("nowhere")))
         yield
 
@@ -66,22 +67,31 @@ def domain_at(root: Path, **changes: Any) -> Domain:
     return domains.load("tiny", root)
 
 
+def job_of(name: str, root: Path, domain: Domain | None = None, **options: Any) -> Training:
+    """Training of a network of the tiny domain, or of `domain`."""
+    return Training(domain or domain_at(root), root, name, **options)
+
+
+def module_of(name: str) -> Any:
+    """Module of pretrain that trains a network."""
+    return import_module(f"pretrain.{'oracle' if name == 'oracle2' else name}")
+
+
 def loop_of(name: str, root: Path, state: Path, seconds: float | None = None) -> Iterator[tuple[int, Any, nn.Module]]:
     """Four steps of a training on the networks of `root`, with its state in `state`."""
-    domain, images = domain_at(root), 4 * BATCH
-    plan, networks = common.plan(domain, name, images), Backbones(domain, root)
-    data = renders.Renders(root, R, PEOPLE if name == "identity" else None)
+    job = job_of(name, root, images=4 * BATCH)
+    plan, images, networks = job.plan, 4 * BATCH, Networks(job.domain, root)
+    data = datasets.Renders(root, R, PEOPLE if name == "identity" else None)
     options: dict[str, Any] = {"batch": BATCH, "seconds": seconds}
     if name == "generator":
         smaller = root / "data/pretraining/tiny/generator-half.pt"
         return gan.steps(plan.model, data, state, images, smaller=smaller, settle=2 * BATCH, **options)
     if name == "encoder":
-        judge = encoder.judge(domain, root)
-        nets = networks.generator, judge, networks.identity
+        nets = networks.generator, encoder.discriminator_of(job), networks.identity
         return encoder.steps(plan.model, *nets, data, state, images, progressive=(BATCH, BATCH), **options)
     if name == "denoiser":
-        spread = sampling.spread(networks.generator)
+        spread = sampling.measured_stats(networks.generator)
         nets = networks.encoder, networks.generator
         return pretrain_denoiser.steps(plan.model, data, *nets, *spread, state, images, **options)
     people = {"people": PEOPLE} if name == "identity" else {}
-    return import_module(f"pretrain.{name}").steps(plan.model, data, state, images, **people, **options)
+    return module_of(name).steps(plan.model, data, state, images, **people, **options)

@@ -23,18 +23,16 @@ PARAMS = {
     "editors": {"latent": ["deltaedit_g"], "baseline": ["identity_editor", "counterfactual"], "diffusion": []},
     "sample": {"count": 32, "seed": 0, "truncation": 1.0, "redrawn": 0.5, "shard": 16},
     "invert": {"batch": 8, "refine": 2, "detail": 8},
+    "channel_mask": {
+        **{"threshold": 0.01, "same_sign": False, "top_share": None, "max_sigma": None, "delta_ridge": None},
+    },
     "edit_latent": {
         "deltaedit_g": {
             "strength": 1.0,
-            "threshold": 0.01,
-            "agree": False,
-            "share": None,
-            "within": None,
-            "ridge": None,
         },
         "deltaedit_gp": {
-            **{"strength": 1.0, "threshold": 0.01, "agree": False, "share": None, "within": None, "ridge": None},
-            **{"tries": [0.5, 1.0], "enough": 0.95, "fade": 0.5, "places": 0.98},
+            **{"strength": 1.0, "candidate_strengths": [0.5, 1.0], "clip_progress": 0.95, "detail_decay": 0.5},
+            "region_share": 0.98,
         },
     },
     "edit_baseline": {"identity_editor": {"strength": 1.0}, "counterfactual": {"strength": 1.0}},
