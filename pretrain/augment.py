@@ -57,9 +57,11 @@ class AdaptiveAugment:
             self.signs, self.seen, self.batches = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
+        """State to resume from: p and the counts since it changed."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set what `state_dict` returned."""
         vars(self).update(state)
 
 

@@ -22,13 +22,13 @@ from pretrain.augment import degrade
 from pretrain.common import Training
 from pretrain.datasets import FIRST_ID, Renders
 
-EXAMINE_EVERY, EXAMINED, LEARNT = 100, 512, 0.85  # steps; images; skill: 0 is chance, 1 is no mistake
+EXAMINE_EVERY, EXAMINED, MIN_SKILL = 100, 512, 0.85  # steps; images; skill: 0 is chance, 1 is no mistake
 BATCH = 256
 
 
 @torch.no_grad()
-def unlearnt(clip: Clip, images: torch.Tensor, people: list[portraits.Portrait]) -> list[str] | None:
-    """Attributes with a zero-shot skill below `LEARNT`; None when there are none.
+def weak_attributes(clip: Clip, images: torch.Tensor, people: list[portraits.Portrait]) -> list[str] | None:
+    """Attributes with a zero-shot skill below `MIN_SKILL`; None when there are none.
 
     images: [N,3,R,R].
     people: the portraits of these images.
@@ -42,7 +42,7 @@ def unlearnt(clip: Clip, images: torch.Tensor, people: list[portraits.Portrait])
         true = torch.tensor([values.index(portraits.attributes(people[n])[name]) for n in visible], device=read.device)
         recalls = [(read[true == k] == k).float().mean() for k in range(len(values)) if (true == k).any()]
         skill = (torch.stack(recalls).mean().item() - 1 / len(values)) / (1 - 1 / len(values))
-        if skill < LEARNT:
+        if skill < MIN_SKILL:
             names.append(name)
     return names or None
 
@@ -62,7 +62,7 @@ def steps(
     """Yield (pairs seen, loss and batch accuracy, averaged model).
 
     A contrastive loss first learns colours of large areas, which separate most images, and then has almost no gradient
-    left. So the captions of every second batch name only attributes that are `unlearnt` by then.
+    left. So the captions of every second batch name only the `weak_attributes` of that time.
 
     numbers: that build the network.
     data: renders.
@@ -82,21 +82,21 @@ def steps(
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     objective = ClipLoss()
-    hard: list[str] | None = []  # empty: not examined yet
+    weak: list[str] | None = []  # empty: not examined yet
     first = torch.arange(min(EXAMINED, len(data)))
     examined_images, examined_people = data.images(first).to(device), list(data.people(first))
 
     def step(number: int) -> Metrics:
-        nonlocal hard
-        if hard == [] or number % EXAMINE_EVERY == 0:
-            hard = unlearnt(ema.module, examined_images, examined_people)  # type: ignore[arg-type]
+        nonlocal weak
+        if weak == [] or number % EXAMINE_EVERY == 0:
+            weak = weak_attributes(ema.module, examined_images, examined_people)  # type: ignore[arg-type]
         torch.manual_seed(number)
         seen = number * batch
         rate = lr * min(1.0, seen / warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, seen / images)))
         for group in adam.param_groups:
             group["lr"] = max(rate, lr * 1e-3)
         rng = np.random.default_rng([7, number])
-        rows, named = torch.randint(len(data), (batch,)), None if number % 2 else hard
+        rows, named = torch.randint(len(data), (batch,)), None if number % 2 else weak
         texts = [portraits.caption(person, rng, "train", named) for person in data.people(rows)]
         degraded = degrade(data.images(rows).to(device))
         with lowered(device):
@@ -111,7 +111,7 @@ def steps(
             clip.model.logit_scale.clamp_(0, math.log(100))
             hits = ((image @ text.T).argmax(dim=1) == torch.arange(batch, device=device)).float().mean()
         ema.update(clip, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        return {"loss": loss.item(), "top1": hits.item(), "unlearnt": len(hard or ())}
+        return {"loss": loss.item(), "top1": hits.item(), "weak": len(weak or ())}
 
     parts = {"clip": clip, "ema": ema, "adam": adam}
     for done, metrics in fit(step, parts, images // batch, state, every=EXAMINE_EVERY, seconds=seconds):

@@ -1,4 +1,4 @@
-"""Direct training of a CLIP on an attribute of two values that its contrastive training left unlearnt. Ours.
+"""Direct training of a CLIP on an attribute of two values that contrastive training did not teach it. Ours.
 
 Once captions that differ only in this attribute share an embedding, the contrastive loss has no gradient that would
 separate them. So images and captions of the two values get targets: either side along one direction of the embedding

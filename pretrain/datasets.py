@@ -155,6 +155,7 @@ def to_float(pixels: np.ndarray) -> Tensor:
 
 
 def render_folder(root: Path, resolution: int, people: int | None = None) -> Path:
+    """Folder of the chunks of renders; `people` as in `Renders`."""
     name = f"renders-{resolution}" if people is None else f"renders-{resolution}-of-{people}"
     return root / "data" / "pretraining" / "portraits" / name
 
@@ -204,6 +205,7 @@ class _Part(NamedTuple):
 
 
 def photograph_folder(domain: Domain, root: Path) -> Path:
+    """Folder of the chunks of a domain's photographs."""
     return Path(root) / "data" / "pretraining" / domain.name / f"pictures-{domain.resolution}"
 
 

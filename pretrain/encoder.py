@@ -1,7 +1,7 @@
-"""Trains e4e (Tov et al. 2021) against a frozen generator, on its own samples and on pictures of the domain.
+"""Training of e4e (Tov et al. 2021) for a frozen generator, on its samples and on images of the domain.
 
-Samples know their w, so they teach codes directly; renders teach through the picture. LPIPS needs a network of
-photographs; here the discriminator's features, which know this domain, measure how alike two pictures are.
+Samples have known w, a target for codes; of other images only the reconstruction is one. Features of the generator's
+discriminator, which was trained on this domain, stand in for LPIPS, whose network was trained on photographs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Embed = Callable[[Tensor], Tensor]
 
 
 class LatentDiscriminator(nn.Sequential):
-    """Tells rows of w+ that the mapping network made from rows that the encoder made: [N,D] -> logits [N]."""
+    """Discriminator between rows [N,D] of w+ from the mapping network and from the encoder; logits [N] (e4e, 3.2)."""
 
     def __init__(self, style_dim: int) -> None:
         hidden = (EqualLinear(style_dim, style_dim, activate=True) for _ in range(3))
@@ -41,7 +41,7 @@ class LatentDiscriminator(nn.Sequential):
 
 
 def feature_maps(discriminator: Discriminator, images: Tensor) -> list[Tensor]:
-    """The discriminator's features at R/2, R/4, R/8, unit length per pixel."""
+    """Features of the discriminator at R/2, R/4 and R/8, of unit length per pixel."""
     x, maps = discriminator.from_rgb(images.contiguous(memory_format=torch.channels_last)), []
     for block in discriminator.blocks[:3]:
         x = block(x)
@@ -70,6 +70,7 @@ def steps(
 
     Half of every batch are samples of the generator, half training images.
 
+    numbers: that build the encoder.
     generator, discriminator: frozen; features of the latter compare images.
     identity: network of the identity loss; None for no such loss.
     data: training images.
@@ -94,56 +95,57 @@ def steps(
     adam = torch.optim.AdamW(encoder.parameters(), lr=lr, weight_decay=0.01, fused=True)
     adam_critic = torch.optim.Adam(critic.parameters(), lr=2e-4, betas=(0.0, 0.99), fused=True)
     with torch.no_grad():
-        spread = generator.mapping(torch.randn(4096, generator.style_dim, device=device)).var(dim=0).mean()
+        variance = generator.mapping(torch.randn(4096, generator.style_dim, device=device)).var(dim=0).mean()  # of w
 
-    rank, share = training.local_batch(batch)
+    rank, local = training.local_batch(batch)
 
-    def codes_alone(rows: Tensor) -> Metrics:
+    def codes_step(rows: Tensor) -> Metrics:
+        """Train on the known codes alone."""
         with lowered(device):
             codes = encoder(data.images(rows).to(device), 0).float()
-        wrong = F.mse_loss(codes, generator_supervised.codes(generator, list(data.people(rows)))) / spread
-        wrong.backward()
+        loss = F.mse_loss(codes, generator_supervised.codes(generator, list(data.people(rows)))) / variance
+        loss.backward()
         training.average_gradients(encoder)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        return {"latent": wrong.item()}
+        return {"latent": loss.item()}
 
     def step(number: int) -> Metrics:
         torch.manual_seed(number * batch + rank)
         if number % 500 == 0:
             data.refresh()
-        seen, half = number * batch, share // 2
+        seen, half = number * batch, local // 2
         rate = lr * max(0.02, 1 - seen / images)
         adam.param_groups[0]["lr"] = rate
         if known_codes and seen < codes_first:
-            found = codes_alone(torch.randint(len(data), (share,)))
+            metrics = codes_step(torch.randint(len(data), (local,)))
             ema.update(encoder, min(0.5 ** (batch / 10_000), (1 + number) / (10 + number)))
-            return found
+            return metrics
         stage = max(0, (seen - progressive[0]) // progressive[1] + 1) if seen >= progressive[0] else 0
         rows = torch.randint(len(data), (half,))
         real = data.images(rows).to(device)
         with torch.no_grad(), lowered(device):
             w = generator.mapping(torch.randn(half, generator.style_dim, device=device)).float()
-            made = generator(generator.repeat(w)).float().clamp(-1, 1)
+            fakes = generator(generator.repeat(w)).float().clamp(-1, 1)
             known = generator.repeat(w)
             if known_codes:
                 known = torch.cat([known, generator_supervised.codes(generator, list(data.people(rows)))])
-        target = torch.cat([made, real])
+        target = torch.cat([fakes, real])
         with lowered(device):
             codes = encoder(target, stage).float()
             output = generator(codes)
-            seen_as, meant_as = (feature_maps(discriminator, pictures) for pictures in (output, target))
-            near = [1 - (a * b).sum(1).mean() for a, b in zip(seen_as, meant_as, strict=True)]
+            maps = (feature_maps(discriminator, images) for images in (output, target))
+            distances = [1 - (a * b).sum(1).mean() for a, b in zip(*maps, strict=True)]
             if identity is not None and scale["identity"]:
-                alike = (identity(output) * identity(target)).sum(1).mean()
+                similarity = (identity(output) * identity(target)).sum(1).mean()
             else:
-                alike = torch.ones(())
+                similarity = torch.ones(())
         differences = codes[:, 1:] - codes[:, :1]
         terms = {
             "pixel": F.mse_loss(output.float(), target) + F.l1_loss(output.float(), target),
-            "feature": torch.stack(near).sum(),
-            "latent": F.mse_loss(codes[: len(known)], known) / spread,
-            "identity": 1 - alike,
+            "feature": torch.stack(distances).sum(),
+            "latent": F.mse_loss(codes[: len(known)], known) / variance,
+            "identity": 1 - similarity,
             "delta": differences.norm(dim=2).sum(dim=1).mean(),
             "adversarial": F.softplus(-critic(codes.flatten(0, 1))).mean(),
         }
@@ -154,8 +156,8 @@ def steps(
         adam.zero_grad(set_to_none=True)
         critic.zero_grad(set_to_none=True)
         with torch.no_grad():
-            natural = generator.mapping(torch.randn(codes[:, :, 0].numel(), generator.style_dim, device=device))
-        (F.softplus(critic(codes.detach().flatten(0, 1))).mean() + F.softplus(-critic(natural)).mean()).backward()
+            mapped = generator.mapping(torch.randn(codes[:, :, 0].numel(), generator.style_dim, device=device))
+        (F.softplus(critic(codes.detach().flatten(0, 1))).mean() + F.softplus(-critic(mapped)).mean()).backward()
         training.average_gradients(critic)
         adam_critic.step()
         adam_critic.zero_grad(set_to_none=True)
@@ -193,7 +195,7 @@ def train(job: Training) -> None:
 def discriminator_of(job: Training) -> Discriminator:
     """Discriminator that the generator was trained against; where it is missing, one of random weights.
 
-    Random features still measure edges and colours, less well.
+    Random features measure edges and colours too, less well.
     """
     size, path = job.domain.resolution, job.promoted("discriminator")
     if path.exists():
@@ -203,21 +205,21 @@ def discriminator_of(job: Training) -> Discriminator:
         return discriminator
     print("the generator has no discriminator: images are compared by features of random weights")
     plan = job.domain.defaults.get("pretrain", {}).get("generator") or {}
-    imported = {2**k: min(128, 2 ** (12 - k)) for k in range(2, size.bit_length())}  # generators come without
+    widths = {2**k: min(128, 2 ** (12 - k)) for k in range(2, size.bit_length())}  # for an imported generator
     torch.manual_seed(0)  # the same in every process, and after a restart
-    return Discriminator(size, _by_resolution(plan.get("model", {}).get("discriminator", imported)))
+    return Discriminator(size, _by_resolution(plan.get("model", {}).get("discriminator", widths)))
 
 
 def _by_resolution(widths: Mapping[Any, int]) -> dict[int, int]:
-    """Numbers that went through JSON or YAML, with their keys as numbers again."""
+    """Widths with integer keys, which JSON and YAML turn into strings."""
     return {int(resolution): width for resolution, width in widths.items()}
 
 
 @torch.no_grad()
 def far_error(encoder: Encoder, generator: Generator, real: Tensor) -> float:
-    """The inversion error (mean squared, pixels in [0,1]) that 99 of 100 unseen pictures [N,3,R,R] stay below."""
-    made = torch.cat([generator(encoder(part)) for part in real.split(64)]).clamp(-1, 1)
-    return ((made - real) / 2).square().mean(dim=(1, 2, 3)).quantile(0.99).item()
+    """99th percentile of the inversion error (mean squared, pixels in [0,1]) over unseen images [N,3,R,R]."""
+    output = torch.cat([generator(encoder(part)) for part in real.split(64)]).clamp(-1, 1)
+    return ((output - real) / 2).square().mean(dim=(1, 2, 3)).quantile(0.99).item()
 
 
 def promote(job: Training) -> Path:

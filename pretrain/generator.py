@@ -163,7 +163,7 @@ def steps(
     discriminator = Discriminator(numbers["size"], widths).to(device)
     if supervised:
         generator_supervised.freeze_to_rgb_styles(generator)
-    alone = settle // batch if smaller is not None or supervised else 0  # steps
+    discriminator_only = settle // batch if smaller is not None or supervised else 0  # steps
     ada = AdaptiveAugment()  # p is 0 until `watch` raises it
     if smaller is not None and not state.exists():
         smaller_state = torch.load(smaller, weights_only=True, map_location="cpu")
@@ -213,7 +213,7 @@ def steps(
         adam_d.step()
         adam_d.zero_grad(set_to_none=True)
         metrics = {"loss_d": loss_d.item()}
-        if number >= alone:
+        if number >= discriminator_only:
             discriminator.requires_grad_(False)
             with lowered(device):
                 loss_g = F.softplus(-discriminator(ada(fakes))).mean()
@@ -267,9 +267,9 @@ def train(job: Training) -> None:
     def seconds_left() -> float | None:
         return None if job.seconds is None else max(0.0, job.seconds - (time.monotonic() - start))
 
-    if not full.exists() and half:
-        if not _train_half_size(half_job, plan, data, half, bool(supervised), seconds_left()):
-            return  # out of time; the next call goes on
+    needs_half = half and not full.exists()
+    if needs_half and not _train_half_size(half_job, plan, data, half, bool(supervised), seconds_left()):
+        return  # out of time; the next call goes on
     if not full.exists() and supervised:
         if not _train_supervised(supervised_job, plan, data, supervised, at_half if half else None, seconds_left()):
             return

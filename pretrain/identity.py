@@ -1,4 +1,4 @@
-"""Training of the identity network: contrastive pairs of one person under other hair, clothes, mood, light and pose."""
+"""Training of the identity network: contrastive pairs of one person with other hair, clothes, mood, light and pose."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ MAX_SCALE = 64.0  # of the cosines; the scale is learnt and would grow without b
 
 
 def pairs(count: int, people: int, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Random persons [B/2], and rows [B] of one image of each followed by another image of each.
+    """Draw persons [B/2], and rows [B]: one image of each person, then another image of each.
 
     count: number of images; row r shows person r % people.
     people: number of persons.
-    Raises InputError where no person is shown twice.
+    batch: B.
+    Raises InputError where no person has two images.
     """
     if count <= people:
         raise InputError(f"{count:,} images of {people:,} people: some must be shown twice, so draw more renders")
-    person = torch.randint(min(people, count - people), (batch // 2,), device=device)  # the first are shown most often
-    shown = (count - 1 - person) // people + 1
-    first = (torch.rand(batch // 2, device=device) * shown).long().clamp(max=shown - 1)
-    step = 1 + (torch.rand(batch // 2, device=device) * (shown - 1)).long().clamp(max=shown - 2)
-    return person, torch.cat([person + people * first, person + people * ((first + step) % shown)])
+    person = torch.randint(min(people, count - people), (batch // 2,), device=device)  # the first have most images
+    images = (count - 1 - person) // people + 1  # per person
+    first = (torch.rand(batch // 2, device=device) * images).long().clamp(max=images - 1)
+    step = 1 + (torch.rand(batch // 2, device=device) * (images - 1)).long().clamp(max=images - 2)
+    return person, torch.cat([person + people * first, person + people * ((first + step) % images)])
 
 
 def contrast(embeddings: Tensor, person: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE loss both ways (van den Oord et al. 2018), and the share of images nearest to their own pair.
+    """InfoNCE loss in both directions (van den Oord et al. 2018), and the accuracy of the nearest image.
 
     embeddings: unit vectors [B,K] of the rows of `pairs`.
-    person: [B/2]; a person drawn twice into the batch is no negative of themselves.
+    person: [B/2]; a person drawn twice is no negative of themselves.
     scale: factor of the cosines.
     """
-    one, other = embeddings.chunk(2)
-    cosine = one @ other.T
-    own = torch.arange(len(person), device=person.device)
-    again = (person[:, None] == person) & ~torch.eye(len(person), dtype=torch.bool, device=person.device)
-    logits = (scale * cosine).masked_fill(again, -math.inf)
-    loss = 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
-    return loss, (logits.argmax(1) == own).float().mean()
+    first, second = embeddings.chunk(2)
+    cosine = first @ second.T
+    index = torch.arange(len(person), device=person.device)
+    same = (person[:, None] == person) & ~torch.eye(len(person), dtype=torch.bool, device=person.device)
+    logits = (scale * cosine).masked_fill(same, -math.inf)
+    loss = 0.5 * (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index))
+    return loss, (logits.argmax(1) == index).float().mean()
 
 
 def steps(
@@ -74,37 +75,40 @@ def steps(
     numbers: of `IdentityNet`.
     data: renders; row r shows person r % people.
     state: file that the training goes on from when it exists.
+    images: images to see in all.
+    people: number of persons.
     scale: initial factor of the cosines, learnt.
-    geometry_weight: of the regression of the face's geometry, in variances: faces differ in small shapes, which
-        contrast alone learns slowly.
+    geometry_weight: of the regression of the face's geometry, in variances: faces differ in small shapes, which the
+        contrastive loss alone learns slowly.
     ema_images: half life of the weight average, in images.
     warmup: steps until the learning rate is `lr`, which then falls as a cosine over `images`.
+    seconds: time limit; None for no limit.
     """
     torch.manual_seed(0)
     kind = torch.device(device).type
     net = IdentityNet(**{**numbers, "widths": tuple(numbers["widths"])})
     net = net.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    pictures = DeviceImages(data, device)
+    device_images = DeviceImages(data, device)
     labels = data.labels().to(device)
     log_scale = nn.ParameterList([nn.Parameter(torch.tensor(math.log(scale), device=device))])
     regressor = nn.Sequential(
         nn.Linear(net.width, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, labels.geometry.shape[1])
     ).to(device)
     ema = Ema(net)
-    learnt = [*net.parameters(), *regressor.parameters(), *log_scale.parameters()]
-    adam = torch.optim.AdamW(learnt, lr=lr, weight_decay=0.02, fused=True)
+    trained = [*net.parameters(), *regressor.parameters(), *log_scale.parameters()]
+    adam = torch.optim.AdamW(trained, lr=lr, weight_decay=0.02, fused=True)
 
     def step(number: int) -> Metrics:
         nonlocal labels
         torch.manual_seed(number)
         if number % 100 == 0:
-            pictures.refresh()
+            device_images.refresh()
             labels = data.labels().to(device) if len(data) > len(labels.geometry) else labels
         for group in adam.param_groups:
             group["lr"] = learning_rate(lr, images, batch, number, warmup)
         person, rows = pairs(len(labels.geometry), people, batch, device)
         with lowered(kind):
-            features = net.trunk(degrade(pictures.images(rows)))
+            features = net.trunk(degrade(device_images.images(rows)))
         embeddings = F.normalize(net.head(features), dim=1)
         loss, correct = contrast(embeddings, person, log_scale[0].clamp(max=math.log(MAX_SCALE)).exp())
         geometry = F.mse_loss(regressor(features), labels.geometry[rows])

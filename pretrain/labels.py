@@ -28,6 +28,7 @@ class Labels:
     attributes: Tensor
 
     def to(self, device: str) -> Labels:
+        """Copy to a device."""
         return Labels(self.geometry.to(device), self.attributes.to(device))
 
     def of_rows(self, rows: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Training of the attribute oracles: one classifier per attribute on shared features; hidden attributes give no loss.
 
-The second oracle is of another architecture and checks the first; nothing is trained or chosen by it.
+The second oracle has another architecture and only checks the first: no training and no choice uses it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def steps(
     torch.manual_seed(0)
     kind = torch.device(device).type
     oracle = classifiers.build_classifier({**numbers, "attributes": portraits.ATTRIBUTES}).to(device)
-    pictures = DeviceImages(data, device)
+    device_images = DeviceImages(data, device)
     labels = data.labels().to(device)
     ema = Ema(oracle)
     adam = torch.optim.AdamW(oracle.parameters(), lr=lr, weight_decay=decay, fused=True)
@@ -59,12 +59,12 @@ def steps(
         nonlocal labels
         torch.manual_seed(number)
         if number % 100 == 0:
-            pictures.refresh()
+            device_images.refresh()
             labels = data.labels().to(device) if len(data) > len(labels.geometry) else labels
         for group in adam.param_groups:
             group["lr"] = learning_rate(lr, images, batch, number, warmup)
         rows = torch.randint(len(labels.attributes), (batch,), device=device)
-        target, degraded = labels.of_rows(rows), degrade(pictures.images(rows))
+        target, degraded = labels.of_rows(rows), degrade(device_images.images(rows))
         with lowered(kind):
             logits = oracle(degraded)
         losses = [F.cross_entropy(logits[name].float(), target[name], ignore_index=HIDDEN) for name in target]

@@ -1,4 +1,4 @@
-"""Copies of what `dvc repro` made (mapper, relevance, s_stats), so that `deltaspace edit` works before any run."""
+"""Copies of outputs of `dvc repro` (mapper, relevance, s_stats), so that `deltaspace edit` works before any run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def promote(job: Training) -> None:
     """Copy the workflow's files to the domain's weights. Raises InputError when the workflow has not made them."""
     paths, networks = DomainPaths(job.domain, job.root), Networks(job.domain, job.root)
     for name in SHIPPED:
-        made: Path = getattr(paths, name)
-        if not made.exists():
-            raise InputError(f"{made} is missing: run `dvc repro` first")
+        output: Path = getattr(paths, name)
+        if not output.exists():
+            raise InputError(f"{output} is missing: run `dvc repro` first")
         with files.replacing(networks.shipped(name)) as partial:
-            shutil.copyfile(made, partial)
+            shutil.copyfile(output, partial)

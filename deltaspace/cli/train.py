@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltaspace.cli import options
 from deltaspace.cli.options import DebugOption, DeviceOption, DomainOption
 from pipeline.runtime.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from pretrain.common import Training
 
 # later ones learn from earlier ones
 TRAINED = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")
@@ -48,13 +51,11 @@ def pretrain(
         raise InputError(f"unknown part '{part}'{nearest(part, PARTS)}: there are {', '.join(PARTS)}")
     if minutes is not None and not minutes > 0:
         raise InputError(f"--minutes {minutes:g} is no time to train: give a number above 0")
-    from importlib import import_module
-
     from deltaspace.studio import device_named
     from pipeline import training
     from pipeline.runtime import processes
     from pipeline.storage import domains
-    from pretrain import common, ship
+    from pretrain import common
 
     processes.idle_threads()
     processes.keep_memory()
@@ -72,16 +73,25 @@ def pretrain(
         if part is None and (reason := common.skip_reason(job)):
             say(f"{name}: skipped, {reason}")
             continue
-        if name in SHIPPED:
-            ship.promote(job)
-        else:
-            module = import_module(f"pretrain.{'oracle' if name == 'oracle2' else name}")
-            (module.promote if promote_only else module.train)(job)
+        _run_part(job, promote_only)
         training.wait_for_first()  # writes what the next part reads
         path = settings.weights("mapper" if name == "s_stats" else name).path
         if not (root / path).exists():  # the next part would miss it
             return say(f"{name}: out of time before its first weights; the same command goes on")
         say(f"{name}: done, in {path}")
+
+
+def _run_part(job: Training, promote_only: bool) -> None:
+    """Train one network, or only promote its last state; files of the workflow are copied."""
+    from importlib import import_module
+
+    from pretrain import ship
+
+    if job.name in SHIPPED:
+        ship.promote(job)
+    else:
+        module = import_module(f"pretrain.{'oracle' if job.name == 'oracle2' else job.name}")
+        (module.promote if promote_only else module.train)(job)
 
 
 def words(

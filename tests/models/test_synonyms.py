@@ -318,7 +318,7 @@ def test_the_table_has_words_that_describe_appearance(dictionaries: tuple[Path, 
     ]
     table = build_synonyms.table(net, entries, asked, TAUGHT, ["face"])
     assert set(table) == {"specs", "goggles", "flaxen", "merry", "aged", "jumper", "blonds"}
-    assert list(table["specs"]) == ["glasses"] and table["blonds"]["blond"] == round(200 * build_synonyms.BENT)
+    assert list(table["specs"]) == ["glasses"] and table["blonds"]["blond"] == round(200 * build_synonyms.INFLECTED)
     assert all(value >= build_synonyms.LEAST for near in table.values() for value in near.values())
 
 
@@ -354,7 +354,7 @@ def test_the_command_writes_the_table_and_prints_the_domains_entry(
 
     mine = tiny_project.copy(project, tmp_path / "mine")
     monkeypatch.chdir(mine)
-    monkeypatch.setattr(build_synonyms, "written", lambda: {"face", "crimson"})
+    monkeypatch.setattr(build_synonyms, "frequent_words", lambda: {"face", "crimson"})
     monkeypatch.setattr(build_synonyms, "captions", lambda: iter(["face with red hair"]))
     options = ["--wordnet", str(dictionaries[0]), "--moby", str(dictionaries[1]), "--domain", "tiny"]
     assert app.run(["words", *options]) == 0
@@ -373,6 +373,6 @@ def test_the_command_writes_the_table_and_prints_the_domains_entry(
 
 
 def test_whole_words_of_the_tokenizer_are_letters_only() -> None:
-    found = build_synonyms.written()
+    found = build_synonyms.frequent_words()
     assert {"smiles", "auburn", "wearing"} <= found and all(word.isalpha() for word in found)
     assert {word for word in found if clips.words(word) == [word]} == found and len(found) > 20_000

@@ -1,4 +1,4 @@
-"""`deltaspace draw`: people in a zip file, which is a domain's pictures as it is."""
+"""`deltaspace draw`: renders in a zip file, which a domain can have as its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline import portraits
 from pipeline.storage import image_sources, images
 
 
-def test_a_zip_of_drawn_people_is_a_source_of_pictures(tmp_path: Path) -> None:
+def test_draw_writes_a_zip_of_renders_that_is_an_image_source(tmp_path: Path) -> None:
     out = tmp_path / "people.zip"
     assert app.run(["draw", str(out), "--count", "3", "--size", "32", "--style", "inked", "--first", "7"]) == 0
     listing = image_sources.list_images(out)
@@ -22,7 +22,7 @@ def test_a_zip_of_drawn_people_is_a_source_of_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(pixels), expected)
 
 
-def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
+def test_draw_is_deterministic(tmp_path: Path) -> None:
     for name in ("one.zip", "two.zip"):
         assert app.run(["draw", str(tmp_path / name), "--count", "2", "--size", "16"]) == 0
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
@@ -31,10 +31,10 @@ def test_the_same_words_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", [["a.zip", "--style", "ink"], ["folder"], ["a.zip", "--count", "0"], ["a.zip", "--size", "7"]]
 )
-def test_bad_words_are_one_line_and_leave_nothing(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_draw_refuses_bad_options_in_one_line(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert app.run(["draw", *words]) == 2
+    assert app.run(["draw", *options]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ def grown() -> tuple[Any, Any, stylegan2.Generator, gan.Discriminator]:
     return small, small_d, whole, whole_d
 
 
-def test_the_first_pictures_of_a_grown_generator_are_the_smaller_ones_enlarged() -> None:
+def test_a_grown_generator_starts_with_the_smaller_images_enlarged() -> None:
     small, _, whole, _ = grown()
     z = torch.randn(4, D)
     with torch.no_grad():
@@ -47,13 +47,13 @@ def test_the_first_pictures_of_a_grown_generator_are_the_smaller_ones_enlarged()
         torch.testing.assert_close(whole(whole.repeat(w)), enlarged, atol=1e-5, rtol=1e-5)
 
 
-def test_the_new_colours_of_a_grown_generator_can_still_learn() -> None:
+def test_the_new_to_rgb_layer_of_a_grown_generator_gets_gradients() -> None:
     _, _, whole, _ = grown()
     (whole(whole.repeat(whole.mapping(torch.randn(2, D)))) * torch.randn(2, 3, R, R)).sum().backward()
     assert whole.to_rgbs[-1].conv.weight.grad.abs().max() > 0  # type: ignore[union-attr, operator]
 
 
-def test_a_grown_discriminator_judges_features_of_half_the_size_as_before() -> None:
+def test_a_grown_discriminator_keeps_its_weights_for_half_the_size() -> None:
     _, small_d, _, whole_d = grown()
     x = torch.randn(4, 6, 8, 8)
     with torch.no_grad():
@@ -64,19 +64,19 @@ def test_a_grown_discriminator_judges_features_of_half_the_size_as_before() -> N
     assert whole_d.from_rgb.weight.shape[0] == 4
 
 
-def test_the_mean_w_is_the_average_of_many_mapped_codes() -> None:
+def test_mean_w_is_the_average_of_many_mapped_codes() -> None:
     torch.manual_seed(0)
-    made = stylegan2.build(GAN)
+    generator = stylegan2.build(GAN)
     with torch.no_grad():
-        many = made.mapping(torch.randn(50_000, D)).mean(dim=0)
-    torch.testing.assert_close(gan.mean_w(made), many, atol=0.06, rtol=0)
-    assert torch.equal(gan.mean_w(made), gan.mean_w(made))
+        expected = generator.mapping(torch.randn(50_000, D)).mean(dim=0)
+    torch.testing.assert_close(gan.mean_w(generator), expected, atol=0.06, rtol=0)
+    assert torch.equal(gan.mean_w(generator), gan.mean_w(generator))
 
 
 # ---------------------------------------------------------------- the discriminator
 
 
-def test_the_discriminator_sees_how_alike_the_pictures_of_a_group_are() -> None:
+def test_the_discriminator_has_the_standard_deviation_of_a_group_as_a_channel() -> None:
     torch.manual_seed(0)
     net = gan.Discriminator(R, GAN["discriminator"])
     seen: dict[str, Tensor] = {}
@@ -84,16 +84,16 @@ def test_the_discriminator_sees_how_alike_the_pictures_of_a_group_are() -> None:
     images = torch.randn(8, 3, R, R)
     assert net(images).shape == (8,)
     features = net.blocks(net.from_rgb(images))
-    for i in range(8):  # 4 to a group: pictures i, i + 2, i + 4, i + 6
+    for i in range(8):  # 4 to a group: images i, i + 2, i + 4, i + 6
         group = features[[(i + 2 * k) % 8 for k in range(4)]]
-        spread = (group.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
-        torch.testing.assert_close(seen["x"][i, -1], spread.expand(4, 4))
+        deviation = (group.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
+        torch.testing.assert_close(seen["x"][i, -1], deviation.expand(4, 4))
     net(images[:1].expand(8, -1, -1, -1))
-    assert seen["x"][:, -1].max() < 1e-3  # all the same: no spread
+    assert seen["x"][:, -1].max() < 1e-3  # equal images
 
 
 @pytest.mark.parametrize("taps", [1, 3])
-def test_a_downward_convolution_is_a_blur_and_every_second_result(taps: int) -> None:
+def test_a_downsampling_convolution_is_a_blur_and_a_stride_of_two(taps: int) -> None:
     torch.manual_seed(0)
     conv = gan.EqualConv(5, 6, taps, down=True, activate=False).double()
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)

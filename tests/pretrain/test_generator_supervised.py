@@ -1,4 +1,4 @@
-"""A generator that copies the renderer first: what people are numbers by, what noise stands for, and the hand-over."""
+"""Supervised training of a generator: parameters of portraits, of noise, and the state of adversarial training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODEL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> datasets.Renders:
-    root = tmp_path_factory.mktemp("drawn")
+    root = tmp_path_factory.mktemp("renders")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "RENDER_CHUNK", CHUNK)
         datasets.make_renders(root, R, CHUNK)
@@ -43,64 +43,64 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "RENDER_CHUNK", CHUNK)
 
 
-def test_people_are_told_by_numbers_of_mean_zero_and_variance_one() -> None:
+def test_parameters_have_mean_zero_and_variance_one() -> None:
     people = [portraits.sample(row) for row in range(4000)]
-    numbers = generator_supervised.parameters_of(people)
-    assert numbers.shape == (4000, generator_supervised.parameter_count())
-    assert numbers.mean(dim=0).abs().max() < 0.1 and (numbers.var(dim=0) - 1).abs().max() < 0.15
+    parameters = generator_supervised.parameters_of(people)
+    assert parameters.shape == (4000, generator_supervised.parameter_count())
+    assert parameters.mean(dim=0).abs().max() < 0.1 and (parameters.var(dim=0) - 1).abs().max() < 0.15
 
 
-def test_two_people_are_told_alike_only_where_they_are_alike() -> None:
-    someone = portraits.sample(3)
+def test_a_changed_value_changes_two_parameters() -> None:
+    person = portraits.sample(3)
     values = portraits.ATTRIBUTES["hair_color"]
-    another = next(value for value in values if value != someone.traits.hair_color.value)
-    other = portraits.counterfactual(someone, {"hair_color": another})
-    one, two = generator_supervised.parameters_of([someone, other])
+    another = next(value for value in values if value != person.traits.hair_color.value)
+    other = portraits.counterfactual(person, {"hair_color": another})
+    one, two = generator_supervised.parameters_of([person, other])
     assert (one != two).sum() == 2  # the value it had, and the value it has
 
 
-def test_noise_stands_for_people_in_the_shares_of_the_renderer() -> None:
+def test_parameters_of_noise_have_the_renderers_distribution() -> None:
     z = torch.randn(40_000, D, generator=torch.Generator().manual_seed(1))
-    named = generator_supervised.parameters_of_noise(z)
-    assert named.shape == (40_000, generator_supervised.parameter_count())
+    parameters = generator_supervised.parameters_of_noise(z)
+    assert parameters.shape == (40_000, generator_supervised.parameter_count())
     start = generator_supervised.parameter_count() - sum(map(len, FREQUENCIES.values()))
-    places = named[:, :start]
-    assert places.mean(dim=0).abs().max() < 0.03 and (places.var(dim=0) - 1).abs().max() < 0.03
-    assert places.abs().max() <= 3**0.5 + 1e-5  # uniform, as the renderer draws them
-    for shares in FREQUENCIES.values():
-        group = named[:, start : start + len(shares)]
+    continuous = parameters[:, :start]
+    assert continuous.mean(dim=0).abs().max() < 0.03 and (continuous.var(dim=0) - 1).abs().max() < 0.03
+    assert continuous.abs().max() <= 3**0.5 + 1e-5  # uniform, as the renderer draws them
+    for frequencies in FREQUENCIES.values():
+        group = parameters[:, start : start + len(frequencies)]
         assert ((group > 0).sum(dim=1) == 1).all()  # exactly one value of every trait
         seen = (group > 0).float().mean(dim=0)
-        torch.testing.assert_close(seen, torch.tensor(list(shares.values())), atol=0.012, rtol=0)
-        start += len(shares)
+        torch.testing.assert_close(seen, torch.tensor(list(frequencies.values())), atol=0.012, rtol=0)
+        start += len(frequencies)
 
 
-def test_who_noise_stands_for_depends_on_its_direction_alone() -> None:
+def test_parameters_of_noise_depend_on_its_direction_alone() -> None:
     z = torch.randn(100, D, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(
         generator_supervised.parameters_of_noise(z), generator_supervised.parameters_of_noise(3 * z)
     )
 
 
-def test_people_enter_as_w_without_losing_what_tells_them_apart() -> None:
+def test_parameters_can_be_recovered_from_codes() -> None:
     people = [portraits.sample(row) for row in range(5)]
-    made = stylegan2.build(MODEL)
-    w_plus = generator_supervised.codes(made, people)
-    assert w_plus.shape == (5, made.num_ws, D) and (w_plus == w_plus[:, :1]).all()
+    generator = stylegan2.build(MODEL)
+    w_plus = generator_supervised.codes(generator, people)
+    assert w_plus.shape == (5, generator.num_ws, D) and (w_plus == w_plus[:, :1]).all()
     torch.testing.assert_close(
         (w_plus[:, 0] - generator_supervised.SHIFT) @ generator_supervised.projection(D),
         generator_supervised.parameters_of(people),
     )
 
 
-def test_a_code_too_short_to_name_every_person_is_refused() -> None:
+def test_a_style_dim_below_the_number_of_parameters_is_refused() -> None:
     with pytest.raises(
         InputError, match=rf"style_dim is 64: portraits need at least {generator_supervised.parameter_count()}"
     ):
         generator_supervised.projection(64)
 
 
-def test_pictures_differ_by_large_errors_more_than_by_many_small_ones() -> None:
+def test_difference_weighs_large_errors_more_than_many_small_ones() -> None:
     picture = torch.zeros(1, 3, R, R)
     spread, dense = picture + 0.02, picture.clone()
     dense[:, :, 4:8, 4:8] = 0.02 * R * R / 16  # the same mean absolute error, in one place
@@ -108,22 +108,26 @@ def test_pictures_differ_by_large_errors_more_than_by_many_small_ones() -> None:
     assert generator_supervised.difference(dense, picture) > 3 * generator_supervised.difference(spread, picture)
 
 
-def test_copying_comes_nearer_to_the_renderer(data: datasets.Renders, tmp_path: Path) -> None:
-    loop = generator_supervised.steps(MODEL, data, tmp_path / "copy.pt", 60 * BATCH, BATCH, lr=0.01, ema_images=20)
-    found = [metrics["difference"] for _, metrics, _ in loop]
-    assert sum(found[-10:]) < 0.6 * sum(found[:10])
+def test_supervised_training_reduces_the_difference(data: datasets.Renders, tmp_path: Path) -> None:
+    loop = generator_supervised.steps(
+        MODEL, data, tmp_path / "supervised.pt", 60 * BATCH, BATCH, lr=0.01, ema_images=20
+    )
+    errors = [metrics["difference"] for _, metrics, _ in loop]
+    assert sum(errors[-10:]) < 0.6 * sum(errors[:10])
 
 
-def test_colours_come_from_features_that_an_edit_of_s_can_reach(data: datasets.Renders, tmp_path: Path) -> None:
-    *_, (_, _, made) = generator_supervised.steps(MODEL, data, tmp_path / "copy.pt", 3 * BATCH, BATCH)
-    w_plus, other = made.repeat(torch.randn(2, D)), made.repeat(torch.randn(2, D))
+def test_to_rgb_layers_do_not_depend_on_w(data: datasets.Renders, tmp_path: Path) -> None:
+    *_, (_, _, generator) = generator_supervised.steps(MODEL, data, tmp_path / "supervised.pt", 3 * BATCH, BATCH)
+    w_plus, other = generator.repeat(torch.randn(2, D)), generator.repeat(torch.randn(2, D))
     with torch.no_grad():
-        s = made.styles(w_plus)
-        torch.testing.assert_close(made.synthesis(s, w_plus), made.synthesis(s, other))
-        assert (made.synthesis(made.styles(other), w_plus) - made.synthesis(s, w_plus)).abs().mean() > 1e-3
+        s = generator.styles(w_plus)
+        torch.testing.assert_close(generator.synthesis(s, w_plus), generator.synthesis(s, other))
+        assert (
+            generator.synthesis(generator.styles(other), w_plus) - generator.synthesis(s, w_plus)
+        ).abs().mean() > 1e-3
 
 
-def test_a_copy_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(data: datasets.Renders, tmp_path: Path) -> None:
+def test_a_resumed_training_ends_with_the_same_bytes(data: datasets.Renders, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     list(generator_supervised.steps(MODEL, data, whole, 3 * BATCH, BATCH))
     for _ in range(3):
@@ -135,11 +139,11 @@ def test_a_copy_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(data: da
         assert torch.equal(value, other["g"][key]), key
 
 
-def test_the_larger_copy_begins_with_the_smaller_pictures(data: datasets.Renders, tmp_path: Path) -> None:
+def test_full_size_starts_with_the_images_of_half_the_size_enlarged(data: datasets.Renders, tmp_path: Path) -> None:
     half = tmp_path / "half.pt"
     *_, (_, _, small) = generator_supervised.steps(gan.halved(MODEL), data, half, 2 * BATCH, BATCH, ema_images=1e-9)
     *_, (_, _, large) = generator_supervised.steps(
-        MODEL, data, tmp_path / "copy.pt", BATCH, BATCH, lr=1e-12, smaller=half
+        MODEL, data, tmp_path / "supervised.pt", BATCH, BATCH, lr=1e-12, smaller=half
     )
     people = list(data.people(torch.arange(3)))
     with torch.no_grad():
@@ -148,42 +152,43 @@ def test_the_larger_copy_begins_with_the_smaller_pictures(data: datasets.Renders
 
 
 @pytest.mark.parametrize("layers", [3, 6])
-def test_the_mapping_network_makes_noise_the_people_it_stands_for(layers: int) -> None:
-    made = stylegan2.build({**MODEL, "n_mlp": layers})
-    drawing = made.conv1.conv.weight.clone()
-    left = generator_supervised.fit_mapping(made)
-    assert left < 0.05 and torch.equal(made.conv1.conv.weight, drawing)
+def test_fit_mapping_maps_noise_to_its_parameters(layers: int) -> None:
+    generator = stylegan2.build({**MODEL, "n_mlp": layers})
+    synthesis_weight = generator.conv1.conv.weight.clone()
+    error = generator_supervised.fit_mapping(generator)
+    assert error < 0.05 and torch.equal(generator.conv1.conv.weight, synthesis_weight)
     z = torch.randn(2000, D, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        found = (made.half().float().mapping(z) - generator_supervised.SHIFT) @ generator_supervised.projection(
+        mapped = (generator.half().float().mapping(z) - generator_supervised.SHIFT) @ generator_supervised.projection(
             D
         )  # as the weights are kept
-    named = generator_supervised.parameters_of_noise(z)
-    assert ((found - named).square().mean() / named.var()).item() < 0.05
+    parameters = generator_supervised.parameters_of_noise(z)
+    assert ((mapped - parameters).square().mean() / parameters.var()).item() < 0.05
     start = generator_supervised.parameter_count() - sum(map(len, FREQUENCIES.values()))
-    for shares in FREQUENCIES.values():
-        nearest, truth = (x[:, start : start + len(shares)].argmax(dim=1) for x in (found, named))
-        assert (nearest == truth).float().mean() > 0.93
-        start += len(shares)
+    for frequencies in FREQUENCIES.values():
+        nearest, expected_value = (x[:, start : start + len(frequencies)].argmax(dim=1) for x in (mapped, parameters))
+        assert (nearest == expected_value).float().mean() > 0.93
+        start += len(frequencies)
 
 
-def test_what_is_drawn_too_faintly_is_told_louder_and_nothing_else() -> None:
-    made, z = stylegan2.build(MODEL), torch.randn(2000, D, generator=torch.Generator().manual_seed(7))
+def test_trait_gain_scales_the_parameters_of_its_traits_alone() -> None:
+    generator, z = stylegan2.build(MODEL), torch.randn(2000, D, generator=torch.Generator().manual_seed(7))
     numbers = []
     for trait_gain in ({}, {"age": 2.0, "pose": 0.5}):
-        generator_supervised.fit_mapping(made, trait_gain)
+        generator_supervised.fit_mapping(generator, trait_gain)
         with torch.no_grad():
-            numbers.append((made.mapping(z) - generator_supervised.SHIFT) @ generator_supervised.projection(D))
+            numbers.append((generator.mapping(z) - generator_supervised.SHIFT) @ generator_supervised.projection(D))
     start = generator_supervised.parameter_count() - sum(map(len, FREQUENCIES.values()))
     factors = [
-        torch.full((len(shares),), {"age": 2.0, "pose": 0.5}.get(name, 1.0)) for name, shares in FREQUENCIES.items()
+        torch.full((len(frequencies),), {"age": 2.0, "pose": 0.5}.get(name, 1.0))
+        for name, frequencies in FREQUENCIES.items()
     ]
     expected = numbers[0] * torch.cat([torch.ones(start), *factors])
     errors = (numbers[1] - expected).square().mean(dim=0) / expected.var(dim=0)
     assert errors.max() < 0.05 and (numbers[0] - expected).square().mean(dim=0).max() > 0.2
 
 
-def test_a_trait_that_nobody_has_cannot_be_told_louder() -> None:
+def test_trait_gain_of_an_unknown_trait_is_refused() -> None:
     with pytest.raises(InputError, match=r"there is no trait agee \(did you mean 'age'\?\)"):
         generator_supervised.fit_mapping(stylegan2.build(MODEL), {"agee": 2.0})
 
@@ -193,23 +198,23 @@ def test_a_mapping_network_of_two_layers_is_refused() -> None:
         generator_supervised.fit_mapping(stylegan2.build({**MODEL, "n_mlp": 2}))
 
 
-def test_what_was_copied_is_handed_to_the_adversarial_training(data: datasets.Renders, tmp_path: Path) -> None:
-    copy, state = tmp_path / "copy.pt", tmp_path / "generator.pt"
-    *_, (_, _, copied) = generator_supervised.steps(MODEL, data, copy, BATCH, BATCH)
-    generator_supervised.write_adversarial_state(MODEL, copy, state, {})
-    handed = torch.load(state, weights_only=True)
-    assert handed["step"] == 0
-    for key, value in copied.state_dict().items():
+def test_adversarial_training_starts_from_the_supervised_weights(data: datasets.Renders, tmp_path: Path) -> None:
+    finished, state = tmp_path / "supervised.pt", tmp_path / "generator.pt"
+    *_, (_, _, supervised) = generator_supervised.steps(MODEL, data, finished, BATCH, BATCH)
+    generator_supervised.write_adversarial_state(MODEL, finished, state, {})
+    initial = torch.load(state, weights_only=True)
+    assert initial["step"] == 0
+    for key, value in supervised.state_dict().items():
         if not key.startswith("style."):
-            assert torch.equal(handed["g"][key], value), key
+            assert torch.equal(initial["g"][key], value), key
     loop = gan.steps(MODEL, data, state, 3 * BATCH, BATCH, supervised=True, settle=BATCH, ema_images=1e-9)
-    seen = [(metrics, made.to_rgb1.conv.weight.clone()) for _, metrics, made in loop]
-    assert "loss_g" not in seen[0][0] and "difference" in seen[1][0]  # the discriminator learns alone at first
-    torch.testing.assert_close(seen[0][1], copied.to_rgb1.conv.weight)
+    seen = [(metrics, generator.to_rgb1.conv.weight.clone()) for _, metrics, generator in loop]
+    assert "loss_g" not in seen[0][0] and "difference" in seen[1][0]  # at first only the discriminator is trained
+    torch.testing.assert_close(seen[0][1], supervised.to_rgb1.conv.weight)
     assert not torch.equal(seen[1][1], seen[2][1])
 
 
-def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weights(
+def test_rendered_domains_are_supervised_at_both_sizes_and_resume_from_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tiny_project
@@ -237,14 +242,14 @@ def test_a_domain_that_is_drawn_copies_at_both_sizes_and_goes_on_from_its_weight
 
 
 def test_an_encoder_first_learns_the_codes_of_renders_alone(data: datasets.Renders, tmp_path: Path) -> None:
-    made = stylegan2.build(MODEL)
-    made.w_mean.fill_(generator_supervised.SHIFT)
-    judge = gan.Discriminator(R, MODEL["discriminator"])
-    numbers = {"resolution": R, "widths": [4, 6, 8, 8], "rows": made.num_ws, "style_dim": D}
+    generator = stylegan2.build(MODEL)
+    generator.w_mean.fill_(generator_supervised.SHIFT)
+    discriminator = gan.Discriminator(R, MODEL["discriminator"])
+    numbers = {"resolution": R, "widths": [4, 6, 8, 8], "rows": generator.num_ws, "style_dim": D}
     loop = encoder.steps(
         numbers,
-        made,
-        judge,
+        generator,
+        discriminator,
         None,
         data,
         tmp_path / "e4e.pt",
@@ -253,6 +258,8 @@ def test_an_encoder_first_learns_the_codes_of_renders_alone(data: datasets.Rende
         known_codes=True,
         codes_first=59 * BATCH,
     )
-    found = [metrics for _, metrics, _ in loop]
-    assert all(set(metrics) == {"latent"} for metrics in found[:-1]) and "pixel" in found[-1]
-    assert sum(metrics["latent"] for metrics in found[-11:-1]) < 0.99 * sum(metrics["latent"] for metrics in found[:10])
+    history = [metrics for _, metrics, _ in loop]
+    assert all(set(metrics) == {"latent"} for metrics in history[:-1]) and "pixel" in history[-1]
+    assert sum(metrics["latent"] for metrics in history[-11:-1]) < 0.99 * sum(
+        metrics["latent"] for metrics in history[:10]
+    )

@@ -1,4 +1,4 @@
-"""A folder of pictures: which are learnt from, what stays unseen, and how they are read."""
+"""A folder of photographs: training images, unseen images, and how they are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unseen(domain: Domain, root: Path, *count: int) -> torch.Tensor:
     return Training(domain, root, "encoder").unseen_images(*count)
 
 
-def test_only_training_rows_are_learnt_from_in_the_order_of_the_names(domain: Domain, tmp_path: Path) -> None:
+def test_training_images_are_the_training_rows_in_the_order_of_file_names(domain: Domain, tmp_path: Path) -> None:
     data = read(domain, tmp_path)
     assert len(data) == TRAIN - VAL and len(data.chunks) == 3  # of seven each, the last one smaller
     rows = torch.tensor([0, 6, 7, 19, 13, 14, 0])
@@ -41,7 +41,7 @@ def test_only_training_rows_are_learnt_from_in_the_order_of_the_names(domain: Do
     assert shades(unseen(domain, tmp_path)) == [shade(row) for row in range(TRAIN - VAL, TRAIN)]
 
 
-def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: Domain, tmp_path: Path) -> None:
+def test_training_rows_are_those_of_the_prepare_stage(domain: Domain, tmp_path: Path) -> None:
     from pipeline.storage import dataset, params
 
     sizes = params.section(dataset.PrepareParams, tmp_path, "prepare", domain=domain)
@@ -49,7 +49,7 @@ def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: 
     (tmp_path / "photos/002.png").write_bytes(b"no picture")
     seen = [dataset.inspect(listing.path, member, False) for member in listing.members]
     prepared = dataset.select_usable(listing, seen, sizes, R)
-    train = [place for place, (_, split) in enumerate(prepared.rows) if split == "train"]
+    train = [position for position, (_, split) in enumerate(prepared.rows) if split == "train"]
     data = read(domain, tmp_path)
     assert len(data) == len(train)
     for row in (0, 1, 2, 3, 19):
@@ -58,18 +58,18 @@ def test_training_rows_are_those_of_the_stage_that_prepares_the_dataset(domain: 
         assert torch.equal(data.images(torch.tensor([row]))[0], images.decode_png(prepared(train[row]).image))
 
 
-def test_pictures_stay_on_the_disk_and_are_looked_up_there(domain: Domain, tmp_path: Path) -> None:
+def test_chunks_are_memory_mapped(domain: Domain, tmp_path: Path) -> None:
     data = read(domain, tmp_path)
     assert all(isinstance(chunk, np.memmap) and chunk.dtype == np.uint8 for chunk in data.chunks)
 
 
-def test_what_was_read_is_not_read_again(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photographs_are_read_once(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(domain, tmp_path)
     monkeypatch.setattr(datasets.dataset, "inspect_photographs", None)
     assert len(read(domain, tmp_path)) == TRAIN - VAL
 
 
-def test_a_changed_folder_is_noticed_and_a_running_training_is_not_disturbed(domain: Domain, tmp_path: Path) -> None:
+def test_a_changed_folder_is_read_again_without_affecting_a_running_training(domain: Domain, tmp_path: Path) -> None:
     before = read(domain, tmp_path)
     Image.new("RGB", (R, R), (255, 255, 255)).save(tmp_path / "photos/000.png")
     after = read(domain, tmp_path)
@@ -78,7 +78,7 @@ def test_a_changed_folder_is_noticed_and_a_running_training_is_not_disturbed(dom
     assert shades(after.images(torch.tensor([0, 1]))) == [255, shade(1)]
 
 
-def test_another_share_for_validation_is_noticed(domain: Domain, tmp_path: Path) -> None:
+def test_another_number_of_validation_images_is_read_again(domain: Domain, tmp_path: Path) -> None:
     read(domain, tmp_path)
     fewer = read(domain_at(tmp_path, val=10), tmp_path)
     assert len(fewer) == TRAIN - 10
@@ -89,13 +89,13 @@ def test_another_share_for_validation_is_noticed(domain: Domain, tmp_path: Path)
     ]
 
 
-def test_without_validation_the_last_pictures_are_measured_with(tmp_path: Path) -> None:
+def test_without_validation_rows_the_last_training_images_are_the_unseen_ones(tmp_path: Path) -> None:
     photos(tmp_path / "photos")
     domain = domain_at(tmp_path, val=0)
     assert len(unseen(domain, tmp_path)) == TRAIN == len(Photographs(domain, tmp_path))
 
 
-def test_what_cannot_be_used_is_left_out_and_named(
+def test_unreadable_photographs_are_skipped_and_named(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos/003.png").write_bytes(b"no picture")
@@ -105,7 +105,7 @@ def test_what_cannot_be_used_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("part", ["generator", "encoder", "denoiser"])
-def test_without_a_source_one_line_says_where_to_put_it(
+def test_a_missing_source_is_one_line_that_names_the_setting(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     domain_at(tmp_path, source=None)
@@ -116,7 +116,7 @@ def test_without_a_source_one_line_says_where_to_put_it(
     assert not (tmp_path / "data/pretraining").exists()
 
 
-def test_a_killed_reading_goes_on(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_reading_resumes(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written, write = [], datasets._write_chunk
 
     def stopped(job: datasets._Part, path: Path) -> None:
@@ -132,10 +132,10 @@ def test_a_killed_reading_goes_on(domain: Domain, tmp_path: Path, monkeypatch: p
     written.clear()
     monkeypatch.setattr(datasets, "_write_chunk", lambda job, path: (written.append(path), write(job, path)))
     assert len(read(domain, tmp_path)) == TRAIN - VAL
-    assert len(written) == 2  # the third chunk, and those that stay unseen
+    assert len(written) == 2  # the third chunk, and the unseen images
 
 
-def test_reading_leaves_the_training_its_threads(domain: Domain, tmp_path: Path) -> None:
+def test_reading_restores_the_number_of_threads(domain: Domain, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -1,4 +1,4 @@
-"""Training the first denoiser: on inversions as the DAG makes them, of the size the generator asks for, resumable."""
+"""Training of the denoiser on inversions, resumable and of the sizes that the generator decides."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ R, D = 16, 12
 NUMBERS = {"channels": 8, "mult": (1, 2), "time_dim": 12, "style_dim": 10, "attention": ()}
 
 
-class Pictures:
-    """Random pictures in place of renders."""
+class RandomImages:
+    """Random images in place of renders."""
 
     def __init__(self) -> None:
         self.all = torch.rand(40, 3, R, R, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -38,47 +38,47 @@ def networks():
 def train(networks, state, until):
     encoder, generator = networks
     *_, (_, _, average) = steps(
-        NUMBERS, Pictures(), encoder, generator, *measured_stats(generator), state, until, batch=4
+        NUMBERS, RandomImages(), encoder, generator, *measured_stats(generator), state, until, batch=4
     )
     return average
 
 
-def test_codes_are_the_standardised_styles_of_the_pictures_own_inversion(networks):
+def test_codes_are_the_standardised_styles_of_the_inversion(networks):
     encoder, generator = networks
     mean, std = measured_stats(generator)
     rows = torch.tensor([3, 0, 7])
-    images, s = encoded_batches(Pictures(), encoder, generator, mean, std)(rows, torch.Generator())
-    assert torch.equal(images, Pictures().all[rows])
+    images, s = encoded_batches(RandomImages(), encoder, generator, mean, std)(rows, torch.Generator())
+    assert torch.equal(images, RandomImages().all[rows])
     torch.testing.assert_close(s * std + mean, generator.styles(encoder(images)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_share_of_a_batch_is_generated_from_codes_between_two_samples(networks):
+def test_generated_images_mix_the_channels_of_two_samples(networks):
     encoder, generator = networks
     mean, std = measured_stats(generator)
     rows, chance = torch.arange(10), torch.Generator().manual_seed(1)
-    images, s = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(rows, chance)
-    assert torch.equal(images[:6], Pictures().all[:6]) and len(images) == len(s) == 10
+    images, s = encoded_batches(RandomImages(), encoder, generator, mean, std, generated_share=0.4)(rows, chance)
+    assert torch.equal(images[:6], RandomImages().all[:6]) and len(images) == len(s) == 10
     raw = s[6:] * std + mean
     w = generator.mapping(torch.randn(8, D, generator=torch.Generator().manual_seed(1)))
     own, other = generator.styles(generator.repeat(w)).chunk(2)
-    near = [(raw - whose).abs() < 1e-4 for whose in (own, other)]
+    near = [(raw - code).abs() < 1e-4 for code in (own, other)]
     assert (near[0] | near[1]).all() and near[0].float().mean(dim=1).min() > 0.4 and not near[0].all()
-    made = generator.synthesis(raw, generator.repeat(w[:4])).clamp(-1, 1)
-    torch.testing.assert_close(images[6:], made, atol=1e-3, rtol=0)
-    again = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(
+    expected = generator.synthesis(raw, generator.repeat(w[:4])).clamp(-1, 1)
+    torch.testing.assert_close(images[6:], expected, atol=1e-3, rtol=0)
+    again = encoded_batches(RandomImages(), encoder, generator, mean, std, generated_share=0.4)(
         rows, torch.Generator().manual_seed(1)
     )
     assert torch.equal(images, again[0]) and torch.equal(s, again[1])
 
 
-def test_generated_images_show_the_first_sample_and_real_ones_themselves(networks):
+def test_originals_are_the_first_sample_or_the_image_itself(networks):
     encoder, generator = networks
     mean, std = measured_stats(generator)
     rows = torch.arange(10)
     images, s, before = encoded_batches(
-        Pictures(), encoder, generator, mean, std, generated_share=0.4, show_original=True
+        RandomImages(), encoder, generator, mean, std, generated_share=0.4, show_original=True
     )(rows, torch.Generator().manual_seed(1))
-    plain = encoded_batches(Pictures(), encoder, generator, mean, std, generated_share=0.4)(
+    plain = encoded_batches(RandomImages(), encoder, generator, mean, std, generated_share=0.4)(
         rows, torch.Generator().manual_seed(1)
     )
     assert torch.equal(images, plain[0]) and torch.equal(s, plain[1])
@@ -88,21 +88,21 @@ def test_generated_images_show_the_first_sample_and_real_ones_themselves(network
     assert torch.equal(before[:6], images[:6]) and (before[6:] - images[6:]).abs().max() > 1e-2
 
 
-def test_a_share_of_the_codes_is_told_where_the_generator_learnt_to_copy(networks, monkeypatch):
+def test_known_codes_replace_the_inversions_of_a_part_of_the_renders(networks, monkeypatch):
     encoder, generator = networks
     known = torch.randn(3, 6, D)
     monkeypatch.setattr(generator_supervised, "codes", lambda g, people: known[: len(people)])
-    pictures = Pictures()
-    pictures.people = lambda rows: iter(rows.tolist())
+    data = RandomImages()
+    data.people = lambda rows: iter(rows.tolist())
     mean, std = measured_stats(generator)
     rows = torch.arange(10)
-    _, s = encoded_batches(pictures, encoder, generator, mean, std, known_code_share=0.3)(rows, torch.Generator())
+    _, s = encoded_batches(data, encoder, generator, mean, std, known_code_share=0.3)(rows, torch.Generator())
     raw = s * std + mean
     torch.testing.assert_close(raw[:3], generator.styles(known), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(raw[3:], generator.styles(encoder(pictures.all[3:10])), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(raw[3:], generator.styles(encoder(data.all[3:10])), rtol=1e-4, atol=1e-5)
 
 
-def test_the_spread_is_that_of_generated_styles(networks):
+def test_measured_stats_are_those_of_generated_styles(networks):
     _, generator = networks
     mean, std = measured_stats(generator, count=20_000)
     w = generator.mapping(torch.randn(20_000, D, generator=torch.Generator().manual_seed(5)))

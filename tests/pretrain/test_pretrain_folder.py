@@ -1,4 +1,4 @@
-"""A folder of pictures and nothing else: trainings on it that go on, in one process and in several."""
+"""Trainings on a folder of photographs alone: resumable, in one process and in several."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state_of(root: Path, name: str) -> dict[str, Any]:
     return torch.load(root / f"data/pretraining/cats/{name}.pt", weights_only=True)
 
 
-def test_out_of_time_before_the_first_weights_nothing_is_called_done_and_no_later_part_begins(
+def test_out_of_time_before_the_first_weights_stops_the_command(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "domains/cats.yaml"
@@ -48,7 +48,7 @@ def test_out_of_time_before_the_first_weights_nothing_is_called_done_and_no_late
     assert "generator: done" in capsys.readouterr().out
 
 
-def test_one_command_trains_what_the_domain_lacks_and_can_have(
+def test_one_command_trains_all_networks_that_photographs_allow(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.run(["pretrain", "cats"]) == 0
@@ -62,23 +62,23 @@ def test_one_command_trains_what_the_domain_lacks_and_can_have(
         assert not (tmp_path / f"data/pretrained/cats/{name}.safetensors").exists()
     networks = Networks(domain, tmp_path)
     with torch.no_grad():
-        pictures = networks.generator(networks.encoder(Training(domain, tmp_path, "encoder").unseen_images()))
-    assert pictures.shape == (VAL, 3, R, R) and torch.isfinite(pictures).all()
+        images = networks.generator(networks.encoder(Training(domain, tmp_path, "encoder").unseen_images()))
+    assert images.shape == (VAL, 3, R, R) and torch.isfinite(images).all()
     assert weights.read_meta(networks.path("encoder"))["far_error"] > 0
     assert networks.denoiser.spec["resolution"] == R
 
     files = {path: path.read_bytes() for path in (tmp_path / "data/pretrained/cats").iterdir()}
-    assert app.run(["pretrain", "cats"]) == 0  # all was finished
+    assert app.run(["pretrain", "cats"]) == 0  # all is finished
     assert {path: path.read_bytes() for path in files} == files
 
 
 def test_an_imported_network_is_not_trained_again(
     domain: Domain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
+    project = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
     (tmp_path / "data/pretrained/cats").mkdir(parents=True)
     for name in ("generator", "clip", "encoder"):
-        shutil.copy(made / f"{name}.safetensors", tmp_path / "data/pretrained/cats")
+        shutil.copy(project / f"{name}.safetensors", tmp_path / "data/pretrained/cats")
     before = (tmp_path / "data/pretrained/cats/generator.safetensors").read_bytes()
     assert app.run(["pretrain", "cats"]) == 0
     output = capsys.readouterr().out
@@ -88,10 +88,10 @@ def test_an_imported_network_is_not_trained_again(
     assert state_of(tmp_path, "denoiser")["step"] == 2
 
 
-def test_an_encoder_is_trained_for_a_generator_that_comes_with_nothing_else(domain: Domain, tmp_path: Path) -> None:
-    made = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
+def test_an_encoder_can_be_trained_for_a_generator_without_discriminator(domain: Domain, tmp_path: Path) -> None:
+    project = tiny_project.make(tmp_path / "made") / "data/pretrained/tiny"
     (tmp_path / "data/pretrained/cats").mkdir(parents=True)
-    shutil.copy(made / "generator.safetensors", tmp_path / "data/pretrained/cats")
+    shutil.copy(project / "generator.safetensors", tmp_path / "data/pretrained/cats")
     content = yaml.safe_load((tmp_path / "domains/cats.yaml").read_text())
     del content["defaults"]["pretrain"]["generator"]
     (tmp_path / "domains/cats.yaml").write_text(yaml.safe_dump(content))
@@ -103,7 +103,7 @@ def test_an_encoder_is_trained_for_a_generator_that_comes_with_nothing_else(doma
     assert state_of(tmp_path, "encoder")["step"] == 2
 
 
-def test_few_photographs_are_augmented_many_are_not_and_the_plan_has_the_last_word(
+def test_only_few_photographs_are_augmented_unless_the_plan_says_otherwise(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def test_few_photographs_are_augmented_many_are_not_and_the_plan_has_the_last_wo
     assert asked(augment="ada", mirror=False) == [{"mirror": False, "augment": "ada"}] * 2
 
 
-def test_another_word_for_augmentation_is_refused(domain: Domain, tmp_path: Path) -> None:
+def test_an_unknown_augmentation_is_refused(domain: Domain, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="augment is 'adda': null or ada is expected"):
         next(loop(domain, tmp_path, tmp_path / "x.pt", augment="adda"))
 
@@ -140,12 +140,12 @@ def loop(domain: Domain, root: Path, state: Path, **options: Any) -> Iterator[tu
     return gan.steps(job.plan.model, job.training_images(0), state, 8 * BATCH, **options)
 
 
-def test_augmented_and_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
+def test_a_resumed_augmented_training_ends_with_the_same_bytes(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(augment, "RANGE", 4 * BATCH * 5)
     monkeypatch.setattr(augment, "TARGET", -1.0)  # p rises with every decision
-    monkeypatch.setattr(augment, "EVERY", 3)  # and decisions are not made where states are saved
+    monkeypatch.setattr(augment, "EVERY", 3)  # p does not change where states are saved
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     chances = [metrics["augmented"] for _, metrics, _ in loop(domain, tmp_path, whole)]
     assert chances[0] == 0 and 0 < chances[3] < chances[7]
@@ -161,7 +161,7 @@ def test_augmented_and_stopped_after_every_step_it_ends_with_the_bytes_of_an_und
             assert all(torch.equal(value, other[part]["state"][number][key]) for key, value in slots.items())
 
 
-def test_augmentation_changes_what_is_learnt_once_it_has_a_chance(
+def test_augmentation_changes_the_losses_once_p_is_above_zero(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(augment, "RANGE", 4 * BATCH)
@@ -173,7 +173,7 @@ def test_augmentation_changes_what_is_learnt_once_it_has_a_chance(
     assert ends[0][:4] == ends[1][:4] and ends[0][4:] != ends[1][4:]
 
 
-def test_the_chance_that_half_the_size_came_to_is_gone_on_with(
+def test_full_size_starts_with_the_p_of_half_the_size(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(augment, "RANGE", 4 * BATCH * 10)

@@ -1,4 +1,4 @@
-"""The trainings of a domain's networks: each goes on where it was killed, and ends in a file the pipeline reads."""
+"""Trainings of a domain's networks: each resumes where it was killed, and ends in a file the pipeline reads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pretrain import clip, common, datasets, encoder, labels
 from pretrain import generator as gan
 from pretrain.datasets import DeviceImages
 
-few_pictures = small_trainings.few_pictures  # a fixture of every test here
+small_chunks = small_trainings.small_chunks  # a fixture of every test here
 
 
 @pytest.fixture(scope="module")
-def trained(few_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(small_chunks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which every training has run for two steps."""
     root = tmp_path_factory.mktemp("trained")
     for name in PARTS:
@@ -49,14 +49,14 @@ def state_of(root: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_training_takes_its_steps_and_keeps_its_state(name: str, trained: Path) -> None:
+def test_a_training_takes_its_steps_and_writes_its_state(name: str, trained: Path) -> None:
     state = state_of(trained, name)
-    assert state["step"] == 2  # 19 pictures are two whole batches
+    assert state["step"] == 2  # 19 images are two whole batches
     assert "ema" in state and any(part.startswith("adam") for part in state)
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_what_was_trained_is_read_by_the_pipeline(name: str, trained: Path) -> None:
+def test_trained_networks_are_read_by_the_pipeline(name: str, trained: Path) -> None:
     networks = Networks(domain_at(trained), trained)
     images = torch.rand(3, 3, R, R) * 2 - 1
     outputs: dict[str, Callable[[Any], Tensor]] = {
@@ -77,7 +77,7 @@ def test_what_was_trained_is_read_by_the_pipeline(name: str, trained: Path) -> N
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_the_file_holds_the_averaged_weights_as_half_precision_with_what_builds_them(name: str, trained: Path) -> None:
+def test_promoted_files_hold_averaged_half_precision_weights_and_a_header(name: str, trained: Path) -> None:
     path = trained / f"data/pretrained/tiny/{name}.safetensors"
     tensors, meta = weights.load(path)
     averaged = state_of(trained, name)["ema"]
@@ -98,13 +98,13 @@ def test_a_finished_training_called_again_changes_no_byte(name: str, project: Pa
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_asked_for_more_pictures_it_goes_on(name: str, project: Path) -> None:
+def test_more_images_continue_a_finished_training(name: str, project: Path) -> None:
     module_of(name).train(job_of(name, project, images=3 * BATCH))
     assert state_of(project, name)["step"] == 3
 
 
 @pytest.mark.parametrize("name", ["oracle", "generator"])
-def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> None:
+def test_a_fresh_training_puts_the_old_state_aside(name: str, project: Path) -> None:
     old = project / f"data/pretraining/tiny/{name}.pt"
     before = old.read_bytes()
     module_of(name).train(job_of(name, project, images=BATCH, resume=False))
@@ -113,7 +113,7 @@ def test_started_anew_it_puts_the_old_state_aside(name: str, project: Path) -> N
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_without_its_state_it_goes_on_from_the_weights(name: str, project: Path) -> None:
+def test_without_a_state_training_continues_from_the_weights(name: str, project: Path) -> None:
     (project / f"data/pretraining/tiny/{name}.pt").unlink()
     kept, _ = weights.load(project / f"data/pretrained/tiny/{name}.safetensors")
     module = module_of(name)
@@ -125,11 +125,11 @@ def test_without_its_state_it_goes_on_from_the_weights(name: str, project: Path)
     module.train(job_of(name, project, images=3 * BATCH))
     state = state_of(project, name)
     assert state["step"] == 3 and any(part.startswith("adam") for part in state)
-    part = "d" if name == "generator" else "ema"  # the generator waits for its discriminator to settle
+    part = "d" if name == "generator" else "ema"  # at first only the discriminator is trained
     assert any(not torch.equal(value, again[part][key]) for key, value in state[part].items())
 
 
-def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path) -> None:
+def test_without_a_state_the_generator_keeps_its_discriminator(project: Path) -> None:
     known = state_of(project, "generator")["d"]
     for name in ("generator", "generator-half"):
         (project / f"data/pretraining/tiny/{name}.pt").unlink()
@@ -139,7 +139,7 @@ def test_the_generator_goes_on_against_the_discriminator_it_knows(project: Path)
         torch.testing.assert_close(value, known[key], atol=1e-3, rtol=1e-3)
 
 
-def test_weights_of_other_numbers_are_no_start(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_other_sizes_start_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "data/pretraining/tiny/oracle.pt").unlink()
     plan = {"model": {"widths": [7, 9]}, "images": BATCH, "renders": CHUNK, "batch": BATCH}
     module_of("oracle").train(job_of("oracle", project, domain_at(project, defaults={"pretrain": {"oracle": plan}})))
@@ -156,13 +156,13 @@ def test_a_damaged_state_is_named_in_one_line(project: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_promoting_what_was_never_trained_names_the_command(name: str, tmp_path: Path) -> None:
+def test_promoting_without_a_state_names_the_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{name}\.pt is missing: run `deltaspace pretrain tiny {name}`"):
         module_of(name).promote(job_of(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_domain_without_a_plan_is_told_so(name: str, project: Path) -> None:
+def test_a_missing_plan_is_refused(name: str, project: Path) -> None:
     with pytest.raises(InputError, match=rf"domains/tiny.yaml has no defaults.pretrain.{name}"):
         module_of(name).train(job_of(name, project, domain_at(project, defaults={})))
 
@@ -182,13 +182,11 @@ def test_networks_that_need_labels_are_refused_for_photographs(name: str, projec
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_stopped_after_every_step_it_ends_with_the_bytes_of_an_undisturbed_run(
-    name: str, trained: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_training_ends_with_the_same_bytes(name: str, trained: Path, tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     assert [seen for seen, *_ in loop_of(name, trained, whole)] == [8, 16, 24, 32]
     for expected in (8, 16, 24, 32):
-        torch.manual_seed(expected)  # what else the process drew must not matter
+        torch.manual_seed(expected)  # other random numbers of the process must not matter
         assert [seen for seen, *_ in loop_of(name, trained, pieces, seconds=0)] == [expected]
     one, other = torch.load(whole, weights_only=True), torch.load(pieces, weights_only=True)
     assert one.keys() == other.keys()
@@ -209,7 +207,7 @@ def leaves(state: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["identity", "oracle", "oracle2", "clip"])
-def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_path: Path) -> None:
+def test_training_reduces_the_loss(name: str, trained: Path, tmp_path: Path) -> None:
     plan = job_of(name, trained).plan
     data = datasets.Renders(trained, R, PEOPLE if name == "identity" else None)
     people = {"people": PEOPLE, "scale": 4.0} if name == "identity" else {"warmup": 16} if name == "clip" else {}
@@ -220,7 +218,7 @@ def test_training_learns_the_pictures_it_is_shown(name: str, trained: Path, tmp_
     assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
 
 
-def test_labels_are_kept_beside_renders_and_computed_again_where_missing(trained: Path) -> None:
+def test_labels_are_written_beside_renders_and_computed_again_where_missing(trained: Path) -> None:
     data = datasets.Renders(trained, R, PEOPLE)
     known = data.labels()
     assert len(known.geometry) == len(known.attributes) == len(data)
@@ -238,7 +236,7 @@ def test_labels_are_kept_beside_renders_and_computed_again_where_missing(trained
     assert len(list(data.folder.glob(f"*{datasets.LABELS}"))) == len(data.chunks)
 
 
-def test_device_images_on_a_processor_are_those_on_disk(trained: Path) -> None:
+def test_device_images_on_a_cpu_are_those_on_disk(trained: Path) -> None:
     data = datasets.Renders(trained, R)
     images, rows = DeviceImages(data, "cpu"), torch.tensor([CHUNK + 1, 0, 3])
     assert len(images) == len(data) and torch.equal(images.images(rows), data.images(rows))
@@ -256,9 +254,7 @@ def test_device_images_on_a_gpu_are_those_on_disk(trained: Path, tmp_path: Path)
 # ---------------------------------------------------------------- the generator's two sizes
 
 
-def test_out_of_time_at_half_the_size_nothing_is_promoted_and_the_next_call_goes_on(
-    tmp_path: Path, trained: Path
-) -> None:
+def test_out_of_time_at_half_the_size_promotes_nothing_and_resumes(tmp_path: Path, trained: Path) -> None:
     shutil.copytree(trained / "data/pretraining/portraits", tmp_path / "data/pretraining/portraits")
     job, file = job_of("generator", tmp_path), tmp_path / "data/pretrained/tiny/generator.safetensors"
     gan.train(replace(job, minutes=1e-9))
@@ -271,7 +267,7 @@ def test_out_of_time_at_half_the_size_nothing_is_promoted_and_the_next_call_goes
     assert state_of(tmp_path, "generator")["step"] == 2
 
 
-def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(trained: Path, tmp_path: Path) -> None:
+def test_only_the_discriminator_is_trained_at_first(trained: Path, tmp_path: Path) -> None:
     loop = loop_of("generator", trained, tmp_path / "state.pt")
     weights_after = []
     for _ in loop:
@@ -283,41 +279,45 @@ def test_the_discriminator_learns_alone_until_the_new_resolution_has_settled(tra
     assert not torch.equal(d1, d2) and not torch.equal(d2, d3)
 
 
-# ---------------------------------------------------------------- what CLIP and the encoder begin with
+# ---------------------------------------------------------------- CLIP and encoder
 
 
-def test_what_clip_cannot_read_yet_is_what_hard_captions_name(trained: Path) -> None:
+def test_weak_attributes_are_those_that_the_nearest_text_misreads(trained: Path) -> None:
     people = list(datasets.Renders(trained, R).people(torch.arange(40)))
-    places = [(name, value) for name, values in portraits.ATTRIBUTES.items() for value in values]
-    said = {
-        portraits.noun_phrase("face", p): place for place in places for p in portraits.PHRASES[place[0]][place[1]][0]
+    values_of_attributes = [(name, value) for name, values in portraits.ATTRIBUTES.items() for value in values]
+    value_of_phrase = {
+        portraits.noun_phrase("face", p): (name, value)
+        for name, value in values_of_attributes
+        for p in portraits.PHRASES[name][value][0]
     }
 
-    class Reader:
-        """Knows the attributes `learnt` without error, and nothing of the rest."""
+    class PartialClip:
+        """CLIP that reads the attributes `learnt` without error, and all values of others as the same."""
 
         def __init__(self, *learnt: str) -> None:
             self.learnt = learnt
 
-        def place(self, name: str, value: str) -> Tensor:
+        def embedding(self, name: str, value: str) -> Tensor:
             return (
-                torch.eye(len(places))[places.index((name, value))] if name in self.learnt else torch.ones(len(places))
+                torch.eye(len(values_of_attributes))[values_of_attributes.index((name, value))]
+                if name in self.learnt
+                else torch.ones(len(values_of_attributes))
             )
 
         def embed_images(self, images: Tensor) -> Tensor:
-            truths = [portraits.attributes(person) for person in people]
-            return torch.stack([sum(self.place(name, truth[name]) for name in self.learnt) for truth in truths])  # type: ignore[misc]
+            true = [portraits.attributes(person) for person in people]
+            return torch.stack([sum(self.embedding(name, values[name]) for name in self.learnt) for values in true])  # type: ignore[misc]
 
         def embed_texts(self, texts: list[str]) -> Tensor:
-            return torch.stack([self.place(*said[text]) for text in texts])
+            return torch.stack([self.embedding(*value_of_phrase[text]) for text in texts])
 
     learnt = ("hair_color", "background", "skin")
-    found = clip.unlearnt(Reader(*learnt), torch.zeros(40, 3, R, R), people)  # type: ignore[arg-type]
-    assert found is not None and not set(found) & set(learnt) and {"expression", "facial_hair", "lips"} <= set(found)
-    assert clip.unlearnt(Reader(*portraits.ATTRIBUTES), torch.zeros(40, 3, R, R), people) is None  # type: ignore[arg-type]
+    weak = clip.weak_attributes(PartialClip(*learnt), torch.zeros(40, 3, R, R), people)  # type: ignore[arg-type]
+    assert weak is not None and not set(weak) & set(learnt) and {"expression", "facial_hair", "lips"} <= set(weak)
+    assert clip.weak_attributes(PartialClip(*portraits.ATTRIBUTES), torch.zeros(40, 3, R, R), people) is None  # type: ignore[arg-type]
 
 
-def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_there(project: Path) -> None:
+def test_the_encoder_uses_the_generators_discriminator_where_it_exists(project: Path) -> None:
     discriminator = encoder.discriminator_of(job_of("encoder", project))
     trained_weights = state_of(project, "generator")["d"]
     for name, value in discriminator.state_dict().items():
@@ -329,7 +329,7 @@ def test_the_encoder_is_judged_by_the_generators_own_opponent_where_it_is_still_
     )
 
 
-def test_the_encoder_begins_at_the_mean_code(trained: Path, tmp_path: Path) -> None:
+def test_the_encoder_starts_at_the_mean_code(trained: Path, tmp_path: Path) -> None:
     list(loop_of("encoder", trained, tmp_path / "state.pt"))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     mean = Networks(domain_at(trained), trained).generator.w_mean
@@ -337,10 +337,10 @@ def test_the_encoder_begins_at_the_mean_code(trained: Path, tmp_path: Path) -> N
         torch.testing.assert_close(state[part]["latent_avg"], mean.expand(6, D))
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
-def test_renders_are_the_training_people_in_order(trained: Path) -> None:
+def test_renders_are_the_training_portraits_in_order(trained: Path) -> None:
     data = datasets.Renders(trained, R)
     assert len(data) == 2 * CHUNK  # 25 asked for, whole chunks made
     rows = torch.tensor([0, 30, 7])
@@ -351,7 +351,7 @@ def test_renders_are_the_training_people_in_order(trained: Path) -> None:
         assert image.min() >= -1 and image.max() <= 1
 
 
-def test_with_few_people_each_is_met_again_in_other_circumstances(trained: Path) -> None:
+def test_with_few_people_each_has_several_images(trained: Path) -> None:
     data = datasets.Renders(trained, R, PEOPLE)
     first, again = data.people(torch.tensor([1, 1 + PEOPLE]))
     assert first.identity == again.identity == portraits.sample(datasets.FIRST_ID + 1).identity

@@ -1,4 +1,4 @@
-"""A domain of photographs and nothing else: grey pictures, told apart by their shade."""
+"""A domain of photographs: grey images, each of another shade."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage.domains import Domain
 from pretrain import datasets
 
 R, D, BATCH, COUNT = tiny_project.R, tiny_project.D, 8, 30
-TRAIN, VAL, TEST = 24, 4, 5  # 20 to learn from, 4 for validation, 5 to test on; one is left over
+TRAIN, VAL, TEST = 24, 4, 5  # 20 training images, 4 validation, 5 test; one is left over
 PLANS: dict[str, dict[str, Any]] = {
     "generator": {
         "model": {
@@ -51,20 +51,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "PHOTO_CHUNK", 7)
 
 
-def shade(place: int) -> int:
-    return 8 * place
+def shade(position: int) -> int:
+    return 8 * position
 
 
 def photos(folder: Path, count: int = COUNT) -> Path:
-    """Grey pictures that are told apart by their shade, of several sizes."""
+    """Write grey images, each of another shade, of several sizes."""
     folder.mkdir(exist_ok=True)
-    for place in range(count):
-        Image.new("RGB", (R + place % 3, R + 4), (shade(place),) * 3).save(folder / f"{place:03}.png")
+    for position in range(count):
+        Image.new("RGB", (R + position % 3, R + 4), (shade(position),) * 3).save(folder / f"{position:03}.png")
     return folder
 
 
 def domain_at(root: Path, source: str | None = "photos", **sizes: Any) -> Domain:
-    """A project with one domain, of photographs."""
+    """Write a project with one domain of photographs, and load it."""
     params = {"prepare": {"source": None, "train": None, "val": None, "test": None, "test_start": 100, "shard": 8}}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     (root / "domains").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The tiny domain with a plan for every training, over few small pictures."""
+"""The tiny domain with a plan for every training, over few small images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pretrain import generator as gan
 from pretrain.common import Training
 
 R, D, BATCH, CHUNK, PEOPLE = tiny_project.R, tiny_project.D, 8, 24, 5
-PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")  # as they build on one another
+PARTS = ("generator", "clip", "identity", "oracle", "encoder", "denoiser", "oracle2")  # later ones need earlier ones
 GAN = {
     "size": R,
     "style_dim": D,
@@ -32,7 +32,7 @@ GAN = {
     "split": [2, 4],
     "discriminator": {16: 4, 8: 6, 4: 9},
 }
-MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the network's numbers, and options of its training
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # numbers that build the network, options of its training
     "generator": (GAN, {"images_half_size": 21}),  # 21 is no multiple of the batch
     "clip": (tiny_project.CLIP, {}),
     "identity": ({"widths": [6, 8], "dim": 9, "landmarks": 4, "hidden": 7}, {"people": PEOPLE}),
@@ -44,8 +44,8 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the network's nu
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Small chunks of renders, a short vocabulary, and a project of our own."""
+def small_chunks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Small chunks of renders, a short vocabulary, and another project folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "RENDER_CHUNK", CHUNK)
         patch.setattr(clip, "vocabulary", functools.partial(clip.vocabulary, 200))
