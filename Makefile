@@ -14,7 +14,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE # or every process here compiles what it imports, 5 s of torch and open_clip
 
-LINTED := benchmarks deltaspace kernels pipeline pretrain stages tests
+LINTED := benchmarks deltaspace kernels pipeline pretrain setup.py stages tests
 
 .PHONY: install repro test test-quick lint format ui bench clean
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ help: ## show this list
 
 install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is up to date)
 
-.venv/.ok: requirements.lock pyproject.toml
+.venv/.ok: requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv

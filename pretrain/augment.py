@@ -73,19 +73,21 @@ def change_geometry(images: Tensor, p: float) -> Tensor:
     count, size, device = len(images), images.shape[-1], images.device
     inverse = torch.eye(3, device=device).expand(count, 3, 3)
 
-    def drawn(chance: float, values: Tensor) -> Tensor:
+    def by_chance(chance: float, values: Tensor) -> Tensor:
         """`values` [B] with probability `chance`, else 0."""
         return torch.where(torch.rand(count, device=device) < chance, values, 0.0)
 
-    flip = 1 - 2 * drawn(p, torch.randint(2, (count,), device=device))
+    flip = 1 - 2 * by_chance(p, torch.randint(2, (count,), device=device))
     inverse = inverse @ _matrices(flip, 0, 0, 0, 1, 0)
-    inverse = inverse @ _rotations(drawn(p, torch.randint(4, (count,), device=device)) * (math.pi / 2))
+    inverse = inverse @ _rotations(by_chance(p, torch.randint(4, (count,), device=device)) * (math.pi / 2))
     most = SHIFT * size
-    shift = [drawn(p, torch.empty(count, device=device).uniform_(-most, most)).round() * (2 / size) for _ in range(2)]
+    shift = [
+        by_chance(p, torch.empty(count, device=device).uniform_(-most, most)).round() * (2 / size) for _ in range(2)
+    ]
     inverse = inverse @ _matrices(1, 0, shift[0], 0, 1, shift[1])
-    scale = torch.exp2(-drawn(p, SCALE * torch.randn(count, device=device)))
+    scale = torch.exp2(-by_chance(p, SCALE * torch.randn(count, device=device)))
     each = 1 - math.sqrt(1 - p)  # of two rotations, so that a share p of the images is rotated
-    angles = [drawn(each, torch.empty(count, device=device).uniform_(-math.pi, math.pi)) for _ in range(2)]
+    angles = [by_chance(each, torch.empty(count, device=device).uniform_(-math.pi, math.pi)) for _ in range(2)]
     inverse = inverse @ _rotations(angles[0]) @ _matrices(scale, 0, 0, 0, scale, 0) @ _rotations(angles[1])
     grid = F.affine_grid(inverse[:, :2], list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -95,15 +97,15 @@ def change_colour(images: Tensor, p: float) -> Tensor:
     """Images with changed brightness, contrast, luma sign and saturation."""
     count, device = len(images), images.device
 
-    def drawn(values: Tensor) -> Tensor:
+    def by_chance(values: Tensor) -> Tensor:
         return torch.where(torch.rand(count, device=device) < p, values, 0.0)[:, None, None, None]
 
-    images = images + drawn(BRIGHTNESS * torch.randn(count, device=device))
-    images = images * torch.exp2(drawn(CONTRAST * torch.randn(count, device=device)))
+    images = images + by_chance(BRIGHTNESS * torch.randn(count, device=device))
+    images = images * torch.exp2(by_chance(CONTRAST * torch.randn(count, device=device)))
     luma = images.mean(dim=1, keepdim=True)
-    images = images - 2 * luma * drawn(torch.randint(2, (count,), device=device))
+    images = images - 2 * luma * by_chance(torch.randint(2, (count,), device=device))
     luma = images.mean(dim=1, keepdim=True)
-    return luma + (images - luma) * torch.exp2(drawn(SATURATION * torch.randn(count, device=device)))
+    return luma + (images - luma) * torch.exp2(by_chance(SATURATION * torch.randn(count, device=device)))
 
 
 def mirrored(images: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ def _over_processes(value: float, device: torch.device) -> float:
 def degrade(images: Tensor) -> Tensor:
     """Images [B,3,R,R] with blur, noise, contrast and colour of their own, and one common shift of up to two pixels.
 
-    Networks trained on renders alone fail on generated images, whose small flaws these stand for.
+    Networks trained on renders alone fail on generated images, whose small flaws these changes imitate.
     """
     batch, device = len(images), images.device
     amount = torch.rand(batch, 1, 1, 1, device=device)

@@ -1,4 +1,4 @@
-"""What all trainings share: plan, resumable state, training images, progress, promoted weights."""
+"""Common parts of all trainings: plan, resumable state, training images, progress, promoted weights."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class Training:
     def state(self, networks: Mapping[str, str] | None = None) -> Path:
         """Prepare the state file, and return its path.
 
-        networks: part of the state -> network whose promoted weights stand in where the state is lost. Optimisers then
-            start anew, at the step at which the weights were promoted.
+        networks: part of the state -> network whose promoted weights replace a lost state. Optimisers then start anew,
+            at the step at which the weights were promoted.
         """
         path = self.state_path
         if training.first_process():
@@ -138,7 +138,7 @@ class Training:
         return replace(self, name=name)
 
     def promoted(self, name: str | None = None) -> Path:
-        """File of a network's weights; those that only trainings read lie beside the generator's."""
+        """File of a network's weights; networks that only trainings read are kept beside the generator."""
         name = name or self.name
         if name in NETWORKS:
             return Path(self.root) / self.domain.weights(name).path

@@ -33,8 +33,8 @@ RENDER_CHUNK = 5_000  # rows
 LABELS = ".labels.npz"
 PHOTO_CHUNK, PHOTO_CHUNK_BYTES = 2048, 1 << 29  # rows of a chunk, unless it would be larger than these bytes
 VALIDATION, VALIDATION_FOLDER = 512, "unseen"  # images kept apart from training
-SOURCE_FILE = "source.txt"  # fingerprint of what the chunks of photographs were made from
-GPU_MEMORY_SHARE = 0.3  # that images may take: while more are copied, they are there twice
+SOURCE_FILE = "source.txt"  # fingerprint of the photographs that the chunks were made from
+GPU_MEMORY_SHARE = 0.3  # for images: while chunks are added, two copies exist
 
 
 class ImageChunks:
@@ -63,7 +63,7 @@ class ImageChunks:
 
     def people(self, rows: Tensor) -> Iterator[portraits.Portrait]:
         """The portraits of rows [B]. Raises InputError for photographs."""
-        raise InputError("photographs have no known parameters: only drawn portraits can be copied or described")
+        raise InputError("photographs have no known parameters: only rendered portraits can be reproduced or described")
 
 
 class Renders(ImageChunks):
@@ -182,7 +182,7 @@ def _render_chunk(index: int, target: Path, resolution: int, people: int | None)
     chunk = [training_portrait(row, people) for row in range(index * RENDER_CHUNK, (index + 1) * RENDER_CHUNK)]
     pixels = np.stack([portraits.render(person, resolution) for person in chunk])
     labels.save(path.with_suffix(LABELS), labels.of(chunk))  # first: a chunk of images counts as finished
-    partial_path = path.with_suffix(f".{os.getpid()}.partial")  # another training may draw the same
+    partial_path = path.with_suffix(f".{os.getpid()}.partial")  # another training may render the same
     with open(partial_path, "wb") as file:
         np.save(file, pixels)
     os.replace(partial_path, path)

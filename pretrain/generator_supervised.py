@@ -198,7 +198,7 @@ def parameter_gains(trait_gain: Mapping[str, float]) -> Tensor:
 
 @torch.no_grad()
 def fit_mapping(generator: Generator, trait_gain: Mapping[str, float] | None = None, count: int = 50_000) -> float:
-    """Set the mapping network so that noise becomes w of `parameters_of_noise`; return the error left, in variances.
+    """Set the mapping network so that noise becomes w of `parameters_of_noise`; return the error, in variances of w.
 
     The first two layers clamp one coordinate of z each: softly for a continuous parameter, as a steep step between two
     values of a trait; traits' coordinates also pass through unclamped. Layers in between are the identity. The last one
@@ -262,7 +262,7 @@ def write_adversarial_state(
     """
     generator = build(model)
     generator.load_state_dict(torch.load(state, weights_only=True, map_location="cpu")["ema"])
-    print(f"mapping: {fit_mapping(generator, trait_gain):.3f} of the variance of w is left", flush=True)
+    print(f"mapping: {fit_mapping(generator, trait_gain):.3f} of the variance of w is not reproduced", flush=True)
     tensors = generator.state_dict()
     with files.replacing(out) as partial:
         torch.save({"g": tensors, "ema": tensors, "step": 0, "whole": False}, partial)

@@ -20,7 +20,7 @@ HIDDEN = -100  # `ignore_index` of torch's cross entropy
 class Labels:
     """Labels of N images.
 
-    geometry: identity parameters [N,G] in 0..1 that the face was drawn from.
+    geometry: identity parameters [N,G] in 0..1 that the face was rendered from.
     attributes: index of each attribute's value [N,A]; HIDDEN where the image cannot show it.
     """
 

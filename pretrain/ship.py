@@ -13,7 +13,7 @@ from pretrain.common import Training
 
 
 def promote(job: Training) -> None:
-    """Copy the workflow's files to the domain's weights. Raises InputError when the workflow has not made them."""
+    """Copy the workflow's files to the domain's weights. Raises InputError when one is missing."""
     paths, networks = DomainPaths(job.domain, job.root), Networks(job.domain, job.root)
     for name in SHIPPED:
         output: Path = getattr(paths, name)

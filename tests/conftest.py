@@ -16,6 +16,7 @@ os.environ.update(
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("DELTASPACE_KERNELS_CACHE", str(ROOT / ".cache" / "kernels"))  # copies of the project share it
 CODE = ("deltaspace", "kernels", "pipeline", "pretrain", "stages")
+LONG = ("pretrain", "stages/test_dag.py")  # train networks or run the workflow: left out by `make test-quick`
 SET_UP = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 PROMPTS = (
     ("face with red hair", "hair_color", "red"),
@@ -37,6 +38,15 @@ SMALL = {  # what the tiny world asks for instead of params.yaml
     },
     "evaluate": {"repeats": 40},
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the LONG files and folders."""
+    tests = ROOT / "tests"
+    for item in items:
+        if any((tests / name) in (item.path, *item.path.parents) for name in LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture

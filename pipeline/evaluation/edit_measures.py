@@ -32,7 +32,8 @@ class EditBatch:
     identity: embeddings [n,K], None without the network
     taken_for_render: [n] of 0 and 1, by the discriminator, None without it
     features: oracle -> [n,F]
-    cases, goal: numbers in the counterfactual set, and counterfactuals [n,3,R,R]; for photographs none, and None
+    cases: numbers in the counterfactual set; goal, psnr: counterfactuals [n,3,R,R], and PSNR of the edits to them [n],
+    dB; None for photographs
     """
 
     ids: tuple[int, ...]
@@ -46,6 +47,7 @@ class EditBatch:
     features: Mapping[str, Tensor]
     cases: list[int]
     goal: Tensor | None
+    psnr: Tensor | None
 
 
 EditMeasure = Callable[["EvaluationContext", EditBatch], Tensor | None]
@@ -119,21 +121,21 @@ def identity(context: EvaluationContext, edits: EditBatch) -> Tensor | None:
 
 def psnr(context: EvaluationContext, edits: EditBatch) -> Tensor | None:
     """PSNR to the counterfactual, dB."""
-    return None if edits.goal is None else metrics.psnr(edits.images, edits.goal)
+    return edits.psnr
 
 
 def counterfactual_gain(context: EvaluationContext, edits: EditBatch) -> Tensor | None:
     """PSNR to the counterfactual, less that of the same editor at strength 0, dB."""
-    if edits.goal is None:
+    if edits.goal is None or edits.psnr is None:
         return None
-    return metrics.psnr(edits.images, edits.goal) - metrics.psnr(edits.unedited, edits.goal)
+    return edits.psnr - metrics.psnr(edits.unedited, edits.goal)
 
 
 def gain_over_input(context: EvaluationContext, edits: EditBatch) -> Tensor | None:
     """PSNR to the counterfactual, less that of the test image, dB."""
-    if edits.goal is None:
+    if edits.goal is None or edits.psnr is None:
         return None
-    return metrics.psnr(edits.images, edits.goal) - metrics.psnr(edits.source, edits.goal)
+    return edits.psnr - metrics.psnr(edits.source, edits.goal)
 
 
 def outside_psnr(context: EvaluationContext, edits: EditBatch) -> Tensor | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation import metrics
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.edit_measures import EDIT_MEASURES, EditBatch
 from pipeline.evaluation.metrics import GaussianStats
@@ -138,6 +139,7 @@ def _observe(
     have = [i for i, row_id in enumerate(ids) if row_id in unedited]
     if have:
         before[have] = images.from_uint8(np.stack([unedited[ids[i]] for i in have]))
+    goal = None if goals is None else goals.images(cases)
     return EditBatch(
         ids=tuple(ids),
         prompts=tuple(context.prompts[text] for text in part["prompt"]),
@@ -149,7 +151,8 @@ def _observe(
         taken_for_render=taken_for_render,
         features=features,
         cases=cases,
-        goal=None if goals is None else goals.images(cases),
+        goal=goal,
+        psnr=None if goal is None else metrics.psnr(edited, goal),
     )
 
 

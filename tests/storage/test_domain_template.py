@@ -18,7 +18,7 @@ from pipeline import denoiser_training
 from pipeline.models import stylegan2, unet
 from pipeline.models.e4e import Encoder
 from pipeline.storage import dataset, domain_template, domains, params
-from pretrain import common
+from pretrain.common import Training
 from pretrain.generator import Discriminator, halved
 
 SPLIT = (3, 7)
@@ -102,9 +102,9 @@ def test_a_folder_of_pictures_becomes_a_domain_whose_networks_can_be_trained(
     assert (domain.resolution, domain.neutral, domain.renderer) == (16, 'cat "x"', None)
     sizes = params.section(dataset.PrepareParams, project, "prepare", domain=domain)
     assert sizes.source == str(folder) and (sizes.train, sizes.val, sizes.test) == (18, 0, 2)
-    assert len(common.pictures(domain, project, 0)) == 18
+    assert len(Training(domain, project, "generator").training_images(0)) == 18
     for name in ("generator", "encoder", "denoiser"):
-        common.plan(domain, name)
+        assert Training(domain, project, name).plan.images > 0
     assert app.run(["pretrain", "my_cats", "generator", "--minutes", "0.00001"]) == 0
     assert (project / "data/pretraining/my_cats/generator-half.pt").exists()
 
