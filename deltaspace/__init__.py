@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-# In a wheel the other rooms (kernels, pipeline, ...) lie here, so that site-packages gets no package of such a name;
+# In a wheel the other packages (kernels, pipeline, ...) lie here, so that site-packages gets no package of such a name;
 # in a clone, where this folder does not exist, they lie beside this package and are importable as it is.
 if (_rooms := Path(__file__).resolve().parent / "_rooms").is_dir():
     sys.path.insert(0, str(_rooms))

@@ -1,5 +1,7 @@
 """Inversion of images into W+: the encoder's codes (e4e), refined by gradient descent for images that are edited.
 
+Inversion by the diffusion model is `pipeline.models.ode_solvers`.
+
 The encoder's codes edit well but lose details. Descent on the pixel error and, since pixels alone end in a blur, on the
 error in the encoder's own features (LPIPS needs a network of photographs) brings them back; a penalty keeps the result
 near the encoder's codes, as in hybrid inversions (II2S; PTI's first phase). What no code can represent is fitted in the

@@ -1,4 +1,4 @@
-"""Copies of outputs of `dvc repro` (mapper, relevance, s_stats), so that `deltaspace edit` works before any run."""
+"""Copies mapper, relevance and s_stats to data/pretrained/, so that `deltaspace edit` works before any run."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""DVC stages, one file each: read, call the method, write."""

@@ -1,4 +1,4 @@
-"""The three edit stages: test images in blocks, one shard of edits per block."""
+"""Code shared by the three edit stages: test images in blocks, one shard of edits per block."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fakes and inverted images -> data/<domain>/codes/, the pairs (s, CLIP), and s_stats.safetensors, mean and std of s.
 
-Fakes are rendered and embedded in one pass; their pixels never touch the disk. The s of a real is its inversion's, its
-CLIP embedding the photograph's.
+Fakes are rendered and embedded in one pass; their pixels never touch the disk. Real images
+take s from their inversion and the CLIP embedding from the image itself.
 """
 
 from __future__ import annotations

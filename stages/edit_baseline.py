@@ -1,4 +1,4 @@
-"""Test images -> data/<domain>/edits/<editor>/: the first and last row of every table, and methods without a mapper."""
+"""Test images -> data/<domain>/edits/<editor>/: baselines, and the two references that frame every table."""
 
 from __future__ import annotations
 

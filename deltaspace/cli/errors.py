@@ -1,4 +1,4 @@
-"""Between the shell and the command line: exit codes, and one line for whatever goes wrong."""
+"""Exit codes and one-line error messages of the command line."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Third-party weights: download, read without executing code, convert."""

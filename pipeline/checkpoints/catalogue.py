@@ -1,4 +1,4 @@
-"""Published originals that a domain's networks are made of: address, place on disk, state, and how to get them."""
+"""Where each published network comes from: address, place on disk, state, and how to get it by hand."""
 
 from __future__ import annotations
 

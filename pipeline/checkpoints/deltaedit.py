@@ -1,4 +1,4 @@
-"""Files of DeltaEdit's release in our form: mapper (`net_face.pth`), relevance (`fs3.npy`), codes (`.npy`)."""
+"""Imports DeltaEdit's released mapper (`net_face.pth`), relevance matrix (`fs3.npy`) and codes (`.npy`)."""
 
 from __future__ import annotations
 

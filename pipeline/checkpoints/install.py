@@ -1,4 +1,4 @@
-"""Third-party weights into a domain: which importer reads which network, provenance, and new domains for generators."""
+"""Installs third-party weights into a domain: the importer of each network, provenance, new domains for generators."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Network architectures and solvers; they take numbers and tensors, never paths."""

@@ -1,4 +1,4 @@
-"""Clothes with the neck in them, glasses, earrings."""
+"""Neck and clothes, glasses, earrings."""
 
 from .geometry import CLOTHES, FRAMES, TIES, Color, Face, darker, lighter, mix, pick, span
 from .svg import arc, fill, line, path, polygon, ring, rounded_box

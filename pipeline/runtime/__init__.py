@@ -1,0 +1,1 @@
+"""Processes, resumable work, files written whole or not at all, progress, MLflow."""

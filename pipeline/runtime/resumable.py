@@ -1,4 +1,4 @@
-"""Unfinished work of a stage, which survives its death: one folder per stage, domain and fingerprint, under a lock.
+"""Partial results of a stage, kept when the process is killed: a locked folder per stage, domain and fingerprint.
 
 It lies in .cache/ of the main checkout, also for queued experiments. A finished piece counts only while its size and
 sha256 are those in the manifest, so that a stale or truncated file is computed again, never used. At the end the pieces

@@ -1,0 +1,1 @@
+"""Domains, parameters, paths, Parquet, safetensors, image files."""

@@ -186,4 +186,11 @@ def denoiser(size: int) -> dict[str, Any]:
         model = {"channels": 32, "mult": [2] * (size.bit_length() - 2), "patch": 1}
     images = 2_000_000 if large else 200_000 if size > 32 else 16_000
     model["objective"] = "flow"
-    return {"model": model, "images": images, "batch": 32, "lr": 1e-4 if large else 1e-3, "made": 0.5, "led": True}
+    return {
+        "model": model,
+        "images": images,
+        "batch": 32,
+        "lr": 1e-4 if large else 1e-3,
+        "generated_share": 0.5,
+        "show_original": True,
+    }

@@ -29,7 +29,7 @@ def test_draw_is_deterministic(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["a.zip", "--style", "ink"], ["folder"], ["a.zip", "--count", "0"], ["a.zip", "--size", "7"]]
+    "options", [["a.zip", "--style", "ink"], ["folder"], ["a.zip", "--count", "0"], ["a.zip", "--size", "7"]]
 )
 def test_draw_refuses_bad_options_in_one_line(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

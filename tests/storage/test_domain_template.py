@@ -151,4 +151,4 @@ def test_an_encoder_can_be_trained_right_after_an_import(
     for part in ("encoder", "denoiser"):
         assert app.run(["pretrain", "mine", part, "--images", "32"]) == 0
         assert (project / f"data/pretrained/mine/{part}.safetensors").exists()
-    assert "compared by random features" in capsys.readouterr().out
+    assert "compared by features of random weights" in capsys.readouterr().out
