@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def blur(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
-    """Insert zeros between the samples, then convolve depthwise; x [B,C,H,W]."""
+    """Insert up - 1 zeros after every sample of x [B,C,H,W], pad, and convolve every channel with kernel [k,k]."""
     if up > 1:
         stuffed = x.new_zeros(*x.shape[:2], x.shape[2], up, x.shape[3], up)
         stuffed[:, :, :, 0, :, 0] = x
@@ -33,7 +33,10 @@ def blur(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
 
 
 def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
-    """Modulated convolution: x [B,I,H,W], s [B,I] -> [B,O,H,W], demodulated except in toRGB layers."""
+    """Modulated convolution: x [B,I,H,W], s [B,I] -> [B,O,H,W], demodulated except in toRGB layers.
+
+    shared: scale x instead of the weights, so that all images share them.
+    """
     weight, demodulated = conv.weight[0] * conv.scale, conv.weight.shape[-1] > 1  # toRGB layers are 1 x 1
     if shared:
         x, groups = x * s.to(x.dtype)[..., None, None], 1
@@ -62,7 +65,10 @@ def convolve(conv: ModulatedConv, x: Tensor, s: Tensor, shared: bool) -> Tensor:
 def synthesis(
     generator: Generator, s: Tensor, w_plus: Tensor, shared: bool = False, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Images [B,3,R,R] from s [B,S] and w_plus [B,L,D], equal to those of `Generator.synthesis`."""
+    """Images [B,3,R,R] from s [B,S] and w_plus [B,L,D], equal to those of `Generator.synthesis`.
+
+    shared: as in `convolve`. dtype: of the products.
+    """
     codes, noises = s.split(generator.layout.dims, dim=1), list(generator.noises)
     x = generator.input.input.to(dtype).expand(len(s), -1, -1, -1)
     image: Tensor | None = None

@@ -165,7 +165,7 @@ def measure(case: Case, device: str) -> dict[str, float | None]:
 
 
 def interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the ratio of medians; rounds are resampled, both sides together."""
+    """95 % bootstrap interval of the ratio of the medians of `above` and `below`; rounds are resampled in pairs."""
     rng, rounds, ratios = random.Random(seed), range(len(above)), []
     for _ in range(REPEATS):
         drawn = rng.choices(rounds, k=len(above))

@@ -54,6 +54,9 @@ class Record:
 def record(path: Path, command: str, root: Path, device: str, notes: Sequence[str]) -> Record:
     """An empty record with command, device, versions and commit, but no date and no host name.
 
+    path: file that the items are written to. root: folder of the project.
+    notes: lines about the measurement.
+
     Also makes `device` the current CUDA device.
     """
     if device != "cpu":

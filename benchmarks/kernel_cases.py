@@ -81,23 +81,23 @@ def cases(batch: int = 4, size: int = 1024, small: int = 64) -> dict[str, Case]:
     channels = {size: 32, size // 4: 128, size // 16: 512}  # of StyleGAN2 config f at 1024, 256 and 64 px
     maps = [(batch, c, n, n) for n, c in channels.items()]
     little = [(small, 32, 64, 64), (small, 64, 32, 32)] if small > 1 else [(2, 3, 8, 8)]
-    named: dict[str, Case] = {"bias_act mapping": _biased(64, 512), "bias_act mapper fine": _biased(64, 2464)}
+    cases_by_name: dict[str, Case] = {"bias_act mapping": _biased(64, 512), "bias_act mapper fine": _biased(64, 2464)}
     for shape in (maps[0], little[0]):
-        named[f"bias_act {shape[2]} px"] = _biased(*shape)
+        cases_by_name[f"bias_act {shape[2]} px"] = _biased(*shape)
     for b, c, n, _ in (*maps, little[0]):
-        named[f"upfirdn2d blur to {n} px"] = _filtered((b, c, n + 1, n + 1), pad=(1, 1))
-    named[f"upfirdn2d picture to {size} px"] = _filtered((batch, 3, size // 2, size // 2), up=2, pad=(2, 1))
-    named[f"upfirdn2d halved from {size // 4} px"] = _filtered(maps[1], down=2, pad=(1, 1))
-    named[f"box_resample {size} to {size * 7 // 32} px"] = _boxed((batch, 3, size, size), size * 7 // 32)
-    named["box_resample 64 to 96 px, normalised"] = _boxed((small, 3, 64, 64), 96, normalised=True)
+        cases_by_name[f"upfirdn2d blur to {n} px"] = _filtered((b, c, n + 1, n + 1), pad=(1, 1))
+    cases_by_name[f"upfirdn2d image to {size} px"] = _filtered((batch, 3, size // 2, size // 2), up=2, pad=(2, 1))
+    cases_by_name[f"upfirdn2d halved from {size // 4} px"] = _filtered(maps[1], down=2, pad=(1, 1))
+    cases_by_name[f"box_resample {size} to {size * 7 // 32} px"] = _boxed((batch, 3, size, size), size * 7 // 32)
+    cases_by_name["box_resample 64 to 96 px, normalised"] = _boxed((small, 3, 64, 64), 96, normalised=True)
     for number, shape in enumerate((*maps, *little)):
         with_style = bool(number % 2)
-        named[f"modulated_epilogue {shape[2]} px{', styled' * with_style}"] = _epilogue(shape, with_style)
-    return named
+        cases_by_name[f"modulated_epilogue {shape[2]} px{', styled' * with_style}"] = _epilogue(shape, with_style)
+    return cases_by_name
 
 
 def results(case: Case, tensors: dict[str, Tensor], cotangent: Tensor | None, impl: str) -> dict[str, Tensor]:
-    """The result "y" and, where there is a cotangent, the gradients by name."""
+    """The result "y" of a case by implementation `impl` and, where there is a cotangent of y, the gradients by name."""
     leaves = {
         name: x.detach().requires_grad_(cotangent is not None and name in case.graded) for name, x in tensors.items()
     }

@@ -34,7 +34,10 @@ NOTES = (
 
 
 def errors(case: Case, tensors: dict[str, Tensor], native: str) -> dict[str, dict[str, float]]:
-    """Relative errors of the result "y" and of every gradient, for "ours" and for "ref"."""
+    """Relative errors of the result "y" and of every gradient, for "ours" and for "ref".
+
+    native: name of the implementation that is "ours", such as "cuda". The reference is computed in float64.
+    """
     exact = {name: x.double() for name, x in tensors.items()}
     cotangent = torch.randn_like(case.run(**tensors, impl=native))
     reference = results(case, exact, cotangent, "ref")
@@ -49,7 +52,10 @@ def _relative(value: Tensor, reference: Tensor) -> float:
 
 
 def moved(case: Case, tensors: dict[str, Tensor], y: Tensor) -> tuple[int, int]:
-    """Bytes that must move: forwards, and backwards (cotangent and saved tensors read, gradients written)."""
+    """Bytes of tensors and result y that must move: forwards, and backwards.
+
+    Backwards the cotangent and saved tensors are read, and gradients written.
+    """
     sizes = {name: x.numel() * x.element_size() for name, x in {**tensors, "y": y}.items()}
     return sum(sizes.values()), sizes["y"] + sum(sizes[name] for name in (*case.saved, *case.graded))
 
@@ -108,7 +114,7 @@ def generator(size: int, widths: dict[int, int], style_dim: int, batch: int, dev
         return torch.autograd.grad(network.synthesis(leaf, w_plus).square().sum(), leaf)[0]
 
     return {
-        "pictures": batch,
+        "images": batch,
         "size_px": size,
         "float32": _against_reference(lambda: forward(False), device),
         "bfloat16": _against_reference(lambda: forward(True), device),

@@ -90,7 +90,11 @@ def edit(
 ) -> Iterator[Result]:
     """Edit every image with every prompt and strength; write each result at once, and a grid at the end.
 
-    face: which one of each photograph, as in `Studio.photo`. `report` is complete when the iterator ends.
+    strengths: factors on each edit; None is the editor's own.
+    target: folder of the results.
+    report: filled as results come, complete when the iterator ends.
+    seed: of the generated images among the inputs; None: the project's.
+    face: which one of each photograph, as in `Studio.photo`.
     """
     rows: list[list[Tensor]] = []
     for image in _opened(studio, inputs, report, seed, face):
@@ -111,7 +115,12 @@ def edit(
 def invert(
     studio: Studio, inputs: Inputs, target: OutputFolder, report: Report, face: int | None = None
 ) -> Iterator[EditableImage]:
-    """Write the inversion of every image, its codes w_plus [L,D], s [S] and detail [C,r,r]; and a grid at the end."""
+    """Write the inversion of every image, its codes w_plus [L,D], s [S] and detail [C,r,r]; and a grid at the end.
+
+    target: folder of the results.
+    report: filled as results come, complete when the iterator ends.
+    face: which one of each photograph, as in `Studio.photo`.
+    """
     rows: list[list[Tensor]] = []
     for image in _opened(studio, inputs, report, face=face):
         stem, inversion = outputs.stem_of(Path(image.name)), image.source.inversion

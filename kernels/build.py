@@ -146,8 +146,8 @@ def _cpp_extension(cuda: bool) -> Iterator[Any]:
 def cuda_home() -> Path:
     """Folder of the CUDA toolkit: CUDA_HOME, CUDA_PATH, that of nvcc, or the usual one. Raises KernelUnavailable."""
     nvcc = shutil.which("nvcc")
-    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parent.parent]
-    for home in [*filter(None, named), "/usr/local/cuda"]:  # nvcc on PATH may be a wrapper
+    chosen = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parent.parent]
+    for home in [*filter(None, chosen), "/usr/local/cuda"]:  # nvcc on PATH may be a wrapper
         if (Path(home) / "bin" / "nvcc").exists() and (Path(home) / "include" / "cuda_runtime.h").exists():
             return Path(home)
     raise KernelUnavailable("no CUDA toolkit: nvcc and its headers were not found, set CUDA_HOME")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import sampling
 from pipeline.models.clip import delta
 from pipeline.models.stylegan2 import EqualLinear, PixelNorm
 from pipeline.models.stylespace import StyleLayout
@@ -176,7 +177,7 @@ def siblings(codes: Path, params: MapperParams, redrawn: float) -> Tensor | None
     table = artefacts.read(codes, "codes", ["id", "source"], {"source": params.sources, "split": "train"})
     ids = table["id"][: params.rows]
     fakes = torch.tensor([name == "fake" for name in table["source"][: params.rows]]).nonzero()[:, 0]
-    first = (ids[fakes][1:] == artefacts.sibling(ids[fakes][:-1])).nonzero()[:, 0]
+    first = (ids[fakes][1:] == sampling.sibling(ids[fakes][:-1])).nonzero()[:, 0]
     if not len(first):
         raise InputError(
             f"mapper.sibling_share is {params.sibling_share:g}, but no two of {len(ids)} codes are of siblings"
@@ -236,6 +237,8 @@ class Trainer:
 @torch.no_grad()
 def validate(mapper: DeltaMapper, s: Tensor, clip: Tensor, count: int = 2048, seed: int = 0) -> Metrics:
     """Validation on `count` fixed pairs of codes s [N,S], clip [N,E] that were not trained on.
+
+    count, seed: number of pairs, and the seed that they are drawn with.
 
     Returns the cosine similarity, the mean squared error, and the explained part of the variance of delta_s.
     """

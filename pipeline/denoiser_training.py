@@ -30,7 +30,7 @@ SEED_STRIDE = 7919  # between the seeds of processes that share a training
 BLEND_FROM, BLEND_WHOLE = 0.2, 0.7  # times of a flow from which another image is blended in, and may be whole
 
 Batches = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
-"""rows [B], random generator -> (images [B,3,R,R] in [-1,1], condition [B,S] standardised[, before [B,3,R,R]])"""
+"""rows [B], random generator -> (images [B,3,R,R] in [-1,1], condition [B,S] standardised[, source [B,3,R,R]])"""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ def loss(
     s: Tensor,
     generator: torch.Generator,
     objective: Objective = "eps",
-    before: Tensor | None = None,
+    source_images: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the denoiser's prediction (for "eps": DDPM eq. 14), t uniform over all times -> scalar.
 
     x0: images [B,3,R,R] in [-1,1].
     s: standardised condition [B,S].
     generator: CPU generator that alone decides t and the noise; the noise is drawn on x0's device.
-    before: for flows, images [B,3,R,R] that an edit turned into x0. They are blended into the noisy image, more at late
-        times, while the velocity still leads to x0: the condition then outweighs the input.
+    source_images: for flows, images [B,3,R,R] that an edit turned into x0. They are blended into the noisy image, more
+        at late times, while the velocity still leads to x0: the condition then outweighs the input.
     """
     if objective == "flow":
         t = torch.rand(len(x0), generator=generator).to(x0.device) * TIMESTEPS
@@ -91,16 +91,16 @@ def loss(
     noise = torch.randn(x0.shape, generator=torch.Generator(x0.device).manual_seed(seed), device=x0.device)
     goal = target(x0, noise, t, objective)
     noisy = add_noise(x0, noise, t, objective)
-    if before is not None:
+    if source_images is not None:
         part = (t / TIMESTEPS)[:, None, None, None]
         most = ((part - BLEND_FROM) / (BLEND_WHOLE - BLEND_FROM)).clamp(0, 1)
-        blend = torch.rand(len(x0), generator=generator).to(part)[:, None, None, None] * most * (before - x0)
+        blend = torch.rand(len(x0), generator=generator).to(part)[:, None, None, None] * most * (source_images - x0)
         noisy, goal = noisy + (1 - part) * blend, goal + (1 - part) / part.clamp(min=BLEND_FROM) * blend
     return (denoiser(noisy, t, s).float() - goal).square().mean()
 
 
 def target(x0: Tensor, noise: Tensor, t: Tensor, objective: Objective) -> Tensor:
-    """Target [B,3,R,R] of a denoiser's prediction from the noisy image at times t [B]: noise or velocity."""
+    """Target [B,3,R,R] of a denoiser's prediction from the noisy image of x0 at times t [B]: noise or velocity."""
     if objective == "flow":
         return noise - x0
     return noise if objective == "eps" else schedulers()[0].get_velocity(x0, noise, t)  # type: ignore[arg-type]
@@ -208,10 +208,10 @@ def train(
 
     def step(number: int) -> Metrics:
         generator = generator_for(params.seed + rank * SEED_STRIDE, number)
-        x0, s, *before = (part.to(device) for part in batches(batch_rows(count, batch, generator), generator))
+        x0, s, *source_images = (part.to(device) for part in batches(batch_rows(count, batch, generator), generator))
         torch.manual_seed(number)  # dropout
         with lowered(device):
-            value = loss(network, x0, s, generator, network.objective, *before)
+            value = loss(network, x0, s, generator, network.objective, *source_images)
         value.backward()
         training.average_gradients(network)
         torch.nn.utils.clip_grad_norm_(network.parameters(), params.clip)
@@ -224,13 +224,17 @@ def train(
 
     chosen = best or ema
     parts = {"network": network, "ema": ema, "adam": adam, **({} if best is None else {"best": best})}
-    for done, metrics in fit(step, parts, params.steps, checkpoint, every, seconds, curve):
-        yield done, metrics, chosen.module  # type: ignore[misc]
+    for finished, metrics in fit(step, parts, params.steps, checkpoint, every, seconds, curve):
+        yield finished, metrics, chosen.module  # type: ignore[misc]
 
 
 @torch.inference_mode()
 def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int = 64, seed: int = 0) -> float:
-    """Mean loss over all `count` rows, each with a fixed timestep and noise, so that runs can be compared."""
+    """Mean loss over all rows of `batches`, each with a fixed timestep and noise, so that runs can be compared.
+
+    count: number of rows.
+    batch: rows per forward pass; together with the seed it fixes timesteps and noise.
+    """
     total = 0.0
     for start in range(0, count, batch):
         rows = torch.arange(start, min(start + batch, count))
@@ -242,7 +246,11 @@ def validation_loss(network: Denoiser, batches: Batches, count: int, batch: int 
 
 @torch.inference_mode()
 def loss_by_time(network: Denoiser, batches: Batches, count: int, levels: int = 10, seed: int = 0) -> Curve:
-    """Mean loss over `count` rows at each of `levels` times, from the image (0) to the noise (1000)."""
+    """Mean loss at each of `levels` times, from the image (0) to the noise (1000); column "step" is the time.
+
+    count: rows of `batches` that are used, in one batch.
+    seed: of the noise, the same at all times.
+    """
     rows, objective = torch.arange(count), network.objective
     x0, s = (value.to(network.device) for value in batches(rows, generator_for(seed, 0))[:2])
     noise = torch.randn(x0.shape, generator=generator_for(seed, 1)).to(x0)

@@ -2,7 +2,7 @@
 
 For the channels of one layer, nothing before that layer is computed again, the layer itself costs one input channel
 (`kernels.channel_perturb`), and the layers after it pass on changes: a change goes through a convolution by itself,
-which is linear, and at an activation it is added to the input from one forward pass over the images, which is kept. In
+which is linear, and at an activation it is added to the input from one stored forward pass over the images. In
 bfloat16 the rounding is then that of the change, which finite differences see, and not that of the image, which would
 drown the weaker channels.
 """
@@ -64,27 +64,27 @@ class FiniteDifferences:
         size = micro_batch(probe.generator, ends.device)
         for chunk in chunks(images, min(IMAGES["finite"], size // 2)):
             forward = self._forward(chunk, layer)
-            kept = forward.layers[layer]
-            style, raw, norm = kept.style, kept.raw, kept.style.square() @ energy
+            layer_pass = forward.layers[layer]
+            style, raw, norm = layer_pass.style, layer_pass.raw, layer_pass.style.square() @ energy
             unchanged = raw * torch.rsqrt(norm + EPS)[..., None, None]
             for group in chunks(channels, 1 if emulate else max(1, size // (2 * len(chunk)))):
                 chosen = slice(group.start, group.stop)
-                parts = _channel_convolutions(conv, kept.x[:, chosen], weight[chosen].to(probe.dtype))
+                parts = _channel_convolutions(conv, layer_pass.x[:, chosen], weight[chosen].to(probe.dtype))
                 if emulate:  # channels before this one are at their mean; `forward` has them as they were
                     before = probe.mean[offset : offset + group.start].expand(len(chunk), -1)
                     style = torch.cat([before, style[:, group.start :]], dim=1)
-                    raw, norm = conv(kept.x, style), style.square() @ energy
+                    raw, norm = conv(layer_pass.x, style), style.square() @ energy
                 change = channel_perturb(raw, parts, style[:, chosen], ends[chosen], norm, energy[chosen])
                 if emulate:
                     change = change + (raw * torch.rsqrt(norm + EPS)[..., None, None] - unchanged)[:, None, None]
                 embeddings = forward.embed(layer, change.flatten(0, 2)).unflatten(0, change.shape[:3])  # [N,K,2,E]
                 rows = slice(group.start - channels.start, group.stop - channels.start)
-                done = chunk.start - images.start
-                mean[rows] = accumulate(mean[rows], embeddings[:, :, 0], embeddings[:, :, 1], done)
+                count = chunk.start - images.start
+                mean[rows] = accumulate(mean[rows], embeddings[:, :, 0], embeddings[:, :, 1], count)
         return mean * len(images)
 
     def _forward(self, images: range, layer: int) -> ForwardPass:
-        """Forward pass over `images`, kept until other ones are asked for; of the codes as they are at `layer`."""
+        """Forward pass over `images`, of the codes as they are at `layer`; cached until other images are passed."""
         probe, chosen = self.probe, slice(images.start, images.stop)
         s, w_plus = probe.s[chosen], probe.w_plus[chosen]
         if probe.params.emulate_published:  # channels of the layers before stay at their mean
@@ -212,15 +212,15 @@ class ForwardPass:
 
 
 def forward_pass(generator: Generator, clip: Clip, s: Tensor, w_plus: Tensor, dtype: torch.dtype) -> ForwardPass:
-    """Forward pass in float32 over the images of s [N,S] and w_plus [N,L,D], to which changes will pass in `dtype`."""
+    """Forward pass in float32 over the images of s [N,S] and w_plus [N,L,D]. dtype: of the changes propagated later."""
     x = generator.input.input.expand(len(s), -1, -1, -1).contiguous(memory_format=torch.channels_last)
     image, layers = None, []
     for number, (noise, style) in enumerate(zip(generator.noises, s.split(generator.layout.dims, dim=1), strict=True)):
         block = generator.convolutions[number]
         raw, demod, bias = block.conv(x, style), block.conv.demodulation(style), block.activate.bias
         z = raw * demod[..., None, None] + block.noise.weight * noise
-        kept = (_channels_last(tensor, dtype) for tensor in (x, raw, z + bias[:, None, None]))
-        layers.append(LayerPass(block.conv, block.conv.kernel(dtype), style, demod, *kept))
+        inputs = (_channels_last(tensor, dtype) for tensor in (x, raw, z + bias[:, None, None]))
+        layers.append(LayerPass(block.conv, block.conv.kernel(dtype), style, demod, *inputs))
         x = bias_act(z, bias)
         image = generator.add_to_image(number, x, image, w_plus)
     assert image is not None

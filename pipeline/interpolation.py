@@ -22,23 +22,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class End:
-    """An image in terms of the diffusion model: its noise, the style s [1,S] to sample it under, and its own [1,S]."""
+class Endpoint:
+    """End of an interpolation: an image in terms of the diffusion model.
+
+    noise: of the image's inversion.
+    s: style [1,S] that it is sampled under.
+    source_style: style [1,S] that it was inverted under; another one than s after an edit.
+    """
 
     noise: Sampled
     s: Tensor
-    own: Tensor
+    source_style: Tensor
 
 
-def end(editor: WholeImageEditor, prepared: Inverted, direction: Direction | None = None, strength: float = 1.0) -> End:
-    """An inverted image itself, or its edit along a direction."""
+def endpoint(
+    editor: WholeImageEditor, prepared: Inverted, direction: Direction | None = None, strength: float = 1.0
+) -> Endpoint:
+    """Endpoint of an inverted image, or of its edit.
+
+    editor, prepared: a diffusion editor, and one image [1,3,R,R] as its `prepare` gives it.
+    direction, strength: the edit; None for the image itself.
+    """
     source = prepared.source
     s = source.s if direction is None else editor.moved(source, direction, strength)
-    return End(prepared.noise, s, source.s)
+    return Endpoint(prepared.noise, s, source.s)
 
 
 def slerp(start: Tensor, stop: Tensor, weight: float) -> Tensor:
-    """Spherical interpolation of [B,...], row by row; linear where the angle is almost 0."""
+    """Spherical interpolation between rows of start and stop [B,...]; linear where the angle is almost 0.
+
+    weight: 0 gives `start`, 1 gives `stop`.
+    """
     one, other = start.flatten(1), stop.flatten(1)
     angle = torch.arccos(torch.cosine_similarity(one, other, dim=1).clamp(-1, 1))[:, None]
     sine = angle.sin()
@@ -47,20 +61,20 @@ def slerp(start: Tensor, stop: Tensor, weight: float) -> Tensor:
 
 
 @torch.no_grad()
-def between(editor: WholeImageEditor, start: End, stop: End, weights: Sequence[float]) -> Tensor:
-    """Interpolated images [K,3,R,R]: weight 0 is `start`, 1 is `stop`."""
-    images, edited = [], any(not torch.equal(end.s, end.own) for end in (start, stop))
+def between(editor: WholeImageEditor, start: Endpoint, stop: Endpoint, weights: Sequence[float]) -> Tensor:
+    """Interpolated images [K,3,R,R], one per weight: 0 is `start`, 1 is `stop`."""
+    images, edited = [], any(not torch.equal(end.s, end.source_style) for end in (start, stop))
     for weight in weights:
         pairs = zip(start.noise.path, stop.noise.path, strict=True)
         path = tuple(slerp(one, other, weight) for one, other in pairs)
         noise = Sampled(slerp(start.noise.x, stop.noise.x, weight), start.noise.evaluations, path)
-        own = torch.lerp(start.own, stop.own, weight) if edited else None
-        images.append(editor.sample(noise, torch.lerp(start.s, stop.s, weight), own).x)
+        source_style = torch.lerp(start.source_style, stop.source_style, weight) if edited else None
+        images.append(editor.sample(noise, torch.lerp(start.s, stop.s, weight), source_style).x)
     return torch.cat(images).clamp(-1, 1)
 
 
 @torch.no_grad()
-def mixed(editor: WholeImageEditor, content: End, style: End, levels: Collection[str]) -> Tensor:
+def mixed(editor: WholeImageEditor, content: Endpoint, style: Endpoint, levels: Collection[str]) -> Tensor:
     """Image [1,3,R,R] of the content's noise and s, with the `levels` of the style's s.
 
     Raises InputError with the nearest name for an unknown level.

@@ -26,7 +26,7 @@ BETAS = 0.9, 0.99
 LEARNING_RATE = 0.15  # in units of the distance between codes
 PROXIMITY = 0.005  # weight of the distance from the encoder's codes, in the same units
 FEATURES = 0.2  # weight of the features
-DETAIL = 1 / 3  # unit of a residual, in root mean squares of the features; at 1 it leaves noise on plain backgrounds
+DETAIL = 1 / 3  # step size of a residual, in root mean squares of the features; 1 leaves noise on plain backgrounds
 
 
 class FeatureEncoder(Protocol):
@@ -66,30 +66,32 @@ def errors(generator: Generator, images: Tensor, w_plus: Tensor) -> Tensor:
 
 
 def refine(encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, steps: int) -> Tensor:
-    """Refine w_plus [B,L,D] by `steps` of descent towards images [B,3,R,R]; rows where that does not help are kept.
+    """Refine w_plus [B,L,D] by `steps` of descent towards images [B,3,R,R]; rows whose error does not fall stay.
 
-    Rows are independent of one another.
+    Rows are independent.
     """
     if not steps:
         return w_plus
-    unit = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
-    refined = _descend(encoder, generator, images, w_plus, unit, steps)
+    step_size = (w_plus - generator.w_mean).square().mean(dim=(1, 2), keepdim=True).sqrt()
+    refined = _descend(encoder, generator, images, w_plus, step_size, steps)
     better = errors(generator, images, refined) < errors(generator, images, w_plus)
     return torch.where(better[:, None, None], refined, w_plus)
 
 
 def refine_s(
-    encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, unit: Tensor, steps: int
+    encoder: FeatureEncoder, generator: Generator, images: Tensor, w_plus: Tensor, step_size: Tensor, steps: int
 ) -> Tensor:
-    """Refine the style codes s [B,S] of w_plus [B,L,D] in the same way; toRGB layers keep the styles of w_plus.
+    """Refine the style codes s [B,S] of w_plus [B,L,D] as `refine` does codes; toRGB layers keep the styles of w_plus.
 
-    unit: standard deviation of the style channels [S].
+    images: [B,3,R,R] to come near to.
+    step_size: standard deviation of the style channels [S].
+    steps: of descent.
     """
 
     def draw(s: Tensor) -> Tensor:
         return generator.synthesis(s, w_plus)
 
-    return _improve(encoder, draw, images, generator.styles(w_plus), unit, steps)
+    return _improve(encoder, draw, images, generator.styles(w_plus), step_size, steps)
 
 
 def missing_detail(
@@ -97,7 +99,7 @@ def missing_detail(
 ) -> Tensor:
     """Residual [B,C,size,size] of the generator's features that w_plus [B,L,D] lack of images [B,3,R,R].
 
-    It is fitted by `steps` of descent from zero, and zero where that does not help.
+    It is fitted by `steps` of descent from zero, and is zero where that does not lower the error.
     """
     s = generator.styles(w_plus)
     with torch.no_grad():
@@ -106,8 +108,8 @@ def missing_detail(
     def draw(added: Tensor) -> Tensor:
         return generator.synthesis_from(size, plain + added, below, s, w_plus)
 
-    unit = DETAIL * plain.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return _improve(encoder, draw, images, torch.zeros_like(plain), unit, steps)
+    step_size = DETAIL * plain.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return _improve(encoder, draw, images, torch.zeros_like(plain), step_size, steps)
 
 
 def _improve(
@@ -115,11 +117,11 @@ def _improve(
     draw: Callable[[Tensor], Tensor],
     images: Tensor,
     start: Tensor,
-    unit: Tensor,
+    step_size: Tensor,
     steps: int,
 ) -> Tensor:
     """`_descend`, with the rows of `start` [B,...] where the pixel error does not fall."""
-    descended = _descend(encoder, draw, images, start, unit, steps)
+    descended = _descend(encoder, draw, images, start, step_size, steps)
 
     @torch.no_grad()
     def error(codes: Tensor) -> Tensor:
@@ -134,12 +136,12 @@ def _descend(
     draw: Callable[[Tensor], Tensor],
     images: Tensor,
     start: Tensor,
-    unit: Tensor,
+    step_size: Tensor,
     steps: int,
 ) -> Tensor:
     """Codes [B,...] by Adam from `start`, towards drawing images [B,3,R,R].
 
-    unit: size of a usual step, of shape [...] for all rows or [B,1,...] each.
+    step_size: size of a usual step, of shape [...] for all rows or [B,1,...] each.
     """
     with torch.no_grad(), lowered(images.device):
         target = encoder.features(images)
@@ -148,7 +150,7 @@ def _descend(
         mean, square, count = torch.zeros_like(start), torch.zeros_like(start), torch.zeros(())
         for step in range(steps):
             with lowered(images.device):
-                drawn = draw(start + unit * moved)
+                drawn = draw(start + step_size * moved)
                 features = encoder.features(drawn)
             loss = (drawn - images).square().mean(dim=(1, 2, 3)).sum()
             for one, other in zip(features, target, strict=True):
@@ -167,14 +169,19 @@ def _descend(
                     eps=1e-8,
                     maximize=False,
                 )
-    return start + unit * moved.detach()
+    return start + step_size * moved.detach()
 
 
 @torch.no_grad()
 def details(
     encoder: FeatureEncoder, generator: Generator, photos: Tensor, w_plus: Tensor, params: InvertParams
 ) -> Tensor:
-    """`missing_detail` of w_plus [N,L,D] and photos [N,3,R,R]: [N,C,r,r] on the CPU, float16 as in the artefact."""
+    """`missing_detail` of inversions, in batches: [N,C,r,r] on the CPU, float16 as in the artefact.
+
+    photos: [N,3,R,R] in [-1,1].
+    w_plus: codes [N,L,D] of the photos.
+    params: size of the residual (`detail`), steps (`refine`) and batch.
+    """
     device = generator.w_mean.device
 
     def step(images: Tensor, codes: Tensor) -> tuple[Tensor]:
@@ -188,7 +195,12 @@ def details(
 def invert(
     encoder: FeatureEncoder, generator: Generator, photos: Tensor, batch: int, steps: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Invert photos [N,3,R,R] into w_plus [N,L,D], refined by `steps`; also their `errors` [N]. Both on the CPU."""
+    """Invert photos into w_plus [N,L,D]; also their `errors` [N]. Both on the CPU.
+
+    photos: [N,3,R,R] in [-1,1].
+    batch: photos per forward pass.
+    steps: of `refine`, after the encoder.
+    """
     device = generator.w_mean.device
 
     def step(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,11 @@ class Probe:
 
 
 def probe(generator: Generator, clip: Clip, mean: Tensor, std: Tensor, params: RelevanceParams) -> Probe:
-    """Draw the images on which channels are changed. mean, std: statistics of the style channels [S]."""
+    """Draw the images on which channels are changed.
+
+    mean, std: statistics of the style channels [S].
+    params: number of images, their truncation and seed; all of it becomes a part of the probe.
+    """
     z = torch.randn(params.images, generator.style_dim, generator=torch.Generator().manual_seed(params.seed))
     with torch.no_grad():
         w_plus = generator.repeat(generator.truncate(generator.mapping(z.to(mean.device)), params.psi))

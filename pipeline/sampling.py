@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.networks import Networks
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
+Id = TypeVar("Id", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,23 @@ def decode_uint8(encoded: Sequence[bytes]) -> Tensor:
     return torch.stack([torch.from_numpy(images.to_uint8(images.decode_png(e))).permute(2, 0, 1) for e in encoded])
 
 
+def sibling(row_id: Id) -> Id:
+    """Id of the other one of two fakes that may share noise (`noise`): 0 and 1, 2 and 3, ..."""
+    return row_id ^ 1
+
+
 def noise(row_ids: Iterable[int], dim: int, seed: int, redrawn: float = 1.0) -> Tensor:
     """Standard normal noise z [N,dim], of which row i depends on (seed, row_ids[i]) alone.
 
     redrawn: probability that a number of an odd row is its own; at least one is. The others are its sibling's. Rows of
-    the split "val" have no siblings among those that are trained on. Mixed in this way normal noise stays normal.
+    the split "val" (`artefacts.fake_split`) share noise with no row that is trained on. Mixed in this way normal noise
+    stays normal.
     """
 
     def draw(row: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[seed, row]))
         own = rng.standard_normal(dim, dtype=np.float32)
-        other = artefacts.sibling(row)
+        other = sibling(row)
         if redrawn == 1 or row < other or "val" in (artefacts.fake_split(row), artefacts.fake_split(other)):
             return own
         chance = rng.random(dim)
@@ -149,7 +156,12 @@ def sample_w(
 def fake_codes(
     generator: Generator, clip: Clip, w: Tensor, batch: int, precision: str = "float32"
 ) -> tuple[Tensor, Tensor]:
-    """Style codes s [N,S] float16 and CLIP embeddings [N,E] float32, not normalised, of the fakes w [N,D]."""
+    """Style codes s [N,S] float16 and CLIP embeddings [N,E] float32, not normalised, of fakes. Both on the CPU.
+
+    w: codes [N,D].
+    batch: fakes per forward pass.
+    precision: of rendering and embedding, "float32" or "bfloat16".
+    """
     device, half = generator.w_mean.device, precision == "bfloat16"
 
     def step(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +175,12 @@ def fake_codes(
 
 @torch.no_grad()
 def real_codes(generator: Generator, clip: Clip, w_plus: Tensor, photos: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Style codes s [N,S] float16 of inversions w_plus [N,L,D], and CLIP embeddings [N,E] of the photos [N,3,R,R]."""
+    """Style codes s [N,S] float16 and CLIP embeddings [N,E] float32, not normalised, of photographs. Both on the CPU.
+
+    w_plus: inversions [N,L,D], of which s is computed.
+    photos: [N,3,R,R] in [-1,1], which are embedded.
+    batch: photos per forward pass.
+    """
     device = generator.w_mean.device
 
     def step(codes: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +202,11 @@ def style_stats(networks: Networks, space: Space = "s") -> tuple[Tensor, Tensor]
 @functools.lru_cache(maxsize=4)
 @torch.no_grad()
 def measured_stats(generator: Generator, space: Space = "s", count: int = 4096, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the codes of `count` samples: of s [S] each, or of w_plus [L*D] each."""
+    """Mean and standard deviation, [S] or [L*D] each, of the codes of samples without truncation.
+
+    space: codes to measure, "s" or "w_plus".
+    count, seed: number of samples, and the seed of their noise.
+    """
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(seed))
     w_plus = generator.repeat(generator.mapping(z.to(generator.w_mean.device)))
     codes = generator.styles(w_plus) if space == "s" else w_plus.flatten(1)

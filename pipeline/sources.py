@@ -58,7 +58,11 @@ class Block(NamedTuple):
 def source(
     networks: Networks, image: Tensor, inversion: Inversion, people: tuple[Portrait, ...] | None = None
 ) -> Source:
-    """Source of images [B,3,R,R] and their inversion, on the networks' device; style codes and CLIP are computed."""
+    """Source of images and their inversion, on the networks' device; style codes and CLIP are computed.
+
+    image: [B,3,R,R] in [-1,1].
+    people: parameters that the portraits were drawn with, one per image; None for photographs and samples.
+    """
     generator, image, inversion = networks.generator, image.to(networks.device), inversion.to(networks.device)
     s, residual = generator.styles(inversion.w_plus), None
     if inversion.detail is not None:
@@ -120,7 +124,12 @@ NO_EDITS: dict[str, Any] = {  # columns of the schema `edits` without rows
 def edit(
     editor: Editor, ids: Sequence[int], source: Source, directions: Sequence[Direction], strength: float
 ) -> dict[str, Any]:
-    """Columns of the schema `edits`: all images of a source with strength 0, then along every direction."""
+    """Columns of the schema `edits`: all images of a source with strength 0, then along every direction.
+
+    ids: row ids of the images [B].
+    directions: of text pairs; their target texts become the column `prompt`.
+    strength: of all edits along them.
+    """
     prepared = editor.prepare(source)
     edits = [(UNEDITED, 0.0, editor.edit(prepared, directions[0], 0.0))]
     for direction in directions:

@@ -81,12 +81,12 @@ class Curve:
         self.rows: list[Metrics] = []
         self.open: list[Metrics] = []  # steps after the last row
 
-    def add(self, done: int, metrics: Metrics) -> None:
-        """Add the metrics of a step; `done` counts the finished steps."""
+    def add(self, finished: int, metrics: Metrics) -> None:
+        """Add the metrics of a step; `finished` counts the steps so far."""
         self.open.append(metrics)
-        if done % self.every == 0:
+        if finished % self.every == 0:
             means = {name: sum(m[name] for m in self.open) / len(self.open) for name in metrics}
-            self.rows.append({"step": done, **means})
+            self.rows.append({"step": finished, **means})
             self.open = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _distributed() -> bool:
 
 
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write the state of all parts and the number of finished steps atomically."""
+    """Write the state of all parts and `step`, the number of finished steps, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
@@ -200,7 +200,7 @@ def fit(
     parts: what is restored from `checkpoint` first, and saved there every `every` steps and at the end.
     seconds: time after which the run stops early, saved, so that it can go on later.
     curve: takes in every step, and is saved as well.
-    A run that was finished before yields (`until`, {}) once.
+    A run that an earlier call finished yields (`until`, {}) once.
     """
     parts = {**parts, "curve": curve} if curve else parts
     start = load_state(checkpoint, parts) if checkpoint else 0
@@ -209,11 +209,11 @@ def fit(
     stop = time.monotonic() + seconds if seconds is not None else float("inf")
     for number in range(start, until):
         metrics = step(number)
-        done, late = number + 1, seconds is not None and _any_process(time.monotonic() > stop)
+        finished, late = number + 1, seconds is not None and _any_process(time.monotonic() > stop)
         if curve:
-            curve.add(done, metrics)
-        if checkpoint and first_process() and (done % every == 0 or done == until or late):
-            save_state(checkpoint, done, parts)
-        yield done, metrics
+            curve.add(finished, metrics)
+        if checkpoint and first_process() and (finished % every == 0 or finished == until or late):
+            save_state(checkpoint, finished, parts)
+        yield finished, metrics
         if late:
             return

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextPair:
-    """Condition in words: edit from what `source` says towards what `target` says.
+    """Text condition: edit along the difference from text `source` to text `target`.
 
-    asks: attribute -> value of the target, which only the prompts of a domain have.
+    asks: attribute -> value that the target names; only the prompts of a domain have them.
     """
 
     source: str
@@ -85,7 +85,7 @@ class Source:
     image: [B,3,R,R]
     s: style codes [B,S] of the inversion
     clip: CLIP embeddings [B,E] of the images, not normalised
-    people: the renderer's parameters, of drawn portraits
+    people: parameters that the portraits were drawn with, one per image; None for photographs and samples
     residual: the inversion's detail in the form that `Generator.synthesis` adds to its features
     """
 
@@ -143,7 +143,7 @@ class Edited:
     images: [B,3,R,R], not clamped
     s: style codes [B,S] after the edit
     mask: [B,1,R,R] in [0,1], 0 where the image stays
-    strengths: [B], chosen by the editor per image; the strength it was asked for is a factor on them
+    strengths: [B], chosen by the editor per image; the argument `strength` of `edit` is a factor on them
     evaluations: forward passes per image of the network that draws it, encoding included
     """
 

@@ -24,7 +24,7 @@ from pipeline.training import Ema, Metrics, fit
 from pretrain import generator_supervised
 from pretrain.common import Training
 from pretrain.datasets import ImageChunks
-from pretrain.generator import Discriminator
+from pretrain.discriminator import Discriminator
 
 Embed = Callable[[Tensor], Tensor]
 

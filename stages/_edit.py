@@ -89,7 +89,7 @@ def block_size(device: str, resolution: int) -> int:
 
 
 def edit(stage: Stage) -> None:
-    """Edit the first test images with the stage's editor; `evaluate.scale` says how many.
+    """Edit the first test images with the stage's editor; `evaluate.scale` sets their number.
 
     An editor of drawn portraits writes an empty table in a domain of photographs, so that the workflow can go on.
     Raises InputError for a domain without prompts.

@@ -18,7 +18,12 @@ BY_TIME, VALIDATION = 64, 256  # validation images: of the loss by time, and of 
 def train(
     stage: Stage, params: DiffusionParams, checkpoint: Path, curve: training.Curve, unseen: tuple[Batches, int] | None
 ) -> unet.Denoiser:
-    """Train the denoiser; returns the best weight average."""
+    """Train the denoiser; returns the weight average with the lowest loss on `unseen`, or the last without.
+
+    checkpoint: file that the training resumes from.
+    curve: takes in the losses.
+    unseen: validation data and its number of rows.
+    """
     networks, shipped = stage.networks.load(), stage.root / stage.domain.denoiser.path
     sizes = stage.domain.defaults.get("pretrain", {}).get("denoiser", {}).get("model", {})
     numbers = {**sizes, **denoiser_training.network_sizes(networks.generator, params.space)}

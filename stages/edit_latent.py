@@ -1,4 +1,4 @@
-"""Test images, mapper, relevance -> data/<domain>/edits/<editor>/: editors that move style codes as a mapper says."""
+"""Test images, mapper, relevance -> data/<domain>/edits/<editor>/: editors that move style codes by a mapper."""
 
 from __future__ import annotations
 

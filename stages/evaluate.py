@@ -14,8 +14,8 @@ from pipeline.runtime.errors import InputError
 from pipeline.storage import artefacts, params, weights
 from stages._stage import Stage, run
 
-DIFFUSION = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # whose reconstruction is measured
-SHOWN = {"deltaedit_g": deltaedit_g, **DIFFUSION}
+DIFFUSION = {"deltaedit_d": deltaedit_d, "deltaedit_d_wplus": deltaedit_d_wplus}  # their reconstruction is measured
+FIGURE_EDITORS = {"deltaedit_g": deltaedit_g, **DIFFUSION}
 # Samples at most, of the first shard; training images beside the test's, for the shares of attribute values.
 SAMPLES, TRAIN_IMAGES = 4096, 12_000
 GRID_ROWS, GRID_COLUMNS, GRID_COLOURS = 3, 6, 256  # every version of the grid stays in git
@@ -34,7 +34,7 @@ def main(stage: Stage) -> None:
 
 
 def read(stage: Stage, section: sources.EvaluateParams) -> tuple[EvaluationInputs, dict[str, Any]]:
-    """Inputs of the benchmark; and of the editors in SHOWN the settings that their edits were made with.
+    """Inputs of the benchmark, and the settings behind the edits of each editor in FIGURE_EDITORS.
 
     Raises InputError where inversions and test images are of different runs.
     """
@@ -47,7 +47,7 @@ def read(stage: Stage, section: sources.EvaluateParams) -> tuple[EvaluationInput
         raise InputError(f"{paths.reals} has other rows than {paths.images}: run `dvc repro`")
     settings: dict[str, Any] = {
         name: params.build(module.Params, artefacts.metadata(edits[name], "edits")["params"], str(edits[name]))
-        for name, module in SHOWN.items()
+        for name, module in FIGURE_EDITORS.items()
         if name in edits
     }
     diffusion = next((name for name in settings if name in DIFFUSION), None)

@@ -61,7 +61,7 @@ def write_none(meta: dict[str, Any], path: Path) -> None:
 
 
 def main(stage: Stage) -> None:
-    """Invert all images, then fit the residuals of the first test images; `evaluate.scale` says how many are edited."""
+    """Invert all images, then fit the residuals of the test images to edit, whose number `evaluate.scale` sets."""
     params, paths = stage.params(inversion.InvertParams), stage.paths
     scale = stage.params(sources.EvaluateParams, "evaluate").scale
     test = artefacts.read(paths.images, "images", ["id"], {"split": "test"})["id"].tolist()
@@ -72,7 +72,7 @@ def main(stage: Stage) -> None:
         jobs = [Job(stage.networks, *pair, params, edited, meta) for pair in zip(shards, codes, strict=True)]
         processes.fill(work, "reals", write, jobs, stage.processes)
         ids = [edited & set(artefacts.read(shard, "images", ["id"])["id"].tolist()) for shard in shards]
-        jobs = [job._replace(edited=own) for job, own in zip(jobs, ids, strict=True) if own]
+        jobs = [job._replace(edited=chosen) for job, chosen in zip(jobs, ids, strict=True) if chosen]
         if jobs and params.seeks_detail:
             processes.fill(work, "details", write_details, jobs, stage.processes)
         else:

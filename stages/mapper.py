@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline import delta_mapper, training
+from pipeline import delta_mapper, sampling, training
 from pipeline.models.stylespace import StyleLayout
 from pipeline.runtime import progress
-from pipeline.storage import artefacts, params, weights
+from pipeline.storage import artefacts, weights
 from stages._stage import Stage, run
 
 CHECKPOINT_EVERY, ROW_EVERY = 500, 50  # steps
@@ -29,7 +29,7 @@ def train(
     section = stage.params(delta_mapper.MapperParams, "mapper")
     with stage.tracked(section) as tracked, stage.work(section) as work:
         (s, clip), validation = (codes(split, section.sources) for split in ("train", "val"))
-        curve, redrawn = training.Curve(ROW_EVERY), params.load_yaml(stage.root)["sample"]["redrawn"]
+        curve, redrawn = training.Curve(ROW_EVERY), stage.params(sampling.SampleParams, "sample").redrawn
         siblings = delta_mapper.siblings(stage.paths.codes, section, redrawn)
         trainer = delta_mapper.Trainer(s, clip, layout, section, stage.networks.device, siblings)
         checkpoint = work.path("checkpoint.pt")

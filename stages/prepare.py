@@ -79,7 +79,13 @@ def publish(
     account: dict[str, Any],
     extra: dict[str, Any],
 ) -> None:
-    """Write all shards and prepared.json, `account`; `extra` goes into the header of the shards."""
+    """Write all shards and prepared.json, then publish both.
+
+    work: keeps finished shards of an interrupted run.
+    images: rows to render or to read.
+    account: content of prepared.json.
+    extra: further entries of the shards' header.
+    """
     meta, starts = {**stage.meta(params), **extra}, range(0, len(images.rows), params.shard)
     jobs = [Job(images.part(slice(start, start + params.shard)), meta) for start in starts]
     processes.fill(work, "images", write, jobs, processes.count())

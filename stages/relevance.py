@@ -36,11 +36,11 @@ def write(job: Job, path: Path) -> None:
 def main(stage: Stage) -> None:
     """Compute the shards, then join them."""
     params = stage.params(relevance.RelevanceParams)
-    own = probe(stage.networks, params)
-    jobs = [Job(stage.networks, params, part) for part in relevance.parts(own)]
+    whole = probe(stage.networks, params)
+    jobs = [Job(stage.networks, params, part) for part in relevance.parts(whole)]
     with stage.tracked(params), stage.work(params) as work:
         names = processes.fill(work, "rows", write, jobs, stage.processes, ".safetensors")
-        matrix = relevance.joined(own, [weights.load(work.path(name))[0]["relevance"] for name in names])
+        matrix = relevance.joined(whole, [weights.load(work.path(name))[0]["relevance"] for name in names])
         weights.save(work.path("relevance"), {"relevance": matrix}, stage.meta(params, "generator", "clip", "s_stats"))
         work.mark("relevance")
         work.publish({"relevance": stage.paths.relevance})

@@ -53,14 +53,14 @@ def interpolate(
 
     image, editor = _image(studio, words[0]), _diffusion_editor(studio)
     prepared = editor.prepare(image.source)
-    unedited = interpolation.end(editor, prepared)
+    unedited = interpolation.endpoint(editor, prepared)
     if second:
-        ends = [unedited, interpolation.end(editor, editor.prepare(_image(studio, words[1]).source))]
+        ends = [unedited, interpolation.endpoint(editor, editor.prepare(_image(studio, words[1]).source))]
     else:
         prompts = [studio.prompt(text) for text in words[1:]]
         errors.warn(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
         directions = [editor.fit(prompt.pair) for prompt in prompts]
-        edits = [interpolation.end(editor, prepared, one, check_strength(strength)) for one in directions]
+        edits = [interpolation.endpoint(editor, prepared, one, check_strength(strength)) for one in directions]
         ends = [unedited, *edits] if len(edits) == 1 else edits
     start, stop = ends
     between = interpolation.between(editor, start, stop, [number / (steps - 1) for number in range(steps)])
@@ -88,7 +88,7 @@ def mix(
     from pipeline import interpolation
 
     images, editor = [_image(studio, name) for name in (content, style)], _diffusion_editor(studio)
-    one, other = (interpolation.end(editor, editor.prepare(image.source)) for image in images)
+    one, other = (interpolation.endpoint(editor, editor.prepare(image.source)) for image in images)
     asked = [[name.strip() for name in text.split(",")] for text in levels or studio.networks.generator.layout.levels]
     mixed = {
         f"{_stem(images[0])}-{'-'.join(names)}": interpolation.mixed(editor, one, other, names)[0] for names in asked

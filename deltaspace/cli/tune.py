@@ -24,7 +24,7 @@ def tune(
             "--try", metavar="NAME=X,Y", help="Values to try, as strength=1,2; repeatable. Default: the effective ones."
         ),
     ] = None,
-    people: Annotated[int, typer.Option(min=1, metavar="N", help="Validation portraits to edit.")] = 64,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Validation portraits to edit.")] = 64,
     style: Annotated[
         str, typer.Option(metavar="STYLE[,STYLE]", help="How they are drawn: painted, as everywhere, or inked.")
     ] = "painted",
@@ -72,7 +72,7 @@ def tune(
     of_domain = domains.load(domain, root)
     settings = {name: tuning.candidates(name, root, of_domain, tried) for name in names}
     networks = Networks(of_domain, root, device_named(device))
-    validation = {word: tuning.validation_set(networks, people, word, split) for word in styles}
+    validation = {word: tuning.validation_set(networks, images, word, split) for word in styles}
     warnings = [line for text in source_texts if text for line in vocabulary_warnings(text, networks.clip, domain)]
     errors.warn(warnings)
     mappers = list(tuning.mapper_candidates(networks, recipe))
@@ -85,10 +85,10 @@ def tune(
             trials.append((word, replace(trial, settings=mapper | trial.settings)))
     trials.sort(key=lambda pair: (styles.index(pair[0]), pair[1].score))
     if out:
-        tuning.save(out, people, split, trials)
+        tuning.save(out, images, split, trials)
     if as_json:
         rows: list[dict[str, Any]] = [{"style": word, **vars(trial), "score": trial.score} for word, trial in trials]
-        return errors.print_json({"people": people, "split": split, "warnings": warnings, "trials": rows})
+        return errors.print_json({"images": images, "split": split, "warnings": warnings, "trials": rows})
     varied = (*(f"mapper.{name}" for name in recipe), *(["source"] if source else []), *tried)
     for word, trial in trials:
         typer.echo(_line(trial, [word] if len(styles) > 1 else [], varied))

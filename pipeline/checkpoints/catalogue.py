@@ -1,4 +1,4 @@
-"""Where each published network comes from: address, place on disk, state, and how to get it by hand."""
+"""Sources of published networks: address, path on disk, state, and instructions to get a file by hand."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.checkpoints import install, reader
 from pipeline.checkpoints.safe_pickle import Thing, shown
-from pipeline.checkpoints.tensor_table import Claim, listed
+from pipeline.checkpoints.tensor_table import TensorSpec, listed
 from pipeline.models.clip import Clip
 from pipeline.runtime.errors import InputError, nearest
 from pipeline.storage import domain_template, domains, weights
@@ -74,17 +74,17 @@ class Imported:
     numbers: dict[str, Any]
     like: dict[str, Tensor]
     pieces: dict[str, Piece]
-    claims: dict[str, Claim]
+    specs: dict[str, TensorSpec]
     content: reader.Content
     header: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of `like`, float32; InputError when it is not finite or cannot be read."""
         piece = self.pieces[name]
-        if not set(piece.names) <= set(self.claims):  # counters of batch norm, which only training needs
+        if not set(piece.names) <= set(self.specs):  # counters of batch norm, which only training needs
             return torch.zeros_like(self.like[name])
         with reader.importing(self.content.path):
-            parts = self.content.take({part: self.claims[part] for part in piece.names})
+            parts = self.content.take({part: self.specs[part] for part in piece.names})
         joined = torch.cat(list(parts.values())) if len(parts) > 1 else parts[piece.names[0]]
         return joined.T if piece.transposed else joined
 
@@ -121,8 +121,8 @@ def load(path: Path, model: str | None = None) -> Imported:
     """
     content = reader.read(path, script=True)
     with reader.importing(path):
-        kind, claims = _claims(content)
-        shapes = _Shapes(kind, claims)
+        kind, specs = _specs(content)
+        shapes = _Shapes(kind, specs)
         if kind == OURS and model:
             raise InputError("its header names the model: leave --model out")
         header = _header(path) if kind == OURS else {}
@@ -132,7 +132,7 @@ def load(path: Path, model: str | None = None) -> Imported:
         like = _empty_state(numbers)
         pieces = {name: shapes.piece(name.removeprefix("model.")) for name in like}
         _check_fit(like, pieces, shapes)
-    return Imported(kind, numbers, like, pieces, claims, content, header)
+    return Imported(kind, numbers, like, pieces, specs, content, header)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def named(model: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- content of the file
 
 
-def _claims(content: reader.Content) -> tuple[str, dict[str, Claim]]:
+def _specs(content: reader.Content) -> tuple[str, dict[str, TensorSpec]]:
     """(origin, tensors by the names of the file)."""
     tree, kind = content.tree, OPEN_CLIP
     if isinstance(tree, Thing) and tree.path.startswith("__torch__."):
@@ -188,9 +188,9 @@ def _claims(content: reader.Content) -> tuple[str, dict[str, Claim]]:
     return kind, content.check(weights)
 
 
-def _flat(tree: Thing) -> dict[str, Claim]:
+def _flat(tree: Thing) -> dict[str, TensorSpec]:
     """Tensors of an archive's objects by dotted names; numbers and flags are left out."""
-    claims: dict[str, Claim] = {}
+    specs: dict[str, TensorSpec] = {}
     todo, seen = [("", tree)], 0
     while todo:
         prefix, thing = todo.pop()
@@ -199,9 +199,9 @@ def _flat(tree: Thing) -> dict[str, Claim]:
         for key, value in (thing.state if isinstance(thing.state, dict) else {}).items():
             if isinstance(value, Thing):
                 todo.append((f"{prefix}{key}.", value))
-            elif isinstance(value, Claim):
-                claims[f"{prefix}{key}"] = value
-    return claims
+            elif isinstance(value, TensorSpec):
+                specs[f"{prefix}{key}"] = value
+    return specs
 
 
 def _quick_gelu(path: Path, kind: str, tree: Any) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class _Shapes:
     """The file's tensors under open_clip's keys."""
 
     kind: str
-    claims: dict[str, Claim]
+    specs: dict[str, TensorSpec]
 
     def piece(self, key: str) -> Piece:
         """The file's tensors that open_clip's `key` is made of."""
@@ -260,12 +260,12 @@ class _Shapes:
         return Piece((".".join([layer, *(HF_NAMES.get(part, part) for part in block[3].split("."))]),))
 
     def __contains__(self, key: str) -> bool:
-        return all(name in self.claims for name in self.piece(key).names)
+        return all(name in self.specs for name in self.piece(key).names)
 
     def __getitem__(self, key: str) -> tuple[int, ...]:
         """The shape of open_clip's `key`; () where a part of it is missing or does not fit."""
         piece = self.piece(key)
-        shapes = [self.claims[name].shape for name in piece.names if name in self.claims]
+        shapes = [self.specs[name].shape for name in piece.names if name in self.specs]
         if len(shapes) != len(piece.names) or len(set(shapes)) > 1:
             return ()
         shape = shapes[0]
@@ -275,7 +275,7 @@ class _Shapes:
 
     def count(self, stem: str) -> int:
         """Number of consecutive blocks, from 0 on, whose tensor `stem` is in the file."""
-        return next(n for n in range(len(self.claims) + 1) if stem.format(n) not in self)
+        return next(n for n in range(len(self.specs) + 1) if stem.format(n) not in self)
 
 
 def _numbers(shapes: _Shapes, known: dict[str, Any]) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _empty_state(numbers: dict[str, Any]) -> dict[str, Tensor]:
 
 def _check_fit(like: dict[str, Tensor], pieces: dict[str, Piece], shapes: _Shapes) -> None:
     """Raises InputError unless the file has exactly the tensors that the network needs."""
-    needed, present = {name for piece in pieces.values() for name in piece.names}, set(shapes.claims)
+    needed, present = {name for piece in pieces.values() for name in piece.names}, set(shapes.specs)
     counters = {name for name in needed if name.endswith("num_batches_tracked")}
     if needed - counters - present:
         raise InputError(f"{listed(needed - present)} missing: it is another model (give --model), or not whole")

@@ -94,7 +94,10 @@ def relevance(path: Path, layout: StyleLayout) -> tuple[Tensor, list[str]]:
 def codes(pairs: dict[str, tuple[Path, Path]], layout: StyleLayout, folder: Path, meta: dict[str, Any]) -> int:
     """Write shards of the table `codes` into `folder`, and s_stats.safetensors beside them; returns the number of rows.
 
-    pairs: source ("fake", "real") -> paths of s [N,S] and of CLIP features [N,E]
+    pairs: source ("fake", "real") -> paths of s [N,S] and of CLIP features [N,E].
+    layout: of the domain's generator, which s must fit.
+    meta: header of the shards.
+
     Every 50th row is for validation, of reals too. s_stats are of the fakes in training, or of the reals without fakes.
     """
     arrays = {source: _pair(*paths, layout) for source, paths in pairs.items()}
@@ -119,7 +122,13 @@ def codes(pairs: dict[str, tuple[Path, Path]], layout: StyleLayout, folder: Path
 def replace_codes(
     pairs: dict[str, tuple[Path, Path]], layout: StyleLayout, paths: artefacts.DomainPaths, meta: dict[str, Any]
 ) -> int:
-    """Write `codes` in place of a domain's own, once all of it is written; returns the number of rows."""
+    """Replace a domain's codes and s_stats by `codes`, once all of it is written; returns the number of rows.
+
+    pairs: source ("fake", "real") -> paths of s [N,S] and of CLIP features [N,E].
+    layout: of the domain's generator.
+    paths: the domain's files.
+    meta: header of the shards.
+    """
     partial = paths.codes.with_name(f".import.{os.getpid()}.partial")
     try:
         rows = codes(pairs, layout, partial / paths.codes.name, meta)

@@ -45,6 +45,8 @@ class WebPageError(InputError):
 def download(file: PublishedFile, path: Path, label: str) -> str:
     """Download into `path`; returns the sha256. Unfinished bytes stay beside it as .part, for the next call.
 
+    label: name of the file in the progress line.
+
     Raises WebPageError for a web page, and InputError, one line, for every other failure: a status, a redirect to
     another host, other bytes or more of them than published, a full disk, no connection, a concurrent download.
     """

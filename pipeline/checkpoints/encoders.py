@@ -101,8 +101,8 @@ def _read(path: Path, convert: Callable[[reader.Content, dict[str, Any]], Import
 def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: int) -> Imported:
     state = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
     prefix = "encoder."
-    named = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
-    if not named:
+    encoder_state = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+    if not encoder_state:
         raise InputError(f"it holds no encoder: none of its keys starts with encoder. ({listed(state)})")
     opts, notes = _opts(tree.get("opts")), []
     kind = TYPES.get(opts.get("encoder_type", "Encoder4Editing"))
@@ -115,14 +115,14 @@ def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: in
         notes.append("its opts name no encoder_type: read as e4e's")
     if "cars" in str(opts.get("dataset_type")):
         raise InputError("it was trained on cars of 192 x 256 pixels: only encoders of square images are read")
-    rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.weight", key)) for key in named)
+    rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.weight", key)) for key in encoder_state)
     if rows != (wanted := 2 * int(math.log2(resolution)) - 2):
         raise InputError(
             f"its encoder has {rows} rows (styles.N.linear.weight), the domain's images of {resolution} pixels have "
             f"{wanted}"
         )
     mean = tree.get("latent_avg")
-    tensors = content.take(named if mean is None else {**named, "latent_avg": mean})
+    tensors = content.take(encoder_state if mean is None else {**encoder_state, "latent_avg": mean})
     average = tensors.pop("latent_avg", None)
     if (channels := shape_of(tensors, "input_layer.0.weight", 4)[1]) != 3:
         kind_of = "as ReStyle's encoders do" if channels == 6 else "such as sketches or label maps"
@@ -132,7 +132,7 @@ def _style_encoder(content: reader.Content, tree: dict[str, Any], resolution: in
         "widths": _widths(tensors),
         "rows": rows,
         "style_dim": shape_of(tensors, "styles.0.linear.weight", 2)[0],
-        "size": 16 * 2 ** sum(bool(re.fullmatch(r"styles\.0\.convs\.\d+\.weight", key)) for key in named),
+        "size": 16 * 2 ** sum(bool(re.fullmatch(r"styles\.0\.convs\.\d+\.weight", key)) for key in encoder_state),
         "common": kind == "e4e",
     }
     with weights.Unfilled():
@@ -159,21 +159,21 @@ def mismatch_warnings(imported: Imported, source: Path, style_dim: int | None, w
 
     Raises InputError where the generator's codes do not have the encoder's style_dim.
     """
-    if (own := imported.model["style_dim"]) != style_dim:
-        raise InputError(f"{source} is another generator's: its codes have {own} numbers, the generator's {style_dim}")
+    if (dim := imported.model["style_dim"]) != style_dim:
+        raise InputError(f"{source} is another generator's: its codes have {dim} numbers, the generator's {style_dim}")
     average = imported.tensors["latent_avg"].mean(dim=0)
     far = w_mean is not None and bool(average.any()) and bool((average - w_mean).norm() > FAR * average.norm())
     return ["its mean code is far from the generator's: was it trained for another generator?"] if far else []
 
 
 def _face_network(content: reader.Content, tree: dict[str, Any]) -> Imported:
-    named = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
-    if "output_layer.3.weight" not in named or "input_layer.0.weight" not in named:
+    state = tree["state_dict"] if isinstance(tree.get("state_dict"), dict) else tree
+    if "output_layer.3.weight" not in state or "input_layer.0.weight" not in state:
         raise InputError(
             "it holds no IR-SE50 of faces: input_layer.0.weight or output_layer.3.weight is not among its keys "
-            f"({listed(named)})"
+            f"({listed(state)})"
         )
-    tensors = content.take(named)
+    tensors = content.take(state)
     dim = shape_of(tensors, "output_layer.3.weight", 2)[0]
     model = {"backbone": arcface.NAME, "widths": _widths(tensors), "dim": dim}
     with weights.Unfilled():

@@ -85,16 +85,18 @@ def _tensors(content: reader.Content) -> Converted:
 
 def _rosinality(content: reader.Content, tree: dict[str, Any]) -> Converted:
     mean, kind = tree.get("latent_avg", tree.get("w_mean")), "a bare state dict"
-    named: dict[str, Any] = tree
+    tensors: dict[str, Any] = tree
     if isinstance(tree.get("g_ema"), dict):
-        named, kind = tree["g_ema"], "the g_ema of a training file"
+        tensors, kind = tree["g_ema"], "the g_ema of a training file"
     elif isinstance(tree.get("state_dict"), dict):
-        named = {k.removeprefix("decoder."): v for k, v in tree["state_dict"].items() if k.startswith("decoder.")}
+        tensors = {k.removeprefix("decoder."): v for k, v in tree["state_dict"].items() if k.startswith("decoder.")}
         kind = "the decoder of an e4e or pSp file"
-    if "conv1.conv.weight" not in named:
-        raise InputError(f"it holds no StyleGAN2 generator: conv1.conv.weight is not among its keys ({listed(named)})")
-    named = {key: value for key, value in named.items() if key not in ("latent_avg", "w_mean")}
-    state = content.take(named if mean is None else {**named, "w_mean": mean})
+    if "conv1.conv.weight" not in tensors:
+        raise InputError(
+            f"it holds no StyleGAN2 generator: conv1.conv.weight is not among its keys ({listed(tensors)})"
+        )
+    tensors = {key: value for key, value in tensors.items() if key not in ("latent_avg", "w_mean")}
+    state = content.take(tensors if mean is None else {**tensors, "w_mean": mean})
     if "w_mean" in state:
         state["w_mean"] = state["w_mean"].reshape(-1, state["w_mean"].shape[-1]).mean(dim=0)  # e4e: one equal row per w
     return Converted(kind, state)
@@ -104,19 +106,19 @@ def _rosinality(content: reader.Content, tree: dict[str, Any]) -> Converted:
 
 
 def _nvidia(content: reader.Content, module: Thing) -> Converted:
-    claims: dict[str, Any] = {}
-    _collect(module, "", claims)
+    specs: dict[str, Any] = {}
+    _collect(module, "", specs)
     name = module.arguments[0]
-    if any(key.startswith("synthesis.L") or key.startswith("synthesis.input.") for key in claims):
+    if any(key.startswith("synthesis.L") or key.startswith("synthesis.input.") for key in specs):
         raise InputError(f"{name} is a StyleGAN3 (it has no synthesis.b4): only StyleGAN2 has a style space")
-    if any(key.startswith("mapping.embed.") for key in claims):
+    if any(key.startswith("mapping.embed.") for key in specs):
         raise InputError(f"{name} is conditional (it has mapping.embed): only networks without classes can be edited")
-    if "synthesis.b4.const" not in claims:
+    if "synthesis.b4.const" not in specs:
         raise InputError(f"{name} is no StyleGAN2: it has no synthesis.b4.const")
-    named = content.take(claims)
+    tensors = content.take(specs)
     state: dict[str, Tensor] = {}
-    for key in list(named):
-        if (ours := _nvidia_key(key, named[key])) is not None:
+    for key in list(tensors):
+        if (ours := _nvidia_key(key, tensors[key])) is not None:
             state |= ours
     clamp = _attribute(module, "synthesis", "b4", "conv1", "conv_clamp")
     notes = [f"it clamps activations at {clamp:g}, here they are not"] if isinstance(clamp, int | float) else []
@@ -126,17 +128,17 @@ def _nvidia(content: reader.Content, module: Thing) -> Converted:
     return Converted("NVIDIA's PyTorch", state, notes)
 
 
-def _collect(module: Any, prefix: str, claims: dict[str, Any], depth: int = 0) -> None:
+def _collect(module: Any, prefix: str, specs: dict[str, Any], depth: int = 0) -> None:
     """All parameters and buffers below a module, by dotted name."""
-    if not isinstance(module, Thing) or not isinstance(module.state, dict) or depth > 6 or len(claims) > 20_000:
+    if not isinstance(module, Thing) or not isinstance(module.state, dict) or depth > 6 or len(specs) > 20_000:
         raise InputError("its modules are not nested as modules are")
     for group in ("_parameters", "_buffers"):
         for name, value in (module.state.get(group) or {}).items():
             if value is not None:
-                claims[f"{prefix}{name}"] = value
+                specs[f"{prefix}{name}"] = value
     for name, child in (module.state.get("_modules") or {}).items():
         if child is not None:
-            _collect(child, f"{prefix}{name}.", claims, depth + 1)
+            _collect(child, f"{prefix}{name}.", specs, depth + 1)
 
 
 def _attribute(module: Any, *names: str) -> Any:
@@ -204,26 +206,26 @@ def _same_filter(key: str, tensor: Tensor) -> None:
 
 
 def _tensorflow(content: reader.Content, network: Thing) -> Converted:
-    claims: dict[str, Any] = {}
-    _variables(network, claims)
-    if any("LabelConcat" in key for key in claims):
+    specs: dict[str, Any] = {}
+    _variables(network, specs)
+    if any("LabelConcat" in key for key in specs):
         raise InputError("it is conditional (it has LabelConcat): only networks without classes can be edited")
-    if "4x4/Conv/mod_weight" not in claims:
+    if "4x4/Conv/mod_weight" not in specs:
         raise InputError("it is no StyleGAN2 of TensorFlow: it has no 4x4/Conv/mod_weight")
-    wanted = {key: value for key, value in claims.items() if key.rpartition("/")[2] != "lod"}
+    wanted = {key: value for key, value in specs.items() if key.rpartition("/")[2] != "lod"}
     state: dict[str, Tensor] = {}
     for key, tensor in content.take(wanted).items():
         state |= _tensorflow_key(key, tensor)
     return Converted("NVIDIA's TensorFlow", state)
 
 
-def _variables(network: Any, claims: dict[str, Any], depth: int = 0) -> None:
+def _variables(network: Any, specs: dict[str, Any], depth: int = 0) -> None:
     if not isinstance(network, Thing) or not isinstance(network.state, dict) or depth > 2:
         raise InputError("its networks are not nested as networks are")
     for name, value in network.state.get("variables") or ():
-        claims[str(name)] = value
+        specs[str(name)] = value
     for part in (network.state.get("components") or {}).values():
-        _variables(part, claims, depth + 1)
+        _variables(part, specs, depth + 1)
 
 
 def _tensorflow_key(key: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -268,8 +270,8 @@ def numbers(state: Mapping[str, Tensor], split: tuple[int, int]) -> dict[str, An
     style_dim = shape_of(state, "conv1.conv.modulation.weight", 2)[1]
     if z_dim != style_dim:
         raise InputError(f"its z has {z_dim} numbers and its w {style_dim}: only equal ones are supported")
-    named = {str(resolution): width for resolution, width in widths.items()}
-    return {"size": size, "style_dim": style_dim, "widths": named, "n_mlp": mapping, "split": list(split)}
+    widths_by_size = {str(resolution): width for resolution, width in widths.items()}
+    return {"size": size, "style_dim": style_dim, "widths": widths_by_size, "n_mlp": mapping, "split": list(split)}
 
 
 def _assembled(converted: Converted, split: tuple[int, int], seed: int) -> Imported:

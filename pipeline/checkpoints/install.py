@@ -83,6 +83,12 @@ def write_generator(
 ) -> WrittenGenerator:
     """Write weights (float32) and an image grid; and the domain's file, where there is none yet.
 
+    imported, source: the converted generator, and the file that it comes from.
+    name: of the domain. root: folder of the project.
+    neutral: word for any of its images, such as cat, in a new domain's file.
+    licence: of the weights, for their header.
+    seed: of the images in the grid.
+
     Raises InputError for a name that no domain may have, and for a resolution other than the existing domain's.
     """
     domain_template.check_name(name)

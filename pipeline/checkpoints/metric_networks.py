@@ -49,13 +49,13 @@ def load(name: str, path: Path) -> nn.Module:
 
 def _inception(content: reader.Content) -> nn.Module:
     """pt_inception-2015-12-05: torchvision's names; the classifier is left out."""
-    claims = content.check(content.tree if isinstance(content.tree, dict) else {})
-    head = claims.get("fc.weight")
-    if head is None or head.shape != (CLASSES, 2048) or any(name.startswith("AuxLogits.") for name in claims):
+    specs = content.check(content.tree if isinstance(content.tree, dict) else {})
+    head = specs.get("fc.weight")
+    if head is None or head.shape != (CLASSES, 2048) or any(name.startswith("AuxLogits.") for name in specs):
         raise InputError("it is not the Inception that FID is defined with: a file with 1008 classes is expected")
     with Unfilled():
         network = Inception()
-    return _filled(network, content, {f"net.{name}": name for name in claims if not name.startswith("fc.")})
+    return _filled(network, content, {f"net.{name}": name for name in specs if not name.startswith("fc.")})
 
 
 def _alexnet(content: reader.Content) -> nn.Module:
@@ -69,22 +69,23 @@ def _alexnet(content: reader.Content) -> nn.Module:
 
 def _filled(network: nn.Module, content: reader.Content, names: dict[str, str]) -> nn.Module:
     """`network` with the file's tensors; names: ours -> theirs. Other tensors of the network (heads) stay."""
-    own = network.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # which only training needs
-    needed = set(own) - counters if isinstance(network, Inception) else set()  # LPIPS's heads come with the package
+    state = network.state_dict()
+    counters = {name for name in state if name.endswith("num_batches_tracked")}  # which only training needs
+    needed = set(state) - counters if isinstance(network, Inception) else set()  # LPIPS's heads come with the package
     missing = {name.removeprefix("net.") for name in needed - set(names)}
     missing |= {theirs for theirs in names.values() if theirs not in content.tree}
     if missing:
         raise InputError(f"{listed(missing)} missing: it is another network, or not whole")
-    if extra := {theirs for ours, theirs in names.items() if ours not in own}:
+    if extra := {theirs for ours, theirs in names.items() if ours not in state}:
         raise InputError(f"{listed(extra)} too many: it is another network")
-    state = content.take({theirs: content.tree[theirs] for theirs in names.values()})
+    tensors = content.take({theirs: content.tree[theirs] for theirs in names.values()})
     for ours, theirs in names.items():
-        if state[theirs].shape != own[ours].shape:
-            shapes = f"{list(state[theirs].shape)}, {list(own[ours].shape)} is expected"
+        if tensors[theirs].shape != state[ours].shape:
+            shapes = f"{list(tensors[theirs].shape)}, {list(state[ours].shape)} is expected"
             raise InputError(f"{theirs} has the shape {shapes}")
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters}
-    network.load_state_dict({**own, **zeros, **{ours: state[theirs] for ours, theirs in names.items()}}, assign=True)
+    renamed = {ours: tensors[theirs] for ours, theirs in names.items()}
+    network.load_state_dict({**state, **zeros, **renamed}, assign=True)
     return network.eval()
 
 

@@ -1,7 +1,7 @@
 """Third-party checkpoints read without executing code in them: torch's two formats, NVIDIA's pickles, safetensors.
 
-A file's content is plain values with a `Claim` for each tensor; `Content.take` reads the chosen ones. torch.load with
-weights_only refuses TorchScript archives, as OpenAI publishes CLIP, and NVIDIA's pickles, so one reader serves all.
+A file's content is plain values with a `TensorSpec` for each tensor; `Content.take` reads the chosen ones. One reader
+for all, since torch.load with weights_only refuses TorchScript archives, such as OpenAI's CLIP, and NVIDIA's pickles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.checkpoints import safe_pickle, tensor_table
 from pipeline.checkpoints.safe_pickle import Name, Thing, shown
-from pipeline.checkpoints.tensor_table import Claim, Storage
+from pipeline.checkpoints.tensor_table import Storage, TensorSpec
 from pipeline.runtime.errors import InputError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two values of torch's older format
@@ -45,19 +45,19 @@ BROKEN = (  # errors of parsing a malformed file; torch's own are RuntimeErrors
 
 @dataclass(frozen=True)
 class Content:
-    """Content of a file: plain values, `Thing`s for objects, `Claim`s for tensors. size: of the file in bytes."""
+    """Content of a file: plain values, `Thing`s for objects, `TensorSpec`s for tensors. size: of the file in bytes."""
 
     path: Path
     tree: Any
     size: int
 
-    def check(self, claims: Mapping[str, Any]) -> dict[str, Claim]:
-        """The named tensors as valid claims, together within the file's size; nothing is read."""
-        return tensor_table.check(claims, self.size)
+    def check(self, specs: Mapping[str, Any]) -> dict[str, TensorSpec]:
+        """The tensors' descriptions, checked: together within the file's size. No tensor is read."""
+        return tensor_table.check(specs, self.size)
 
-    def take(self, claims: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The named tensors, floats as float32; InputError naming the tensor that is wrong."""
-        return tensor_table.take(claims, self.size)
+    def take(self, specs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Read tensors by their descriptions, floats as float32; InputError naming the tensor that is wrong."""
+        return tensor_table.take(specs, self.size)
 
 
 def read(path: Path, script: bool = False) -> Content:
@@ -105,8 +105,8 @@ def _broken(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path} is broken, truncated or of another kind ({reason}): fetch it again")
 
 
-def _safetensors(path: Path) -> dict[str, Claim]:
-    """Name -> claim; the library checks that the ranges of the header lie within the file and do not overlap."""
+def _safetensors(path: Path) -> dict[str, TensorSpec]:
+    """Name -> description; the library checks that the ranges of the header lie within the file and do not overlap."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
@@ -123,7 +123,7 @@ def _safetensors(path: Path) -> dict[str, Claim]:
     return {name: _described(path, 8 + length, about) for name, about in header.items()}
 
 
-def _described(path: Path, start: int, about: dict[str, Any]) -> Claim:
+def _described(path: Path, start: int, about: dict[str, Any]) -> TensorSpec:
     dtype, shape, (begin, end) = tensor_table.SAFETENSORS[about["dtype"]], tuple(about["shape"]), about["data_offsets"]
     return tensor_table.whole(Storage(path, dtype, (end - begin) // dtype.itemsize, start + begin), shape)
 
@@ -151,21 +151,21 @@ def _zipped(path: Path, size: int, script: bool) -> Any:
             raise InputError("its records claim more bytes than it has")
         for record in records:
             _check(archive, record)
-        named = {record.filename.partition("/")[2]: record for record in records}
-        if "data.pkl" not in named:
+        records_by_name = {record.filename.partition("/")[2]: record for record in records}
+        if "data.pkl" not in records_by_name:
             raise InputError("it is a zip without torch's data.pkl")
-        if "byteorder" in named and archive.read(named["byteorder"]) != b"little":
+        if "byteorder" in records_by_name and archive.read(records_by_name["byteorder"]) != b"little":
             raise InputError("its numbers are big-endian")
-        starts = {name: _start(file, record) for name, record in named.items()}
+        starts = {name: _start(file, record) for name, record in records_by_name.items()}
 
         def storage(identity: Any) -> Storage:
             dtype, key, numel = _identity(identity)
-            record = named[f"data/{key}"]
+            record = records_by_name[f"data/{key}"]
             if numel * dtype.itemsize > record.file_size:
                 raise ValueError(f"a storage of {numel} numbers in {record.file_size} bytes")
             return Storage(path, dtype, numel, starts[record.filename.partition("/")[2]])
 
-        with archive.open(named["data.pkl"]) as stream:
+        with archive.open(records_by_name["data.pkl"]) as stream:
             return safe_pickle.load(stream, _Script(_calls(size)) if code else _calls(size), storage)
 
 
@@ -222,12 +222,12 @@ def _legacy(source: Path | bytes, stream: IO[bytes], size: int) -> Any:
 
 def _identity(identity: Any) -> tuple[Any, str, int]:
     """(dtype, key, numbers) of ("storage", type, key, device, numbers[, view])."""
-    kind, named, key, _, numel, *view = identity
-    if kind != "storage" or not isinstance(named, Name) or not isinstance(key, str) or view not in ([], [None]):
+    kind, storage_class, key, _, numel, *view = identity
+    if kind != "storage" or not isinstance(storage_class, Name) or not isinstance(key, str) or view not in ([], [None]):
         raise ValueError("a reference that is no storage")
     if type(numel) is not int or not 0 <= numel < 2**40:
         raise ValueError("a storage of impossible size")
-    return tensor_table.STORAGES[named.path.removeprefix("torch.")], key, numel
+    return tensor_table.STORAGES[storage_class.path.removeprefix("torch.")], key, numel
 
 
 def _calls(size: int, nested: bool = False) -> dict[str, Any]:
@@ -265,8 +265,8 @@ def _calls(size: int, nested: bool = False) -> dict[str, Any]:
         "builtins.set": lambda *_: [],
         "copyreg._reconstructor": unusable,
         "_codecs.encode": encode,
-        "torch._utils._rebuild_tensor": tensor_table.claimed,
-        "torch._utils._rebuild_tensor_v2": tensor_table.claimed,
+        "torch._utils._rebuild_tensor": tensor_table.of_storage,
+        "torch._utils._rebuild_tensor_v2": tensor_table.of_storage,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch.jit._pickle.restore_type_tag": lambda value, _: value,
         **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "double", "bool", "tensor")},

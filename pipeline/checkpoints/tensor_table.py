@@ -1,4 +1,4 @@
-"""Tensors of third-party files as claims (storage, shape, stride), checked against the file before a byte is read."""
+"""Tensors of third-party files as descriptions (storage, shape, stride), checked before a byte is read."""
 
 from __future__ import annotations
 
@@ -60,8 +60,11 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A tensor that a file claims to hold: a strided window of a storage."""
+class TensorSpec:
+    """Description of a tensor in a file, not yet trusted: a strided window of a storage.
+
+    offset, stride: in numbers, not bytes.
+    """
 
     storage: Storage
     offset: int
@@ -92,15 +95,20 @@ class Claim:
         return self.storage.read(self.offset, count).as_strided(self.shape, self.stride).contiguous()
 
 
-def claimed(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Claim:
-    """Claim in place of torch's _rebuild_tensor; gradients and hooks are ignored."""
+def of_storage(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorSpec:
+    """Description of a tensor, called for torch's _rebuild_tensor, whose arguments it takes.
+
+    storage: a `Storage`; offset, shape, stride: in numbers. Gradients and hooks, the further arguments, are ignored.
+
+    Raises ValueError for anything that is not a tensor with data.
+    """
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor without data")
-    return Claim(storage, offset, shape, stride)
+    return TensorSpec(storage, offset, shape, stride)
 
 
-def of_array(thing: Thing) -> Claim:
-    """The claim of a NumPy array: state (version, shape, dtype, column order, bytes)."""
+def of_array(thing: Thing) -> TensorSpec:
+    """Description of a NumPy array: state (version, shape, dtype, column order, bytes)."""
     _, shape, dtype, columns, content = thing.state if thing.state is not None else thing.arguments
     if not isinstance(content, bytes | bytearray) or not isinstance(shape, tuple):
         raise ValueError("an array without data")
@@ -108,14 +116,14 @@ def of_array(thing: Thing) -> Claim:
     return whole(Storage(bytes(content), kind, len(content) // kind.itemsize, 0), shape, bool(columns))
 
 
-def whole(storage: Storage, shape: tuple[int, ...], columns: bool = False) -> Claim:
+def whole(storage: Storage, shape: tuple[int, ...], columns: bool = False) -> TensorSpec:
     """All of a storage as one tensor, rows first, or columns first."""
     sizes = [n if type(n) is int and 0 <= n < 2**40 else 2**40 for n in shape[:MAX_DIMS]]
     order = range(len(sizes)) if columns else range(len(sizes) - 1, -1, -1)
     stride, step = [0] * len(sizes), 1
     for axis in order:
         stride[axis], step = step, step * sizes[axis]
-    return Claim(storage, 0, shape, tuple(min(step, 2**61) for step in stride))
+    return TensorSpec(storage, 0, shape, tuple(min(step, 2**61) for step in stride))
 
 
 def numpy_dtype(thing: Any) -> torch.dtype:
@@ -129,31 +137,34 @@ def numpy_dtype(thing: Any) -> torch.dtype:
     return NUMPY[code]
 
 
-def check(claims: Mapping[str, Any], size: int) -> dict[str, Claim]:
-    """Check that each claim of a file of `size` bytes lies within its storage. Raises InputError naming the wrong one.
+def check(specs: Mapping[str, Any], size: int) -> dict[str, TensorSpec]:
+    """Check that each tensor of a file lies within its storage.
 
-    Together they may claim no more bytes than the file has, so that a small file never fills the memory.
+    specs: name -> TensorSpec, or NumPy array as a Thing.
+    size: of the file in bytes. All tensors together may not be larger, so that a small file never fills the memory.
+
+    Raises InputError naming the wrong tensor.
     """
     total, checked = 0, {}
-    for name, value in claims.items():
+    for name, value in specs.items():
         check_name(name)
         try:
-            claim = of_array(value) if isinstance(value, Thing) else value
-            if not isinstance(claim, Claim):
-                raise ValueError(f"no numbers but {type(claim).__name__}")
-            claim.check()
+            spec = of_array(value) if isinstance(value, Thing) else value
+            if not isinstance(spec, TensorSpec):
+                raise ValueError(f"no numbers but {type(spec).__name__}")
+            spec.check()
         except (ValueError, TypeError) as error:
             raise InputError(f"'{name}' has {error}") from error
-        total += claim.numel * claim.storage.dtype.itemsize
+        total += spec.numel * spec.storage.dtype.itemsize
         if total > size:
             raise InputError(f"its tensors claim more than its {size:,} bytes")
-        checked[name] = claim
+        checked[name] = spec
     return checked
 
 
-def take(claims: Mapping[str, Any], size: int) -> dict[str, Tensor]:
-    """Read the tensors of claims, checked by `check`; floats as float32."""
-    return {name: numbers(name, claim.tensor()) for name, claim in check(claims, size).items()}
+def take(specs: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+    """Read the tensors of `specs` after `check`; floats as float32."""
+    return {name: numbers(name, spec.tensor()) for name, spec in check(specs, size).items()}
 
 
 def numbers(name: str, tensor: Tensor) -> Tensor:

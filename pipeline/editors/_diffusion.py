@@ -1,6 +1,6 @@
 """Editors that invert images to noise under their own style and sample them under another.
 
-The noise keeps what the style does not say. Whole images are sampled, or the inside of DiffEdit's mask.
+The noise keeps content that the style does not determine. Whole images are sampled, or the inside of DiffEdit's mask.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class StyleConditionedEditor(NetworkEditor):
         return ode_solvers.standardise(style, *self.statistics())
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The denoiser's output in bfloat16, its precision in training, for what need not be inverted.
+        """The denoiser's output in bfloat16, its precision in training, for steps that need not be inverted.
 
         (Ten steps of belm in bfloat16 were 1.4 times as fast, and gave images back at 50 dB instead of exactly.)
         """
@@ -225,17 +225,17 @@ class WholeImageEditor(StyleConditionedEditor):
         return Sampled(x, noise.evaluations, (below, x))
 
     def sample(
-        self, noise: Sampled, style: Tensor, own: Tensor | None = None, override: StateOverride | None = None
+        self, noise: Sampled, style: Tensor, source_style: Tensor | None = None, override: StateOverride | None = None
     ) -> Sampled:
         """Images of a style [B,S] from noise.
 
-        own: style [B,S] of the source, from which guidance leads away; None: without guidance
+        source_style: style [B,S] of the source, from which guidance leads away; None: without guidance
         override: changes every state on the way
         """
         denoiser, trajectory, guidance = self.networks.denoiser, self.params.trajectory, self.params.guidance
-        if own is None or guidance == 1:
+        if source_style is None or guidance == 1:
             return ode_solvers.decode(denoiser, noise, self.condition(style), trajectory, denoiser.objective, override)
-        unguided = self.condition(own)
+        unguided = self.condition(source_style)
 
         def guided(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
             return torch.lerp(denoiser(x, t, unguided), denoiser(x, t, condition), guidance)

@@ -89,7 +89,7 @@ def clip_target(networks: Networks, condition: TextPair | ImagePair) -> Directio
 
 @torch.no_grad()
 def masked_direction(networks: Networks, direction: Direction, params: ChannelMask) -> Direction:
-    """The direction with the data of `masked_delta`.
+    """`direction` with the data that `masked_delta` needs; params: whose delta_ridge applies.
 
     data["relevance"]: relevance . delta [S]; takes seconds in a domain without a relevance matrix
     data["attainable"]: delta [E] for the mapper, see `attainable`; delta itself without a ridge, or without a matrix
@@ -123,9 +123,9 @@ def global_direction(networks: Networks, direction: Direction, beta: float) -> T
     The most relevant channel moves by one standard deviation; channels whose relevance is below beta stay.
     """
     relevance = channel_relevance(networks, direction.delta) / direction.delta.norm().clamp(min=1e-5)
-    kept = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
+    relevant = torch.where(relevance.abs() < beta, torch.zeros_like(relevance), relevance)
     std = sampling.style_stats(networks)[1]
-    return kept / kept.abs().max().clamp(min=1e-8) * std  # all zero where no channel is kept
+    return relevant / relevant.abs().max().clamp(min=1e-8) * std  # all zero where no channel is kept
 
 
 # ---------------------------------------------------------------- changes of codes
@@ -133,7 +133,7 @@ def global_direction(networks: Networks, direction: Direction, beta: float) -> T
 
 @torch.no_grad()
 def mapper_delta(networks: Networks, source: Source, delta: Tensor) -> Tensor:
-    """delta_s [B,S] of the mapper for CLIP differences [E] or [B,E] of any length."""
+    """delta_s [B,S] of the mapper for the source images and CLIP differences delta, [E] or [B,E], of any length."""
     condition = delta_mapper.condition(source.clip, F.normalize(delta, dim=-1, eps=1e-5))
     return networks.mapper(source.s, condition)
 
@@ -145,6 +145,7 @@ def masked_delta(
     """strength * delta_s [B,S] of the mapper, zero in the channels that the condition does not concern.
 
     direction: of `masked_direction`
+    params: rules by which channels stay
     """
     delta_s, relevance = mapper_delta(networks, source, direction.data["attainable"]), direction.data["relevance"]
     moved = torch.where(relevance.abs() >= params.threshold, strength * delta_s, torch.zeros_like(delta_s))
@@ -168,8 +169,8 @@ def top_channels(effect: Tensor, relevance: Tensor, share: float) -> Tensor:
 def clamped(networks: Networks, source: Source, s: Tensor, max_sigma: float | None) -> Tensor:
     """Edited style codes s [B,S], clamped to max_sigma standard deviations from the mean; None: as they are.
 
-    A channel that was farther out before the edit may stay there. Not in the paper: codes beyond were in no image of
-    the training, and give artefacts such as white glasses.
+    A channel that was farther out before the edit may stay there. Not in the paper: codes beyond did not occur in
+    training, and give artefacts such as white glasses.
     """
     if max_sigma is None:
         return s

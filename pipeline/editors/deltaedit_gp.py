@@ -1,9 +1,9 @@
-"""DeltaEdit-GP, ours: DeltaEdit-G's change on the photograph, as strong as CLIP asks for, and where it has effect.
+"""DeltaEdit-GP, ours: DeltaEdit-G's change on the photograph, as strong as the text needs, in regions that have effect.
 
 The detail that the inversion lost is added back wherever the edit changes little, which keeps identity. Prompts and
 images differ in the strength they need, so several candidates are tried: the weakest one that moves the image nearly
-as far along the text as the best one does is taken, since stronger ones change more than was asked for. Regions whose
-change moves the image no further along the text stay as they are.
+as far along the text as the best one does is taken, since stronger ones change more than the text requires. Regions
+whose change moves the image no further along the text stay as they are.
 """
 
 from __future__ import annotations

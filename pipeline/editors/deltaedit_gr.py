@@ -1,7 +1,7 @@
 """DeltaEdit-GR, ours: every channel moves by the geometric mean of the mapper's delta_s and StyleCLIP's direction.
 
-Only where the two have one sign: the mapper knows the image but moves channels that the text did not ask for; the
-global direction knows the text but not the image.
+Only where the two have one sign: the mapper depends on the image but moves channels that the text does not concern; the
+global direction depends on the text alone.
 """
 
 from __future__ import annotations

@@ -63,22 +63,22 @@ class LatentMapper(NetworkEditor):
 
     @torch.enable_grad()
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        direction, own, generator = clip_target(self.networks, condition), self.params, self.networks.generator
-        rows = range(own.steps * own.batch)  # every image once
-        w = sampling.sample_w(generator, rows, own.seed, truncation=1.0).to(self.networks.device)
+        direction, params, generator = clip_target(self.networks, condition), self.params, self.networks.generator
+        rows = range(params.steps * params.batch)  # every image once
+        w = sampling.sample_w(generator, rows, params.seed, truncation=1.0).to(self.networks.device)
         mapper = self._network()
-        adam = torch.optim.Adam(mapper.parameters(), lr=own.lr)
-        for w_plus in map(generator.repeat, w.split(own.batch)):
+        adam = torch.optim.Adam(mapper.parameters(), lr=params.lr)
+        for w_plus in map(generator.repeat, w.split(params.batch)):
             move = mapper(w_plus)
             loss = clip_loss(
                 self.networks,
                 generator(w_plus + move),
                 direction.data["target"],
-                own.identity,
+                params.identity,
                 lambda w_plus=w_plus: generator(w_plus),
             )
             adam.zero_grad()
-            (loss.mean() + own.l2 * move.square().mean()).backward()
+            (loss.mean() + params.l2 * move.square().mean()).backward()
             adam.step()
         return replace(direction, data={name: value.detach() for name, value in mapper.named_parameters()})
 

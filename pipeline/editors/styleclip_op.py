@@ -59,13 +59,13 @@ class LatentOptimisation(NetworkEditor):
     @torch.enable_grad()
     def _descend(self, source: Source, target: Tensor, start: Tensor) -> Tensor:
         """Change of the code that lowers the loss, in the shape of `start`."""
-        own, change = self.params, start.clone().requires_grad_()
+        params, change = self.params, start.clone().requires_grad_()
         adam = torch.optim.Adam([change])
-        for step in range(own.steps):
+        for step in range(params.steps):
             images = source.decode(self.networks.generator, *self._moved(source, change))
-            distance = clip_loss(self.networks, images, target, own.identity, lambda: source.image)
-            loss = distance + own.l2 * change.square().flatten(1).sum(dim=1)
-            adam.param_groups[0]["lr"] = own.lr * ramp(step / own.steps)
+            distance = clip_loss(self.networks, images, target, params.identity, lambda: source.image)
+            loss = distance + params.l2 * change.square().flatten(1).sum(dim=1)
+            adam.param_groups[0]["lr"] = params.lr * ramp(step / params.steps)
             adam.zero_grad()
             loss.sum().backward()
             adam.step()

@@ -44,25 +44,25 @@ class StyleMC(NetworkEditor):
 
     @torch.enable_grad()
     def fit(self, condition: TextPair | ImagePair) -> Direction:
-        direction, own, generator = clip_target(self.networks, condition), self.params, self.networks.generator
-        w = sampling.sample_w(generator, range(own.images), own.seed, own.psi).to(self.networks.device)
+        direction, params, generator = clip_target(self.networks, condition), self.params, self.networks.generator
+        w = sampling.sample_w(generator, range(params.images), params.seed, params.psi).to(self.networks.device)
         delta_s = torch.zeros(generator.layout.size, device=w.device, requires_grad=True)
         total, last, flips = (torch.zeros_like(delta_s) for _ in range(3))
-        batches = w.split(own.batch)
+        batches = w.split(params.batch)
         for number, w_plus in enumerate(map(generator.repeat, batches), start=1):
             s = generator.styles(w_plus)
             loss = clip_loss(
                 self.networks,
                 generator.synthesis(s + delta_s, w_plus),
                 direction.data["target"],
-                own.identity,
+                params.identity,
                 lambda s=s, w_plus=w_plus: generator.synthesis(s, w_plus),
             )
             (gradient,) = torch.autograd.grad(loss.sum(), delta_s)
             flips += gradient * last < 0
             total, last = total + gradient, gradient
             if number % BATCHES_PER_STEP == 0 or number == len(batches):
-                delta_s = (delta_s - own.lr * total).detach().requires_grad_()
+                delta_s = (delta_s - params.lr * total).detach().requires_grad_()
                 total = torch.zeros_like(total)
         dims = generator.layout.dims
         first, end = sum(dims[: LAYERS.start]), sum(dims[: LAYERS.stop])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.storage import images
+from pipeline.storage.images import from_uint8
 
 if TYPE_CHECKING:
     from pipeline.networks import Networks
@@ -22,14 +22,14 @@ def batches(count: int, batch: int) -> Iterator[slice]:
 
 
 def in_batches(
-    function: Callable[[Tensor], Tensor], pictures: Tensor | np.ndarray, batch: int, device: str = "cpu"
+    function: Callable[[Tensor], Tensor], images: Tensor | np.ndarray, batch: int, device: str = "cpu"
 ) -> Tensor:
     """Results [N,...] of `function` on the CPU, for images [N,3,R,R] in [-1,1], or uint8 [N,R,R,3]."""
-    parts = (pictures[part] for part in batches(len(pictures), batch))
-    as_tensors = (images.from_uint8(part) if isinstance(part, np.ndarray) else part for part in parts)
+    parts = (images[part] for part in batches(len(images), batch))
+    as_tensors = (from_uint8(part) if isinstance(part, np.ndarray) else part for part in parts)
     return torch.cat([function(part.to(device)).cpu() for part in as_tensors])
 
 
-def clip_units(networks: Networks, pictures: Tensor | np.ndarray, batch: int) -> Tensor:
+def clip_units(networks: Networks, images: Tensor | np.ndarray, batch: int) -> Tensor:
     """Unit CLIP embeddings [N,E] of images, on the CPU."""
-    return F.normalize(in_batches(networks.clip.embed_images, pictures, batch, networks.device).float(), dim=1)
+    return F.normalize(in_batches(networks.clip.embed_images, images, batch, networks.device).float(), dim=1)

@@ -1,4 +1,4 @@
-"""The benchmark: every measure of the networks and of each editor's edits -> metrics.json (design.md section 9).
+"""The benchmark: every measure of the networks and of each editor's edits -> metrics.json (docs/metrics.md).
 
 A measure is a function (context) -> metrics by name, registered in `MEASURES` under its section of metrics.json. Where
 attributes are unknown (photographs), edits are compared with their input and with the CLIP direction of their text.
@@ -56,8 +56,8 @@ class Evaluation:
 
 def mapper_validation(context: EvaluationContext) -> dict[str, Metric]:
     """Validation metrics at the end of the mapper's training."""
-    given = context.mapper_validation
-    return {name: metric(given.get(name, math.nan)) for name in ("val_cos", "val_mse", "explained")}
+    validation = context.mapper_validation
+    return {name: metric(validation.get(name, math.nan)) for name in ("val_cos", "val_mse", "explained")}
 
 
 def reconstruction(context: EvaluationContext) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def oracle_difference(context: EvaluationContext) -> dict[str, Metric]:
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "oracle": (network_quality.oracle,),
     "oracle2": (partial(network_quality.oracle, name="oracle2"), oracle_difference),
-    "generator": (network_quality.generator, realism.told_apart),
+    "generator": (network_quality.generator, realism.discriminator_accuracy),
     "clip": (network_quality.clip, network_quality.clip_directions),
     "identity": (network_quality.identity,),
     "inversion": (
@@ -137,16 +137,18 @@ def prepare(inputs: EvaluationInputs) -> EvaluationContext:
     """Compute what several measures need: counterfactuals, samples, discriminator, and each editor's scores."""
     networks, test = inputs.networks, inputs.test
     prompts = {prompt.text: prompt for prompt in networks.domain.prompts}
-    asked = sorted(set().union(*(scoring.requested(name, path, prompts) for name, path in inputs.edits.items())))
+    requested_pairs = sorted(
+        set().union(*(scoring.requested(name, path, prompts) for name, path in inputs.edits.items()))
+    )
     context = EvaluationContext(
         **vars(inputs),
         prompts=prompts,
-        identities=network_quality.identities(networks, test, {row_id for row_id, _ in asked}, inputs.batch),
+        identities=network_quality.identities(networks, test, {row_id for row_id, _ in requested_pairs}, inputs.batch),
     )
     if test.people is None:
         context = replace(context, inception=network_quality.inception_stats(networks, test, inputs.batch))
     else:
-        cases = counterfactuals.cases(test, asked, prompts)
+        cases = counterfactuals.cases(test, requested_pairs, prompts)
         goals = counterfactuals.counterfactual_set(networks, cases, test.images.shape[-1], inputs.batch)
         context = replace(context, counterfactuals=goals)
         if inputs.fakes is not None:

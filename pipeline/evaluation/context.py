@@ -1,4 +1,4 @@
-"""The values that measures are computed from."""
+"""Inputs and shared intermediate results of an evaluation."""
 
 from __future__ import annotations
 

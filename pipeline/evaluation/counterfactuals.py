@@ -60,7 +60,7 @@ def test_set(path: Path) -> TestSet:
 
 
 def one_per_attribute(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The first prompt of every attribute, in the order given."""
+    """The first prompt of every attribute, in their order."""
     first: dict[str, Prompt] = {}
     for prompt in prompts:
         first.setdefault(prompt.attribute or prompt.text, prompt)
@@ -99,12 +99,12 @@ class CounterfactualSet:
     features: Tensor
 
     def images(self, cases: Sequence[int]) -> Tensor:
-        """Renders of the given cases, [n,3,R,R] in [-1,1]."""
+        """Renders of cases by their numbers, [n,3,R,R] in [-1,1]."""
         return images.from_uint8(self.renders[list(cases)])
 
 
-def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str, Prompt]) -> list[Case]:
-    """Cases among pairs of id and prompt text, in their order; `test.people` must be known.
+def cases(test: TestSet, requested_pairs: Iterable[tuple[int, str]], prompts: Mapping[str, Prompt]) -> list[Case]:
+    """Cases among pairs of id and prompt text, in their order, of drawn portraits.
 
     Raises InputError for a prompt that asks for an unknown value.
     """
@@ -112,7 +112,7 @@ def cases(test: TestSet, asked: Iterable[tuple[int, str]], prompts: Mapping[str,
 
     assert test.people is not None
     rows, applicable = test.rows(), []
-    for row_id, text in asked:
+    for row_id, text in requested_pairs:
         prompt = prompts[text]
         if row_id not in rows or not prompt.asks:
             continue

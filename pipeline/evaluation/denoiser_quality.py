@@ -26,20 +26,20 @@ def ddim_reconstruction(context: EvaluationContext) -> dict[str, Any]:
     ddim, ddim_mean_style: psnr (dB), ssim, mse (on [0,1]). ddim also has the gains on the same images
     ssim_over_mean_style and ssim_over_inversion.
     """
-    networks, given = context.networks, context.inversion
-    if given is None or context.trajectory is None:
+    networks, inversions = context.networks, context.inversion
+    if inversions is None or context.trajectory is None:
         return {}
     if note := networks.absent("denoiser"):
         return {name: {"psnr": absent(note)} for name in ("ddim", "ddim_mean_style")}
-    count, denoiser = min(RECONSTRUCTED_COUNT, len(given)), networks.denoiser
-    images, w_plus = (tensor[:count].to(networks.device) for tensor in (context.test.images, given.w_plus))
+    count, denoiser = min(RECONSTRUCTED_COUNT, len(inversions)), networks.denoiser
+    images, w_plus = (tensor[:count].to(networks.device) for tensor in (context.test.images, inversions.w_plus))
     s = denoiser_training.condition(networks, w_plus)
     numbers: dict[str, Any] = {}
     ssim = {"inversion": metrics.ssim(networks.generator(w_plus).float().clamp(-1, 1), images)}
     for name, style in (("ddim", s), ("ddim_mean_style", torch.zeros_like(s))):
         noise = ode_solvers.encode(denoiser, images, style, DDIM, denoiser.objective)
-        again = ode_solvers.decode(denoiser, noise, style, DDIM, denoiser.objective).x.clamp(-1, 1)
-        values = metrics.reconstruction(again, images)
+        reconstruction = ode_solvers.decode(denoiser, noise, style, DDIM, denoiser.objective).x.clamp(-1, 1)
+        values = metrics.reconstruction(reconstruction, images)
         ssim[name] = values["ssim"]
         numbers[name] = {key: context.bootstrap.mean(each.cpu()) for key, each in values.items()}
     for name, other in (("mean_style", "ddim_mean_style"), ("inversion", "inversion")):
@@ -51,15 +51,15 @@ def ddim_reconstruction(context: EvaluationContext) -> dict[str, Any]:
 def style_matters(context: EvaluationContext) -> dict[str, Metric]:
     """style_matters: of the attributes in which two images differ, the share that the oracle reads as the second's
     when the first's noise is decoded with the second's style."""
-    networks, given, solver = context.networks, context.inversion, context.trajectory
-    if context.counterfactuals is None or given is None or solver is None:
+    networks, inversions, solver = context.networks, context.inversion, context.trajectory
+    if context.counterfactuals is None or inversions is None or solver is None:
         return {}
     if note := networks.absent("oracle") or networks.absent("denoiser"):
         return {"style_matters": absent(note)}
-    count, denoiser = min(SWAPPED_COUNT, len(given)), networks.denoiser
+    count, denoiser = min(SWAPPED_COUNT, len(inversions)), networks.denoiser
     values, visible = network_quality.true_values(context.test, networks.oracle.attributes)
     images = context.test.images[:count].to(networks.device)
-    s = denoiser_training.condition(networks, given.w_plus[:count].to(images))
+    s = denoiser_training.condition(networks, inversions.w_plus[:count].to(images))
     noise = ode_solvers.encode(denoiser, images, s, solver, denoiser.objective)
     swapped = ode_solvers.decode(denoiser, noise, s.roll(-1, dims=0), solver, denoiser.objective).x.clamp(-1, 1)
     read = {name: indices.cpu().numpy() for name, indices in networks.oracle.predict(swapped).items()}

@@ -104,16 +104,16 @@ def fid_oracle(context: EvaluationContext, edits: ScoredEdits, table: ScoreTable
 
 
 def cost(context: EvaluationContext, edits: ScoredEdits, table: ScoreTable) -> dict[str, Metric]:
-    """evaluations: forward passes of the drawing network per edit; people: test images with a case."""
+    """evaluations: forward passes of the drawing network per edit; images: test images with a case."""
     evaluations = float(np.mean(edits.scores["evaluations"].to_numpy()))
-    return {"evaluations": metric(evaluations), "people": metric(table.count)}
+    return {"evaluations": metric(evaluations), "images": metric(table.count)}
 
 
 def prompts(context: EvaluationContext, edits: ScoredEdits, table: ScoreTable) -> dict[str, Any]:
-    """prompts: the main metrics of each prompt, and `people`, the test images that it applies to."""
+    """prompts: the main metrics of each prompt, and `images`, the number of test images it applies to."""
     return {
         "prompts": {
-            text: _per_prompt(table, i, context.bootstrap) | {"people": metric(int((table.column == i).sum()))}
+            text: _per_prompt(table, i, context.bootstrap) | {"images": metric(int((table.column == i).sum()))}
             for i, text in enumerate(table.texts)
         }
     }
@@ -153,8 +153,8 @@ def evaluate(context: EvaluationContext, editor: str) -> EditorResult:
         table = score_table(context, edits)
         for measure in EDITOR_MEASURES:
             numbers |= measure(context, edits, table)
-    again = reconstruction(context, edits) if editor == context.diffusion_editor else {}
-    return EditorResult(numbers, edits.scores, again)
+    reconstructed = reconstruction(context, edits) if editor == context.diffusion_editor else {}
+    return EditorResult(numbers, edits.scores, reconstructed)
 
 
 def reconstruction(context: EvaluationContext, edits: ScoredEdits) -> dict[str, Metric]:
@@ -164,8 +164,8 @@ def reconstruction(context: EvaluationContext, edits: ScoredEdits) -> dict[str, 
     if not ids:
         return {}
     source = context.test.images[[rows[row_id] for row_id in ids]]
-    again = images.from_uint8(np.stack([edits.unedited[row_id] for row_id in ids]))
-    return {name: context.bootstrap.mean(each) for name, each in metrics.reconstruction(again, source).items()}
+    unedited = images.from_uint8(np.stack([edits.unedited[row_id] for row_id in ids]))
+    return {name: context.bootstrap.mean(each) for name, each in metrics.reconstruction(unedited, source).items()}
 
 
 def _per_prompt(table: ScoreTable, columns: Any, bootstrap: Bootstrap) -> dict[str, Metric]:

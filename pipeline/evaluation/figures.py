@@ -80,8 +80,8 @@ def interpolations(
     """
     ones = [source.select([row]) for row in range(IMAGES)]
     prepared = [editor.prepare(one) for one in ones]
-    ends = [interpolation.end(editor, one) for one in prepared]
-    edits = [interpolation.end(editor, prepared[0], editor.fit(pair), strength) for pair in pairs[:2]]
+    ends = [interpolation.endpoint(editor, one) for one in prepared]
+    edits = [interpolation.endpoint(editor, prepared[0], editor.fit(pair), strength) for pair in pairs[:2]]
     weights = [step / (STEPS - 1) for step in range(STEPS)]
     strips = [(ends[0], ends[1]), *((ends[0], edit) for edit in edits[:1]), *zip(edits, edits[1:], strict=False)]
     levels = editor.networks.generator.layout.levels
@@ -127,12 +127,12 @@ def clip_map(networks: Networks, test: TestSet, batch: int, seed: int) -> dict[s
 
     count = min(MAPPED, len(test.ids))
     captions = network_quality.captions_of(test, count, seed)
-    pictures = clip_units(networks, test.images[:count], batch)
+    image_units = clip_units(networks, test.images[:count], batch)
     with torch.no_grad():
-        texts = F.normalize(networks.clip.embed_texts(captions).float().cpu(), dim=1)
+        text_units = F.normalize(networks.clip.embed_texts(captions).float().cpu(), dim=1)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("space", "text", "x", "y")}
     for space in (0, 1):
-        sides = [side.roll(-1, 0) - side if space else side for side in (pictures, texts)]
+        sides = [side.roll(-1, 0) - side if space else side for side in (image_units, text_units)]
         xy = TSNE(metric="cosine", init="pca", perplexity=min(30, count - 1), random_state=seed).fit_transform(
             torch.cat(sides).numpy()
         )
@@ -145,7 +145,7 @@ def clip_map(networks: Networks, test: TestSet, batch: int, seed: int) -> dict[s
 
 
 def choose_prompts(test: TestSet, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The first two prompts of different attributes; of those that change the first image, where that is known."""
+    """The first two prompts of different attributes; of a drawn portrait, those that change the first image."""
     if test.people is not None:
         pairs = [(test.ids[0], prompt.text) for prompt in prompts]
         prompts = [

@@ -17,7 +17,7 @@ from pipeline.evaluation.batching import batches, clip_units, in_batches
 from pipeline.evaluation.bootstrap import Bootstrap, Metric, absent, metric
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.metrics import GaussianStats
-from pipeline.storage import images
+from pipeline.storage.images import to_uint8
 
 if TYPE_CHECKING:
     from pipeline.evaluation.counterfactuals import TestSet
@@ -40,7 +40,7 @@ FEW_REPEATS = 50  # draws of a distance of distributions, or over many images
 def render_samples(networks: Networks, w: Tensor, batch: int) -> np.ndarray:
     """Images of codes w [N,D] as in encoded files: uint8 [N,R,R,3]."""
     codes = (networks.generator.repeat(w[part].to(networks.device)) for part in batches(len(w), batch))
-    return np.concatenate([images.to_uint8(networks.generator(rows)) for rows in codes])
+    return np.concatenate([to_uint8(networks.generator(rows)) for rows in codes])
 
 
 def identities(networks: Networks, test: TestSet, ids: set[int], batch: int) -> dict[int, Tensor]:
@@ -83,7 +83,7 @@ def true_values(
     values = [portraits.attributes(person) for person in test.people]
     visible = [portraits.visible(person) for person in test.people]
     return (
-        {name: np.array([list(known).index(row[name]) for row in values]) for name, known in attributes.items()},
+        {name: np.array([list(options).index(row[name]) for row in values]) for name, options in attributes.items()},
         {name: np.array([row[name] for row in visible], dtype=bool) for name in attributes},
     )
 
@@ -94,16 +94,18 @@ def true_values(
 @torch.no_grad()
 def oracle(context: EvaluationContext, name: str = "oracle") -> dict[str, Any]:
     """Class-balanced accuracy of an oracle per visible attribute: mean and min over them, chance, attributes."""
-    networks, pictures = context.networks, context.test.images
+    networks, images = context.networks, context.test.images
     if context.counterfactuals is None:
         return {}
     if note := networks.absent(name):
         return {"mean": absent(note)}
     classifier: AttributeClassifier = getattr(networks, name)
     values, visible = true_values(context.test, classifier.attributes)
-    parts = [classifier.predict(pictures[part].to(networks.device)) for part in batches(len(pictures), context.batch)]
-    read = {asked: torch.cat([part[asked].cpu() for part in parts]).numpy() for asked in values}
-    right = {asked: np.where(visible[asked], read[asked] == values[asked], np.nan) for asked in values}
+    parts = [classifier.predict(images[part].to(networks.device)) for part in batches(len(images), context.batch)]
+    read = {attribute: torch.cat([part[attribute].cpu() for part in parts]).numpy() for attribute in values}
+    right = {
+        attribute: np.where(visible[attribute], read[attribute] == values[attribute], np.nan) for attribute in values
+    }
     return _balanced(right, values, context.bootstrap)
 
 
@@ -150,8 +152,8 @@ def generator(context: EvaluationContext) -> dict[str, Metric]:
     if count <= NEIGHBOURS:
         return {name: metric(math.nan) for name in names}
     generated, real = (
-        in_batches(networks.oracle.features, pictures, context.batch, networks.device)
-        for pictures in (samples, context.test.images)
+        in_batches(networks.oracle.features, images, context.batch, networks.device)
+        for images in (samples, context.test.images)
     )
     precision, recall = metrics.precision_recall(generated[:count].float(), real[:count].float(), NEIGHBOURS)
     a, b = (features[:count].double().numpy() for features in (generated, real))
@@ -205,19 +207,19 @@ def identity(context: EvaluationContext) -> dict[str, Metric]:
     if note := networks.absent("identity"):
         return {"auc": absent(note)}
     assert test.people is not None
-    known, ids = test.people[:VERIFIED_COUNT], test.ids[:VERIFIED_COUNT]
-    others = [portraits.with_nuisance(person, FRESH + row_id) for person, row_id in zip(known, ids, strict=True)]
+    verified, ids = test.people[:VERIFIED_COUNT], test.ids[:VERIFIED_COUNT]
+    others = [portraits.with_nuisance(person, FRESH + row_id) for person, row_id in zip(verified, ids, strict=True)]
     renders = counterfactuals.render(others, test.images.shape[-1])
 
     own_images, own_renders = (
-        F.normalize(in_batches(networks.identity, pictures, context.batch, networks.device).float(), dim=1)
-        for pictures in (test.images[: len(known)], renders)
+        F.normalize(in_batches(networks.identity, images, context.batch, networks.device).float(), dim=1)
+        for images in (test.images[: len(verified)], renders)
     )
     table = own_images @ own_renders.T
     own = table.diagonal()[:, None]
     below = (table < own).float() + 0.5 * (table == own)
     others_below = below.sum(dim=1) - 0.5  # the portrait's own render ties with itself
-    return {"auc": context.bootstrap.mean(others_below / (len(known) - 1))}  # a single portrait: 0 / 0
+    return {"auc": context.bootstrap.mean(others_below / (len(verified) - 1))}  # a single portrait: 0 / 0
 
 
 # ---------------------------------------------------------------- CLIP
@@ -295,12 +297,12 @@ def clip_directions(context: EvaluationContext) -> dict[str, Any]:
         return {}
     networks, domain, rows = context.networks, context.networks.domain, context.test.rows()
     ids = sorted({row_id for row_id, _ in goals.index})
-    place = {row_id: i for i, row_id in enumerate(ids)}
-    pictures = context.test.images[[rows[row_id] for row_id in ids]]
-    units = clip_units(networks, pictures, context.batch) if ids else torch.zeros(0)
+    row_of_id = {row_id: i for i, row_id in enumerate(ids)}
+    images = context.test.images[[rows[row_id] for row_id in ids]]
+    units = clip_units(networks, images, context.batch) if ids else torch.zeros(0)
     columns: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # image [n], step [n,E], text delta [E]
     for prompt in domain.prompts:
-        of_prompt = [(place[row_id], n) for (row_id, text), n in goals.index.items() if text == prompt.text]
+        of_prompt = [(row_of_id[row_id], n) for (row_id, text), n in goals.index.items() if text == prompt.text]
         if of_prompt:
             image, cases = (list(column) for column in zip(*of_prompt, strict=True))
             steps = (goals.clip[cases] - units[image]).double().numpy()

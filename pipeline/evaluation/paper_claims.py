@@ -25,7 +25,7 @@ QUALITY = ("reached", "kept", "identity", "psnr")
 
 @dataclass(frozen=True)
 class Claim:
-    """name: in metrics.json; text and source: the claim and its place in the paper; more of every measure is better.
+    """name: in metrics.json; text and source: the claim and its section in the paper; more of every measure is better.
 
     better, worse: editors; without measures, `better` is the path of a difference in metrics.json
     split: of the prompts that decide
@@ -197,21 +197,21 @@ def paired(scores: pl.DataFrame, better: str, worse: str, measure: str, bootstra
 def table(numbers: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Every claim as rows for the page: per measure its metric (leaf) and verdict, None where it was not tested.
 
-    numbers: a whole metrics.json; full: that of another scale, for `full_leaf` and `full_verdict`
+    numbers: content of metrics.json; full: of the same file at another scale, for `full_leaf` and `full_verdict`
     """
     rows = []
     for claim in CLAIMS:
-        here, there = ((known or {}).get("claims", {}).get(claim.name, {}) for known in (numbers, full))
+        default_run, full_run = ((run or {}).get("claims", {}).get(claim.name, {}) for run in (numbers, full))
         tests = [
-            {"measure": name, "leaf": here.get(name), "full_leaf": there.get(name)}
-            for name in dict.fromkeys([*here, *there])
+            {"measure": name, "leaf": default_run.get(name), "full_leaf": full_run.get(name)}
+            for name in dict.fromkeys([*default_run, *full_run])
         ]
         for test in tests:
             test |= {f"{at}verdict": verdict(test[f"{at}leaf"]) if test[f"{at}leaf"] else None for at in ("", "full_")}
         absent = [side for side in (claim.better, claim.worse) if side not in numbers["editors"]]
         note = f"{' and '.join(map(label, absent))} did not run" if claim.measures and absent else "not computed"
         sides = f"{label(claim.better)} against {label(claim.worse)}" if claim.measures else ""
-        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if here else note})
+        rows.append({"claim": claim, "sides": sides, "rows": tests, "note": None if default_run else note})
     return rows
 
 

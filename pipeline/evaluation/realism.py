@@ -69,21 +69,20 @@ def train(context: EvaluationContext, samples: np.ndarray) -> Discriminator | No
     renders = counterfactuals.render([portraits.sample(FIRST + row) for row in range(count)], samples.shape[1])
 
     generated, rendered = (
-        in_batches(identity.features, pictures, context.batch, networks.device)
-        for pictures in (samples[:count], renders)
+        in_batches(identity.features, images, context.batch, networks.device) for images in (samples[:count], renders)
     )
-    known = torch.cat([generated[tested:], rendered[tested:]]).double().numpy()
+    training_features = torch.cat([generated[tested:], rendered[tested:]]).double().numpy()
     labels = np.repeat([0, 1], count - tested)
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(known, labels)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(training_features, labels)
     weights, bias = torch.from_numpy(fitted.coef_[0]).float(), float(fitted.intercept_[0])
     discriminator = Discriminator(identity, weights, bias, metric(math.nan))
     right = torch.cat([1 - discriminator.rendered(generated[:tested]), discriminator.rendered(rendered[:tested])])
     return replace(discriminator, accuracy=context.bootstrap.mean(right))
 
 
-def told_apart(context: EvaluationContext) -> dict[str, Metric]:
-    """told_apart: accuracy of the discriminator on rendered and generated images, 0.5 by chance."""
+def discriminator_accuracy(context: EvaluationContext) -> dict[str, Metric]:
+    """discriminator_accuracy: accuracy of the discriminator on rendered and generated images, 0.5 by chance."""
     if context.counterfactuals is None or context.samples is None:
         return {}
     note = context.networks.absent("identity") or "not computed: it needs our identity network, and samples"
-    return {"told_apart": context.discriminator.accuracy if context.discriminator else absent(note)}
+    return {"discriminator_accuracy": context.discriminator.accuracy if context.discriminator else absent(note)}

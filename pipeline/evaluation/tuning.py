@@ -61,12 +61,12 @@ def grid(settings: Any, values: Mapping[str, Sequence[Any]], option: str = "--tr
 
     Raises InputError for an unknown field, a value of another type, and a combination that the settings refuse.
     """
-    known = [field.name for field in fields(settings)]
+    names = [field.name for field in fields(settings)]
     for name in values:
-        if name not in known:
-            raise InputError(f"there is no setting '{name}'{nearest(name, known)}: there are {', '.join(known)}")
+        if name not in names:
+            raise InputError(f"there is no setting '{name}'{nearest(name, names)}: there are {', '.join(names)}")
     for chosen in itertools.product(*values.values()):
-        combined = {name: getattr(settings, name) for name in known} | dict(zip(values, chosen, strict=True))
+        combined = {name: getattr(settings, name) for name in names} | dict(zip(values, chosen, strict=True))
         yield params.build(type(settings), combined, option)
 
 
@@ -85,8 +85,8 @@ def validation_set(
         raise InputError(f"{domain.name} has photographs: tuning needs a renderer, for counterfactuals")
     prompts = {prompt.text: prompt for prompt in domain.prompts if prompt.split == split}
     if not prompts:
-        known = sorted({prompt.split for prompt in domain.prompts})
-        raise InputError(f"{domain.name} has no prompts of split '{split}': there are {', '.join(known)}")
+        splits = sorted({prompt.split for prompt in domain.prompts})
+        raise InputError(f"{domain.name} has no prompts of split '{split}': there are {', '.join(splits)}")
     prepare = params.section(dataset.PrepareParams, root, "prepare", domain=domain)
     ids = [row for row in dataset.row_ids(prepare) if row[1] == "val"][:count]
     if len(ids) < count:
@@ -192,8 +192,8 @@ def run_trial(
         raise InputError("no prompt of the domain applies to one of these images: try more of them")
     means = {key: sum(values) / len(values) for key, values in table.items()}
     error = metrics.mse(editor.edit(editor.prepare(source), direction, 0.0).images, source.image).mean().item()
-    shown = vars(settings) if source_text is None else {"source": source_text, **vars(settings)}
-    return Trial(name, shown, **means, evaluations=evaluations, seconds=seconds / edits, round_trip=error)
+    settings_columns = vars(settings) if source_text is None else {"source": source_text, **vars(settings)}
+    return Trial(name, settings_columns, **means, evaluations=evaluations, seconds=seconds / edits, round_trip=error)
 
 
 def _measure(
@@ -205,17 +205,17 @@ def _measure(
     before: tuple[Tensor, Tensor],
 ) -> dict[str, Tensor]:
     """reached, kept, psnr, distance and agreement of the edits of `rows` [n]; before: oracle's features, CLIP units."""
-    domain, pictures = networks.domain, edited.images.clamp(-1, 1)
+    domain, edited_images = networks.domain, edited.images.clamp(-1, 1)
     cases = [goals.index[row, condition.target] for row in rows]
-    features = networks.oracle.features(pictures)
+    features = networks.oracle.features(edited_images)
     logits = networks.oracle.logits(features)
     read = torch.stack([logits[name].argmax(1).cpu() for name in networks.oracle.attributes], dim=1)
-    step = clip_units(networks, pictures, len(before[1])) - before[1][rows]
+    step = clip_units(networks, edited_images, len(before[1])) - before[1][rows]
     delta = networks.clip.text_delta(domain.neutral, condition.target, domain.templates).cpu()
     return {
         "reached": metrics.reached(read, goals.values[cases], goals.asked[cases]),
         "kept": metrics.kept(read, goals.values[cases], goals.counted[cases]),
-        "psnr": metrics.psnr(pictures.cpu(), goals.images(cases)),
+        "psnr": metrics.psnr(edited_images.cpu(), goals.images(cases)),
         "distance": 1 - metrics.cosine(features, before[0][rows]),
         "agreement": metrics.cosine(step, delta.expand_as(step)),
     }
@@ -227,7 +227,7 @@ def save(path: Path, count: int, split: str, trials: Sequence[tuple[str, Trial]]
     count: validation images; split: of the prompts
     """
     rows = [
-        {"editor": trial.editor, "people": count, "style": style, "split": split}
+        {"editor": trial.editor, "images": count, "style": style, "split": split}
         | trial.settings
         | {name: f"{getattr(trial, name):.4g}" for name in TRIAL_METRICS}
         for style, trial in trials

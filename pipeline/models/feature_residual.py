@@ -23,7 +23,7 @@ DECAY = 0.3  # change of the features, relative to their root mean square, at wh
 
 @dataclass(frozen=True)
 class FeatureResidual:
-    """What is added to the features of a generator's last layer of r pixels.
+    """Residual that is added to the features of a generator's last layer of r pixels.
 
     residual [B,C,r,r]: the added features. unedited [B,C,r,r]: the generator's features before an edit.
     """

@@ -251,7 +251,10 @@ class Generator(nn.Module):
     def features_at(
         self, size: int, s: Tensor, w_plus: Tensor, noises: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Output of the last convolution of `size` pixels [B,C,size,size], and the image so far [B,3,size/2,size/2]."""
+        """Output of the last convolution of `size` pixels [B,C,size,size], and the image so far [B,3,size/2,size/2].
+
+        s, w_plus, noises: as of `synthesis`.
+        """
         last = self.last_layer(size)
         x, image = self.run_layers(range(last), self._input(s), None, s, w_plus, noises)
         noise = list(self.noises) if noises is None else noises
@@ -266,7 +269,10 @@ class Generator(nn.Module):
         w_plus: Tensor,
         noises: list[Tensor] | None = None,
     ) -> Tensor:
-        """Images [B,3,R,R] from features x [B,C,size,size] and the image so far, as `features_at` returns them."""
+        """Images [B,3,R,R] from features x [B,C,size,size] and the image so far, as `features_at` returns them.
+
+        s, w_plus, noises: as of `synthesis`.
+        """
         last = self.last_layer(size)
         image = self.add_to_image(last, x, image, w_plus)
         image = self.run_layers(range(last + 1, len(self.layout.dims)), x, image, s, w_plus, noises)[1]
@@ -311,7 +317,10 @@ class Generator(nn.Module):
         return x, image
 
     def add_to_image(self, layer: int, x: Tensor, image: Tensor | None, w_plus: Tensor) -> Tensor | None:
-        """Image so far after a layer with activations x; odd layers add nothing."""
+        """Image so far after a layer with activations x [B,C,H,W]; odd layers add nothing.
+
+        image: that before the layer [B,3,H/2,W/2], None before layer 0.
+        """
         if layer % 2:
             return image
         return self.to_rgb(layer)(x, w_plus[:, layer + 1], image)

@@ -132,7 +132,7 @@ class Denoiser(UNet2DModel):
         if resolution % (patch << (len(mult) - 1)):
             raise ValueError(f"resolution {resolution} cannot be halved {len(mult) - 1} times after a patch of {patch}")
         widths = [channels * m for m in mult]
-        resolutions = [resolution >> i for i in range(len(mult))]
+        resolutions = [resolution >> level for level in range(len(mult))]
         attentive = [r in attention for r in resolutions]
         super().__init__(
             sample_size=resolution // patch,
@@ -172,7 +172,7 @@ class Denoiser(UNet2DModel):
         sizes = {level: size for level, size in zip(LEVELS, style_sizes, strict=True) if size}
         self.time_embedding = PaddedTimeEmbedding(widths[0], time_dim, style_dim * len(sizes))
         self.class_embedding = StyleEmbedding(sizes, time_dim, style_dim)
-        start = {level: time_dim + i * style_dim for i, level in enumerate(sizes)}
+        start = {level: time_dim + number * style_dim for number, level in enumerate(sizes)}
         self.block_levels: dict[str, str] = {}
         for name, block, block_resolution in self._blocks(resolutions):
             level = "coarse" if block_resolution is None else level_of(block_resolution, boundaries)
@@ -189,20 +189,20 @@ class Denoiser(UNet2DModel):
     def _blocks(self, resolutions: list[int]) -> Iterator[tuple[str, Any, int | None]]:
         """Name, module and image resolution of every ResBlock (None: the middle block)."""
         down: Any
-        for i, down in enumerate(self.down_blocks):
+        for level, down in enumerate(self.down_blocks):
             for j, block in enumerate(down.resnets):
-                yield f"down_blocks.{i}.resnets.{j}", block, resolutions[i]
+                yield f"down_blocks.{level}.resnets.{j}", block, resolutions[level]
             for j, block in enumerate(down.downsamplers or ()):
-                yield f"down_blocks.{i}.downsamplers.{j}", block, resolutions[i] // 2
+                yield f"down_blocks.{level}.downsamplers.{j}", block, resolutions[level] // 2
         middle: Any = self.mid_block
         for j, block in enumerate(middle.resnets):
             yield f"mid_block.resnets.{j}", block, None
         up: Any
-        for i, up in enumerate(self.up_blocks):
+        for level, up in enumerate(self.up_blocks):
             for j, block in enumerate(up.resnets):
-                yield f"up_blocks.{i}.resnets.{j}", block, resolutions[-1 - i]
+                yield f"up_blocks.{level}.resnets.{j}", block, resolutions[-1 - level]
             for j, block in enumerate(up.upsamplers or ()):
-                yield f"up_blocks.{i}.upsamplers.{j}", block, resolutions[-1 - i] * 2
+                yield f"up_blocks.{level}.upsamplers.{j}", block, resolutions[-1 - level] * 2
 
     def _zero_residuals(self) -> None:
         """Zero-initialise the residual branches and the output, as in guided diffusion."""

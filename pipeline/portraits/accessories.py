@@ -9,7 +9,10 @@ GLASS: Color = (16, 16, 20)
 
 
 def body(params: Portrait, face: Face, x: float, y: float, zoom: float) -> str:
-    """Neck and shoulders in a sweater or a suit, in canvas coordinates, with the head's centre at (x, y)."""
+    """Neck and shoulders in a sweater or a suit, in canvas coordinates, with the head's centre at (x, y).
+
+    face: geometry of the head. zoom: size of the head on the canvas relative to that geometry.
+    """
     traits, look = params.traits, params.look
     cloth = mix(*CLOTHES[traits.clothes_color.value], traits.clothes_color.u)
     wide = span(look.shoulders, 44, 56) + 6 * (traits.face_shape.value == "chubby")

@@ -1,4 +1,7 @@
-"""SVG elements that portraits are drawn with."""
+"""SVG elements that portraits are drawn with. Lengths are in the units of the drawing, opacity from 0 to 1.
+
+Paint is a colour (red, green, blue), 0 to 255, or the text of a reference to a gradient.
+"""
 
 Paint = tuple[float, float, float] | str
 Spot = tuple[float, float, float]
@@ -28,12 +31,12 @@ def polygon(*xy: float) -> str:
 
 
 def fill(data: str, paint: Paint, opacity: float = 1.0) -> str:
-    """Filled path."""
+    """Filled path. data: as `path` returns it."""
     return f'<path d="{data}" fill="{color(paint)}"{_opacity("fill", opacity)}/>'
 
 
 def line(data: str, paint: Paint, width: float, opacity: float = 1.0) -> str:
-    """Stroked path with round ends."""
+    """Stroked path with round ends. data: as `path` returns it. width: of the line."""
     return (
         f'<path d="{data}" fill="none" stroke="{color(paint)}" stroke-width="{width:.1f}"'
         f' stroke-linecap="round" stroke-linejoin="round"{_opacity("stroke", opacity)}/>'
@@ -41,18 +44,18 @@ def line(data: str, paint: Paint, width: float, opacity: float = 1.0) -> str:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, paint: Paint, opacity: float = 1.0) -> str:
-    """Filled ellipse."""
+    """Filled ellipse. x, y: centre. rx, ry: radii."""
     look = f'fill="{color(paint)}"{_opacity("fill", opacity)}'
     return f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{rx:.1f}" ry="{ry:.1f}" {look}/>'
 
 
 def circle(x: float, y: float, radius: float, paint: Paint, opacity: float = 1.0) -> str:
-    """Filled circle."""
+    """Filled circle. x, y: centre."""
     return ellipse(x, y, radius, radius, paint, opacity)
 
 
 def ring(x: float, y: float, radius: float, paint: Paint, width: float) -> str:
-    """Outline of a circle."""
+    """Outline of a circle. x, y: centre. radius: to the middle of the line. width: of the line."""
     look = f'fill="none" stroke="{color(paint)}" stroke-width="{width:.1f}"'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {look}/>'
 
@@ -60,7 +63,10 @@ def ring(x: float, y: float, radius: float, paint: Paint, width: float) -> str:
 def rounded_box(
     x: float, y: float, rx: float, ry: float, corner: float, glass: Paint, opacity: float, rim: Paint
 ) -> str:
-    """Filled and outlined box with round corners around (x, y)."""
+    """Filled and outlined box with round corners. x, y: centre. rx, ry: half its width and height.
+
+    corner: radius of the corners. glass, opacity: of the filling. rim: paint of the outline, 2.6 wide.
+    """
     box = f'x="{x - rx:.1f}" y="{y - ry:.1f}" width="{2 * rx:.1f}" height="{2 * ry:.1f}" rx="{corner:.1f}"'
     look = f'fill="{color(glass)}"{_opacity("fill", opacity)} stroke="{color(rim)}" stroke-width="2.6"'
     return f"<rect {box} {look}/>"

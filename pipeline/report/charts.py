@@ -146,7 +146,7 @@ def trials(path: Path) -> dict[str, Any]:
         rows = [
             row
             for row in csv.DictReader(lines)
-            if all(row.get(key) for key in ("editor", "people", "style"))
+            if all(row.get(key) for key in ("editor", "images", "style"))
             and all(_number(row.get(key)) is not None for key in TRIAL_METRICS)
         ]
     names = [key for key in (rows[0] if rows else {}) if key not in (*TRIAL_METRICS, "editor", "style")]
@@ -162,7 +162,7 @@ def trials(path: Path) -> dict[str, Any]:
             charts.append(trial_chart(lines_of, x, y))
     return {
         "title": path.stem.replace("_", " "),
-        "people": rows[0]["people"] if rows else "0",
+        "images": rows[0]["images"] if rows else "0",
         "split": (rows[0].get("split") if rows else None) or "seen",
         "varied": varied,
         "measured": list(TRIAL_METRICS),

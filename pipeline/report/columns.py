@@ -40,7 +40,7 @@ EDITOR_COLUMNS = (
     Column("psnr_input", "PSNR to input, dB", 1, 0, "distance of the edit from its input; the paper's protocol"),
     Column("identity_input", "identity to input", 2, 0, "cosine with the input, identity network"),
     Column("evaluations", "passes", 0, 0, "network evaluations per image"),
-    Column("people", "images", 0, 0, "test images to which at least one prompt applies"),
+    Column("images", "images", 0, 0, "test images to which at least one prompt applies"),
 )
 NETWORK_TABLES = (  # title, key in metrics.json, rows of (key, title, digits)
     ("Oracle", "oracle", (("mean", "accuracy", 3), ("min", "weakest attribute", 3), ("chance", "chance", 3))),
@@ -62,7 +62,7 @@ NETWORK_TABLES = (  # title, key in metrics.json, rows of (key, title, digits)
             ("precision", "precision", 3),
             ("recall", "recall", 3),
             ("attribute_share_error", "largest relative error of an attribute value's share", 2),
-            ("told_apart", "accuracy of a linear discriminator between samples and renders", 3),
+            ("discriminator_accuracy", "accuracy of a linear discriminator between samples and renders", 3),
         ),
     ),
     ("Identity network", "identity", (("auc", "verification, area under the ROC curve", 3),)),

@@ -47,34 +47,34 @@ def positions(dag: nx.DiGraph) -> dict[str, tuple[float, float]]:
     for name in dag:
         if not dag.in_degree(name) and dag.out_degree(name):
             columns[name] = min(columns[user] for user in dag.successors(name)) - 1
-    places: dict[str, tuple[float, float]] = {}
+    coordinates: dict[str, tuple[float, float]] = {}
     for column in sorted(set(columns.values())):
         names = [name for name in dag if columns[name] == column]
-        heights = {name: [places[other][1] for other in dag.predecessors(name)] for name in names}
+        heights = {name: [coordinates[other][1] for other in dag.predecessors(name)] for name in names}
         names.sort(key=lambda name: sum(heights[name]) / max(1, len(heights[name])))
         for row, name in enumerate(names):
-            places[name] = (column * (WIDTH + GAP_X), (row - (len(names) - 1) / 2) * (HEIGHT + GAP_Y))
-    return places
+            coordinates[name] = (column * (WIDTH + GAP_X), (row - (len(names) - 1) / 2) * (HEIGHT + GAP_Y))
+    return coordinates
 
 
 @rc_context(STYLE)
 def figure(dag: nx.DiGraph) -> Figure:
     """The figure: boxes and arrows; an arrow that a chain of others implies is left out."""
-    places = positions(dag)
-    xs, ys = ([place[axis] for place in places.values()] for axis in (0, 1))
+    coordinates = positions(dag)
+    xs, ys = ([point[axis] for point in coordinates.values()] for axis in (0, 1))
     width, height = max(xs) - min(xs) + WIDTH + 8, max(ys) - min(ys) + HEIGHT + 8
     drawn = Figure((width / 72, height / 72))
     axes = drawn.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     left, top = min(xs) - WIDTH / 2 - 4, min(ys) - HEIGHT / 2 - 4
     axes.set(xlim=(left, left + width), ylim=(top + height, top))
-    for name, (x, y) in places.items():
+    for name, (x, y) in coordinates.items():
         corner = (x - WIDTH / 2, y - HEIGHT / 2)
         axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, "round,pad=0,rounding_size=7", fc="none", ec=TEXT))
         axes.text(x, y - 7, name, size=12, ha="center", va="center")
         axes.text(x, y + 10, dag.nodes[name]["makes"], size=10, ha="center", va="center", alpha=0.8)
     for start, end in nx.transitive_reduction(dag).edges:
-        (x, y), (to_x, to_y) = places[start], places[end]
+        (x, y), (to_x, to_y) = coordinates[start], coordinates[end]
         x, to_x = x + WIDTH / 2, to_x - WIDTH / 2
         bend = max(18, (to_x - x) / 2)
         curve = Curve([(x, y), (x + bend, y), (to_x - bend, to_y), (to_x, to_y)], [Curve.MOVETO, *[Curve.CURVE4] * 3])

@@ -40,7 +40,7 @@ _FONT, _SMALL = 17, 13
 
 @dataclass(frozen=True)
 class EditGrid:
-    """Images uint8 [R,R,3] of some test images (ids) and prompts, in the order shown.
+    """Images uint8 [R,R,3] of some test images (ids) and prompts, in the order of the grid.
 
     before: unedited, by id
     counterfactuals: by id and prompt, where the prompt applies to the image
@@ -61,9 +61,9 @@ def choose(test: TestSet, prompts: Sequence[Prompt], rows: int, columns: int) ->
     texts = [prompt.text for prompt in prompts if prompt in ordered]
     if test.people is None:
         return list(test.ids[:rows]), texts
-    known = {prompt.text: prompt for prompt in ordered}
+    prompts_by_text = {prompt.text: prompt for prompt in ordered}
     count = dict.fromkeys(test.ids, 0)
-    for case in cases(test, [(row_id, text) for row_id in test.ids for text in texts], known):
+    for case in cases(test, [(row_id, text) for row_id in test.ids for text in texts], prompts_by_text):
         count[case.row_id] += 1
     return sorted(sorted(test.ids, key=lambda row_id: -count[row_id])[:rows]), texts  # stable: the first of equals
 
@@ -76,15 +76,15 @@ def gather(test: TestSet, prompts: Sequence[Prompt], edits: Mapping[str, Path], 
     edited = [set(artefacts.read(path, "edits", ["id"])["id"].tolist()) for path in edits.values()]
     keep = [row for row, row_id in enumerate(test.ids) if all(row_id in ids for ids in edited)]
     people = None if test.people is None else tuple(test.people[row] for row in keep)
-    shown = TestSet(tuple(test.ids[row] for row in keep), test.images[keep], people)
-    ids, texts = choose(shown, prompts, rows, columns)
-    index, size = shown.rows(), test.images.shape[-1]
+    subset = TestSet(tuple(test.ids[row] for row in keep), test.images[keep], people)
+    ids, texts = choose(subset, prompts, rows, columns)
+    index, size = subset.rows(), test.images.shape[-1]
     counterfactuals: dict[Pair, np.ndarray] = {}
     if people is not None:
         pairs = [(row_id, text) for row_id in ids for text in texts]
-        for case in cases(shown, pairs, {prompt.text: prompt for prompt in prompts}):
+        for case in cases(subset, pairs, {prompt.text: prompt for prompt in prompts}):
             counterfactuals[case.row_id, case.prompt.text] = portraits.render(case.counterfactual, size)
-    before = {row_id: images.to_uint8(shown.images[index[row_id]]) for row_id in ids}
+    before = {row_id: images.to_uint8(subset.images[index[row_id]]) for row_id in ids}
     read = {name: _read(path, ids, texts) for name, path in edits.items()}
     return EditGrid(tuple(ids), tuple(texts), before, counterfactuals, read)
 
@@ -102,7 +102,7 @@ def _read(path: Path, ids: Sequence[int], texts: Sequence[str]) -> dict[Pair, np
 
 
 def draw(grid: EditGrid, editor: str) -> Image:
-    """One editor's edits as an image: a row per test image, with each edit's counterfactual beside it where known."""
+    """One editor's edits as an image: a row per test image, with each edit's counterfactual beside it if it exists."""
     from PIL import Image, ImageDraw, ImageFont
 
     paired = bool(grid.counterfactuals)
@@ -142,9 +142,9 @@ def _tile(pixels: np.ndarray | None) -> Image:
 
     if pixels is None:
         return Image.new("RGB", (_TILE, _TILE), _MISSING)
-    whole = _TILE % len(pixels) == 0  # then pixels stay what they are, and the file small
+    integer_scale = _TILE % len(pixels) == 0  # then pixels stay what they are, and the file small
     return Image.fromarray(pixels).resize(
-        (_TILE, _TILE), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+        (_TILE, _TILE), Image.Resampling.NEAREST if integer_scale else Image.Resampling.LANCZOS
     )
 
 
@@ -174,7 +174,7 @@ def page_edits(domain: Domain, layout: DomainPaths, editors: Sequence[str]) -> d
         (row["editor"], row["id"], row["prompt"]): row
         for row in table.filter(table["id"].is_in(grid.ids)).iter_rows(named=True)
     }
-    shown = []
+    image_rows = []
     for row_id in grid.ids:
         before, rows = grid.before[row_id], []
         if grid.counterfactuals:
@@ -184,8 +184,8 @@ def page_edits(domain: Domain, layout: DomainPaths, editors: Sequence[str]) -> d
             pairs = [(grid.edits[name].get((row_id, text)), scores.get((name, row_id, text))) for text in grid.prompts]
             cells = [_cell(pixels if score else None, before, score) for pixels, score in pairs]
             rows.append({"label": label(name), "cells": cells})
-        shown.append({"id": row_id, "before": data_uri(before), "rows": rows})
-    return {"prompts": grid.prompts, "images": shown, "counterfactuals": bool(grid.counterfactuals)}
+        image_rows.append({"id": row_id, "before": data_uri(before), "rows": rows})
+    return {"prompts": grid.prompts, "images": image_rows, "counterfactuals": bool(grid.counterfactuals)}
 
 
 def _cell(pixels: np.ndarray | None, before: np.ndarray, score: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ SHAPES = (  # title, path in ffhq_shapes.json, unit, its divisor, the paper's va
         for key, method in (("reverse", "derivatives"), ("finite", "finite differences"))
     ),
 )
-COLUMNS = ("reached", "kept", "identity", "counterfactual_gain", "psnr", "people")
+COLUMNS = ("reached", "kept", "identity", "counterfactual_gain", "psnr", "images")
 
 
 def full(layout: artefacts.DomainPaths) -> dict[str, Any] | None:

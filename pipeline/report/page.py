@@ -34,7 +34,7 @@ def write(domain: Domain, root: Path) -> Path:
 def render(domain: Domain, root: Path) -> str:
     """The page as HTML.
 
-    Needs metrics, scores, edits and test images; shows training curves, timings and other runs where they are there.
+    Needs metrics, scores, edits and test images; shows training curves, timings and other runs where they exist.
     Raises InputError when metrics.json is missing or damaged.
     """
     import jinja2
@@ -131,7 +131,7 @@ def _prompts(editors: Mapping[str, Any], names: Sequence[str], domain: Domain) -
                 {
                     "text": prompt.text,
                     "tag": TAGS.get(prompt.split),
-                    "images": max(leaf["people"]["value"] for leaf in leaves),
+                    "images": max(leaf["images"]["value"] for leaf in leaves),
                     "cells": [editors[name]["prompts"].get(prompt.text, {}) for name in names],
                 }
             )
@@ -143,9 +143,9 @@ def _network_tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for title, network, rows in columns.NETWORK_TABLES:
         leaves = [(metrics.get(network, {}).get(key, {}), name, digits) for key, name, digits in rows]
-        shown = [row for row in leaves if row[0].get("value") is not None or "note" in row[0]]
-        if shown:
-            tables.append({"title": title, "rows": shown})
+        measured = [row for row in leaves if row[0].get("value") is not None or "note" in row[0]]
+        if measured:
+            tables.append({"title": title, "rows": measured})
     return tables
 
 

@@ -31,7 +31,7 @@ def paragraphs(metrics: Mapping[str, Any], splits: Mapping[str, str], drawn: boo
 
 def _evaluation(editors: Mapping[str, Any], splits: Mapping[str, str], drawn: bool) -> list[str]:
     texts = {text for row in editors.values() for text in row.get("prompts", {})}
-    counts = sorted({int(row["people"]["value"]) for row in editors.values() if _value(row.get("people")) is not None})
+    counts = sorted({int(row["images"]["value"]) for row in editors.values() if _value(row.get("images")) is not None})
     unseen, combined = (sum(splits.get(text) == split for text in texts) for split in SEPARATE_SPLITS)
     images = f" on {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} test images" if counts else ""
     return [
@@ -55,7 +55,7 @@ def _results(editors: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]
     close = {name: row for name, row in measured.items() if _value(row.get("psnr")) is not None}
     if len(close) > 1:
         best = max(close, key=lambda name: close[name]["psnr"]["value"])
-        psnr = f"{close[best]['psnr']['value']:.1f} dB PSNR ({close[best]['people']['value']:.0f} images)"
+        psnr = f"{close[best]['psnr']['value']:.1f} dB PSNR ({close[best]['images']['value']:.0f} images)"
         if best == first:
             sentences.append(f"It is also the closest to the counterfactuals, at {psnr}.")
         else:

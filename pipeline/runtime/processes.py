@@ -73,7 +73,10 @@ def fill(
 
     Returns the names of all shards in the order of the jobs.
 
+    work: keeps the shards until they are published.
     write, jobs: picklable.
+    processes: number of worker processes; 1: this one alone.
+    ending: of the shards' names.
     rows: of each job, the unit of progress where jobs differ in size; None: shards are the unit.
     """
     names = [f"{folder}/{files.shard_name(index, ending)}" for index in range(len(jobs))]

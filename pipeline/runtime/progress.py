@@ -26,6 +26,7 @@ def track(
     """Yield the items of `iterable` and show on stderr the progress, the rate and the time left.
 
     total: number of units; None: len() of the iterable where it has one and `step` is a number.
+    label: what is worked on, at the start of the line.
     step: units per item (a batch's size), or a function of the item.
     done: units finished before (by an interrupted run), which do not count in the rate.
     unit: name of the units.
@@ -39,7 +40,12 @@ def track(
 
 
 def describe(label: str, count: int, total: int | None, fresh: int, seconds: float, unit: str = "") -> str:
-    """One plain line: "codes: 5,000 of 200,000 images, 412/s, 7:53 left". `fresh` units took `seconds`."""
+    """One plain line: "codes: 5,000 of 200,000 images, 412/s, 7:53 left".
+
+    label, unit: name of the work and of its units.
+    count, total: units finished, and of all; None: not known.
+    fresh, seconds: units finished by this run, and the time that they took.
+    """
     amount = f"{count:,}" + (f" of {total:,}" if total is not None else "") + (f" {unit}" if unit else "")
     rate = fresh / seconds if seconds > 0 else 0.0
     parts = [f"{label}: {amount}"]

@@ -109,16 +109,16 @@ def open(stage: str, domain: str, fingerprint: Mapping[str, Any], root: Path) ->
     fingerprint: JSON-able description of everything the result depends on: parameters, digests of inputs and code.
     root: the project.
     """
-    place = files.main_checkout(root) / ".cache" / f"{stage}-{domain}"
-    folder = place / fingerprint_of(fingerprint)
-    with files.writing_to(place):
-        place.mkdir(parents=True, exist_ok=True)
+    stage_folder = files.main_checkout(root) / ".cache" / f"{stage}-{domain}"
+    folder = stage_folder / fingerprint_of(fingerprint)
+    with files.writing_to(stage_folder):
+        stage_folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, f"{stage} of {domain}"):
         with files.writing_to(folder):
             folder.mkdir(exist_ok=True)
             os.utime(folder)
         with suppress(OSError):  # another process may be pruning too
-            _prune(place, folder)
+            _prune(stage_folder, folder)
         yield Work(folder)
 
 
@@ -168,10 +168,10 @@ def _holder(path: Path) -> str:
     return "unknown"
 
 
-def _prune(place: Path, current: Path) -> None:
-    with os.scandir(place) as entries:
+def _prune(stage_folder: Path, current: Path) -> None:
+    with os.scandir(stage_folder) as entries:
         folders = [(entry.stat().st_mtime_ns, entry.name) for entry in entries if entry.is_dir()]
-    others = [place / name for _, name in sorted(folders, reverse=True) if name != current.name]
+    others = [stage_folder / name for _, name in sorted(folders, reverse=True) if name != current.name]
     for folder in others[MAX_OTHERS:]:
         with suppress(InputError, OSError), _locked(folder, folder.name):
             files.remove(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.runtime.errors import InputError, nearest
 from pipeline.runtime.files import shard_name as shard_name
@@ -17,12 +17,10 @@ from pipeline.storage.parquet import Column
 
 if TYPE_CHECKING:
     import polars as pl
-    from torch import Tensor
 
     from pipeline.storage.domains import Domain
 
 Where = Mapping[str, Any]
-Id = TypeVar("Id", int, "Tensor")
 SPLITS = ("train", "val", "test")
 FAKE_VAL_EVERY = 50  # every 50th fake is for validation
 
@@ -109,13 +107,8 @@ class DomainPaths:
         return self.timings / f"{stage}.json"
 
 
-def sibling(row_id: Id) -> Id:
-    """Id of the other one of two generated rows that may share noise (`sampling.noise`): 0 and 1, 2 and 3, ..."""
-    return row_id ^ 1
-
-
 def fake_split(row_id: int) -> str:
-    """Split of a generated row: every 50th is "val", the rest "train"."""
+    """Split of a generated row: every 50th is "val", the rest "train". `sampling.noise` depends on it."""
     return "val" if row_id % FAKE_VAL_EVERY == 0 else "train"
 
 
@@ -183,7 +176,10 @@ def iterate(
     where: Where | None = None,
     hint: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Read as `read` does, in parts of exactly `batch_rows` rows (the last one shorter), in bounded memory."""
+    """Read as `read` does, whose arguments it takes, but in parts and in bounded memory.
+
+    batch_rows: rows of every part but the last.
+    """
     pending: list[dict[str, Any]] = []
     rows = 0
     for length, part in _parts(path, schema, _wanted(schema, columns), where, hint):
@@ -199,20 +195,26 @@ def iterate(
 
 
 def count(path: Path, schema: str, where: Where | None = None, hint: str | None = None) -> int:
-    """Number of rows of a table (that match `where`)."""
+    """Number of rows of a table that match `where`, or of all; arguments as of `read`."""
     if not where:
         return sum(parquet.opened(shard, schema).metadata.num_rows for shard in _checked(path, schema, hint))
     return sum(length for length, _ in _parts(path, schema, [], where, hint))
 
 
 def metadata(path: Path, schema: str, hint: str | None = None) -> dict[str, Any]:
-    """`meta` of `write_shard`."""
+    """The `meta` that `write_shard` put into a table's first shard; arguments as of `read`."""
     meta = parquet.header_of(parquet.opened(_checked(path, schema, hint)[0], schema).schema_arrow)
     return {key: value for key, value in meta.items() if key != "schema"}
 
 
 def table(path: Path, columns: Sequence[str] | None = None, hint: str | None = None) -> pl.DataFrame:
-    """Read a Parquet file, or a folder of shards, of any schema as a polars frame."""
+    """Read a Parquet file, or a folder of shards, of any schema as a polars frame.
+
+    columns: names; None for all.
+    hint: advice that ends errors, such as "run `dvc repro`".
+
+    Raises InputError for a table that is missing or cannot be read.
+    """
     import polars as pl
 
     paths = shards(path, hint)
@@ -225,7 +227,10 @@ def table(path: Path, columns: Sequence[str] | None = None, hint: str | None = N
 
 
 def write_table(path: Path, frame: pl.DataFrame, meta: Mapping[str, Any] | None = None) -> None:
-    """Write a polars frame as one Parquet file, completely or not at all; equal content, equal bytes."""
+    """Write a polars frame as one Parquet file, completely or not at all; equal content, equal bytes.
+
+    meta: entries of the file's header.
+    """
     parquet.write(path, frame.to_arrow().replace_schema_metadata(parquet.header(meta or {})))
 
 

@@ -100,16 +100,25 @@ def _write_inspections(job: _Job, path: Path) -> None:
 
 
 def inspect_photographs(work: resumable.Work, listing: Listing, wanted: int, aligned: bool) -> list[Inspection]:
-    """Inspect photographs in their order until `wanted` of them can be used, or there are no more."""
-    done: list[Inspection] = []
-    while len(done) < len(listing.members) and (missing := wanted - sum(one.reason is None for one in done)) > 0:
-        members = listing.members[len(done) : len(done) + max(missing, INSPECTED_AT_ONCE)]
+    """Inspect photographs in their order until enough of them can be used, or there are no more.
+
+    work: keeps the inspections of an interrupted run.
+    listing: the photographs.
+    wanted: number of usable ones that is enough.
+    aligned: also search faces.
+    """
+    inspections: list[Inspection] = []
+    while len(inspections) < len(listing.members):
+        missing = wanted - sum(one.reason is None for one in inspections)
+        if missing <= 0:
+            break
+        members = listing.members[len(inspections) : len(inspections) + max(missing, INSPECTED_AT_ONCE)]
         starts = range(0, len(members), INSPECTED_AT_ONCE)
         jobs = [_Job(listing.path, members[start : start + INSPECTED_AT_ONCE], aligned) for start in starts]
-        folder = f"inspections-{len(done)}"
+        folder = f"inspections-{len(inspections)}"
         for name in processes.fill(work, folder, _write_inspections, jobs, processes.count(), ".json"):
-            done += [Inspection(*one) for one in json.loads(work.path(name).read_bytes())]
-    return done
+            inspections += [Inspection(*one) for one in json.loads(work.path(name).read_bytes())]
+    return inspections
 
 
 # ---------------------------------------------------------------- rows
@@ -181,7 +190,8 @@ def select_usable(
 
     Where too few are usable, the training rows become fewer. Raises InputError when none would be left.
 
-    inspections: of the first members, in their order.
+    listing, inspections: all members, and inspections of the first ones in their order.
+    resolution: of the images to make, pixels.
     """
     usable = [(member, one) for member, one in zip(listing.members, inspections) if one.reason is None]
     missing = max(0, len(row_ids(params)) - len(usable))
@@ -197,7 +207,12 @@ def select_usable(
 
 
 def summary(listing: Listing, inspections: Sequence[Inspection], used: Photographs) -> dict[str, Any]:
-    """Counts of the photographs, and name and reason of each that was skipped; JSON-able."""
+    """Content of prepared.json: counts of the photographs, and name and reason of each that was skipped.
+
+    listing: of the source.
+    inspections: of its first members, in their order.
+    used: the rows that became images.
+    """
     unusable = [
         (member.name, one.reason) for member, one in zip(listing.members, inspections) if one.reason is not None
     ]

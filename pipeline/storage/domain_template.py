@@ -73,8 +73,12 @@ def text(
 ) -> str:
     """Whole text of a domain file.
 
+    name: of the domain.
     origin: command that writes it.
+    resolution: side of the images in pixels.
+    neutral: word for any of the images, such as cat.
     plans: `defaults.pretrain`.
+    split: `level_split` of the style convolutions.
     source, networks: as YAML.
     counts: numbers of training images, of those of them for validation, and of test images.
     """
@@ -103,10 +107,10 @@ def quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True).strip()
 
 
-def split_counts(pictures: int) -> tuple[int, int, int]:
-    """Split of a folder of `pictures` images: `counts` of `text`."""
-    test = min(2000, pictures // 10)
-    train = min(58_000, pictures - test)
+def split_counts(images: int) -> tuple[int, int, int]:
+    """Split of a folder of that many images: `counts` of `text`."""
+    test = min(2000, images // 10)
+    train = min(58_000, images - test)
     return train, min(1000, train // 20), test
 
 

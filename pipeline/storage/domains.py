@@ -199,7 +199,7 @@ def load(name: str, root: Path) -> Domain:
     rest = {key: value for key, value in content.items() if key not in NETWORKS}
     if isinstance(rest.get("templates"), str):
         rest["templates"] = _lines(Path(root) / "domains" / PurePosixPath(rest["templates"]).name, where)
-    return params.build(Domain, rest, where, given={"name": name, **networks})
+    return params.build(Domain, rest, where, extra_fields={"name": name, **networks})
 
 
 def _inside(name: str) -> bool:

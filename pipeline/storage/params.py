@@ -69,11 +69,13 @@ class Resolved(Generic[Section]):
 def root() -> Path:
     """Folder of the project: $DELTASPACE_ROOT, else the nearest folder above with params.yaml and domains/, else the
     one that the code came with. Raises InputError where $DELTASPACE_ROOT is no folder."""
-    given = os.environ.get("DELTASPACE_ROOT")
-    if given:
-        if not Path(given).is_dir():
-            raise InputError(f"DELTASPACE_ROOT names {given}, which is no folder: set it to the project's folder")
-        return Path(given).resolve()
+    environment_root = os.environ.get("DELTASPACE_ROOT")
+    if environment_root:
+        if not Path(environment_root).is_dir():
+            raise InputError(
+                f"DELTASPACE_ROOT names {environment_root}, which is no folder: set it to the project's folder"
+            )
+        return Path(environment_root).resolve()
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / FILE).is_file() and (folder / "domains").is_dir():
@@ -102,7 +104,7 @@ def section(
     *,
     domain: Domain | None = None,
 ) -> Section:
-    """Values of `resolve`."""
+    """Values of `resolve`, which takes the same arguments."""
     return resolve(cls, root, name, overrides, domain=domain).values
 
 
@@ -120,8 +122,10 @@ def resolve(
     dataclass's default. Where `cls` has SHARED, that section holds what section `name` leaves out.
 
     cls: frozen dataclass of the section.
+    root: folder of the project.
     name: of the section, such as "mapper" or "edit_latent.deltaedit_g".
     overrides: setting -> value from the command line; None is a value too.
+    domain: whose defaults stand for null; None: no domain's.
 
     Raises InputError naming section.key for an unknown, renamed or missing setting, for one of the wrong type and for
     values that `cls` refuses.
@@ -173,18 +177,20 @@ def describe_origins(values: Any, origins: Mapping[str, str], chosen: Mapping[st
     return [f"{name} = {value!r} ({origin})" for name, (value, origin) in shown.items()]
 
 
-def build(cls: type[Section], values: object, where: str, given: Mapping[str, Any] | None = None) -> Section:
+def build(cls: type[Section], values: object, where: str, extra_fields: Mapping[str, Any] | None = None) -> Section:
     """Build a frozen dataclass from plain data, every type checked.
 
     where: prefix of the key in error messages, such as "mapper" or "domains/cat.yaml".
-    given: fields that are set as they are, without a check.
+    values: content of the section or file; its keys are fields of `cls`.
+    extra_fields: fields that are set as they are, without a check.
 
     Raises InputError as `resolve` does.
     """
     from pydantic import ValidationError
 
-    values, given = as_mapping(values, where), given or {}
-    names = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in given]  # type: ignore[arg-type]
+    values, extra_fields = as_mapping(values, where), extra_fields or {}
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    names = [name for name in fields if name not in extra_fields]
     _checked(values, names, where, "")
     try:
         # JSON, whose strict rules take a list for a tuple and a whole number for a float, and nothing else for another
@@ -192,7 +198,7 @@ def build(cls: type[Section], values: object, where: str, given: Mapping[str, An
     except ValidationError as error:
         raise InputError(_explained(error.errors(include_url=False)[0], where)) from error
     try:
-        return cls(**given, **checked)
+        return cls(**extra_fields, **checked)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -241,11 +247,11 @@ def _checked(values: Mapping[str, Any], known: Iterable[str], where: str, origin
 
 def _explained(error: Mapping[str, Any], where: str) -> str:
     """One line about pydantic's error."""
-    place, kind, value, more = error["loc"], error["type"], error["input"], error.get("ctx", {})
+    location, kind, value, more = error["loc"], error["type"], error["input"], error.get("ctx", {})
     path = where
-    for part in place:
+    for part in location:
         path = f"{path}[{part}]" if isinstance(part, int) else _key(path, part)
-    if kind == "missing" and isinstance(place[-1], int):
+    if kind == "missing" and isinstance(location[-1], int):
         return f"{path.rpartition('[')[0]} has {len(value)} entries: more are expected"
     if kind in ("missing", "unexpected_keyword_argument"):
         return f"{path} is {'missing: add it' if kind == 'missing' else 'unknown'}"

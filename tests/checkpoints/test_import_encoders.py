@@ -308,7 +308,7 @@ def test_opts_of_any_kind_are_kept_as_plain_data(run: Run, project: Path, tmp_pa
     path = files.saved(tmp_path / "e4e.pt", files.checkpoint(theirs, {}, MEAN) | {"opts": odd})
     assert run("import", "encoder", path, "--domain", "tiny")[0] == 0
     opts = weights.read_meta(shipped(project, "encoder"))["original"]["opts"]
-    assert len(json.dumps(opts)) < 5000 and opts["tensor"] == "(Claim)" and opts["huge"] == "(int)"
+    assert len(json.dumps(opts)) < 5000 and opts["tensor"] == "(TensorSpec)" and opts["huge"] == "(int)"
 
 
 @pytest.mark.parametrize("legacy", [False, True])

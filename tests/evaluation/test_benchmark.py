@@ -22,8 +22,8 @@ world = known_people.world  # fixture
 
 
 def test_counterfactuals_as_edits_score_full_marks(world: World) -> None:
-    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics
-    row = found["editors"]["counterfactual"]
+    numbers = world.evaluate({"counterfactual": world.edits("counterfactual", change)}).metrics
+    row = numbers["editors"]["counterfactual"]
     assert [row[name]["value"] for name in ("reached", "kept", "identity")] == [1, 1, pytest.approx(1)]
     assert row["psnr"]["value"] == 60 and row["fid_oracle"]["value"] == pytest.approx(0, abs=1e-6)
     assert row["counterfactual_gain"]["value"] > 1 and row["gain_over_input"]["value"] > 1
@@ -48,15 +48,15 @@ def test_the_second_oracle_has_metrics_of_its_own(world: World) -> None:
         attributes, features = world.networks.oracle.attributes, staticmethod(world.networks.oracle.features)
 
         def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-            found = world.networks.oracle.logits(features)
+            logits = world.networks.oracle.logits(features)
             colours = list(self.attributes["hair_color"])
-            red = found["hair_color"][:, colours.index("red")].clone()
-            found["hair_color"][:, colours.index("red")] = 0
-            found["hair_color"][:, colours.index("black")] += red
-            return found
+            red = logits["hair_color"][:, colours.index("red")].clone()
+            logits["hair_color"][:, colours.index("red")] = 0
+            logits["hair_color"][:, colours.index("black")] += red
+            return logits
 
-        def predict(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {name: logits.argmax(1) for name, logits in self.logits(self.features(pictures)).items()}
+        def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: logits.argmax(1) for name, logits in self.logits(self.features(images)).items()}
 
     path = world.edits("counterfactual", change)
     world.networks.oracle2 = world.networks.oracle
@@ -66,24 +66,24 @@ def test_the_second_oracle_has_metrics_of_its_own(world: World) -> None:
     assert same["oracle2"]["largest_difference"]["value"] == 0 and same["oracle2"]["mean"] == same["oracle"]["mean"]
 
     world.networks.oracle2 = Blind()
-    found = world.evaluate({"counterfactual": path}).metrics
-    row = found["editors"]["counterfactual"]
+    numbers = world.evaluate({"counterfactual": path}).metrics
+    row = numbers["editors"]["counterfactual"]
     assert row["reached"]["value"] == 1 and row["reached_oracle2"]["value"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["oracle2"]["largest_difference"]["value"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["oracle2"]["min"]["value"] < found["oracle"]["min"]["value"] == 1
+    assert numbers["oracle2"]["largest_difference"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert numbers["oracle2"]["min"]["value"] < numbers["oracle"]["min"]["value"] == 1
     assert {key: row[key] for key in row if "oracle2" not in key} == {
         key: leaf for key, leaf in same["editors"]["counterfactual"].items() if "oracle2" not in key
     }
 
 
 def test_only_images_that_a_prompt_applies_to_are_scored(world: World) -> None:
-    found = world.evaluate({"counterfactual": world.edits("counterfactual", change)})
+    evaluation = world.evaluate({"counterfactual": world.edits("counterfactual", change)})
     for prompt in PROMPTS:
-        ids = found.scores.filter(found.scores["prompt"] == prompt.text)["id"].to_list()
+        ids = evaluation.scores.filter(evaluation.scores["prompt"] == prompt.text)["id"].to_list()
         assert sorted(ids) == applicable(world, prompt)
         assert 0 < len(ids) < PEOPLE
-        people = found.metrics["editors"]["counterfactual"]["prompts"][prompt.text]["people"]["value"]
-        assert people == len(ids)
+        count = evaluation.metrics["editors"]["counterfactual"]["prompts"][prompt.text]["images"]["value"]
+        assert count == len(ids)
 
 
 def test_reached_is_averaged_over_prompts_not_over_edits(world: World) -> None:
@@ -106,11 +106,11 @@ def test_prompts_of_held_out_words_are_averaged_apart(world: World) -> None:
         return person if prompt is novel else change(person, prompt)
 
     path = world.edits("deltaedit_g", deaf, prompts=(*PROMPTS, novel))
-    found = world.evaluate({"deltaedit_g": path}).metrics
-    row = found["editors"]["deltaedit_g"]
+    numbers = world.evaluate({"deltaedit_g": path}).metrics
+    row = numbers["editors"]["deltaedit_g"]
     assert row["reached"]["value"] == 1 and row["heldout"]["reached"]["value"] == 0
     assert row["fid_oracle"]["value"] == pytest.approx(0, abs=1e-6)
-    assert "face with shades" in found["clip"]["directions"]
+    assert "face with shades" in numbers["clip"]["directions"]
 
 
 def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_averaged_apart(world: World) -> None:
@@ -126,15 +126,15 @@ def test_a_prompt_of_several_attributes_is_reached_by_all_of_them_and_averaged_a
     edits = {
         name: world.edits(name, draw, prompts=(*PROMPTS, both)) for name, draw in (("whole", change), ("half", half))
     }
-    found = world.evaluate(edits)
-    rows = found.metrics["editors"]
+    evaluation = world.evaluate(edits)
+    rows = evaluation.metrics["editors"]
     assert rows["whole"]["combined"]["reached"]["value"] == 1 and rows["half"]["combined"]["reached"]["value"] == 0
     assert rows["half"]["reached"]["value"] == 1 and rows["half"]["combined"]["kept"]["value"] == 1
-    asked = [row["id"] for row in found.scores.iter_rows(named=True) if row["prompt"] == both.text]
-    for row_id in asked:  # only portraits that all of it applies to
+    ids = [row["id"] for row in evaluation.scores.iter_rows(named=True) if row["prompt"] == both.text]
+    for row_id in ids:  # only portraits that all of it applies to
         has = portraits.attributes(portraits.sample(row_id))
         assert has["hair_color"] != "red" and has["glasses"] != "sunglasses" and has["hair_style"] != "bald"
-    assert asked
+    assert ids
 
 
 def test_other_changes_lower_kept(world: World) -> None:
@@ -142,22 +142,22 @@ def test_other_changes_lower_kept(world: World) -> None:
         background = "blue" if portraits.attributes(person)["background"] != "blue" else "pink"
         return portraits.counterfactual(change(person, prompt), {"background": background})
 
-    found = world.evaluate({"deltaedit_g": world.edits("deltaedit_g", careless)})
-    row = found.metrics["editors"]["deltaedit_g"]
+    evaluation = world.evaluate({"deltaedit_g": world.edits("deltaedit_g", careless)})
+    row = evaluation.metrics["editors"]["deltaedit_g"]
     assert row["reached"]["value"] == 1
-    for score in found.scores.iter_rows(named=True):
+    for score in evaluation.scores.iter_rows(named=True):
         person = portraits.sample(score["id"])
         prompt = next(p for p in PROMPTS if p.text == score["prompt"])
-        shown = [n for n, seen in portraits.visible(change(person, prompt)).items() if seen and n != prompt.attribute]
-        assert score["kept"] == pytest.approx((len(shown) - 1) / len(shown))
+        others = [n for n, seen in portraits.visible(change(person, prompt)).items() if seen and n != prompt.attribute]
+        assert score["kept"] == pytest.approx((len(others) - 1) / len(others))
 
 
 def test_gain_is_relative_to_the_editors_image_at_strength_0(world: World) -> None:
     path = world.edits("deltaedit_g", change)
     grey = images.encode_png(torch.zeros(3, SIZE, SIZE))
     table = stored(path)
-    pictures = [grey if prompt == "" else image for prompt, image in zip(table["prompt"], table["image"], strict=True)]
-    write(path, {**table, "image": pictures})
+    encoded = [grey if prompt == "" else image for prompt, image in zip(table["prompt"], table["image"], strict=True)]
+    write(path, {**table, "image": encoded})
     row = world.evaluate({"deltaedit_g": path}).metrics["editors"]["deltaedit_g"]
     assert row["counterfactual_gain"]["value"] > row["gain_over_input"]["value"] > 0
 
@@ -172,21 +172,21 @@ def test_order_of_rows_and_batch_size_do_not_change_metrics(world: World) -> Non
 
 def test_editors_scored_in_parallel_get_the_same_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     edits = {"deltaedit_g": world.edits("g", change), "identity_editor": world.edits("i", unchanged)}
-    found = []
+    results = []
     for count in ("1", "3"):
         monkeypatch.setenv("DELTASPACE_WORKERS", count)
-        found.append(world.evaluate(edits).metrics)
-    assert found[0] == found[1]
+        results.append(world.evaluate(edits).metrics)
+    assert results[0] == results[1]
 
 
 def test_editors_may_have_edited_different_numbers_of_images(world: World) -> None:
     edits = {"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change, people=6)}
-    found = world.evaluate(edits).metrics
+    numbers = world.evaluate(edits).metrics
     scored = {row_id for prompt in PROMPTS for row_id in applicable(world, prompt)}
-    assert found["editors"]["deltaedit_g"]["people"]["value"] == len(scored) > 6
-    assert found["editors"]["deltaedit_d"]["people"]["value"] <= 6
-    assert found["diffusion"]["reconstruction"]["psnr"]["value"] == 60
-    assert found["diffusion"]["reconstruction"]["mse"]["value"] == 0
+    assert numbers["editors"]["deltaedit_g"]["images"]["value"] == len(scored) > 6
+    assert numbers["editors"]["deltaedit_d"]["images"]["value"] <= 6
+    assert numbers["diffusion"]["reconstruction"]["psnr"]["value"] == 60
+    assert numbers["diffusion"]["reconstruction"]["mse"]["value"] == 0
 
 
 def test_masks_and_the_outside_are_measured_by_the_region_of_the_counterfactual(world: World) -> None:
@@ -196,7 +196,7 @@ def test_masks_and_the_outside_are_measured_by_the_region_of_the_counterfactual(
         "diffedit": world.edits("none", unchanged, mask=nowhere),
         "deltaedit_g": world.edits("g", change),
     }
-    found = world.evaluate(edits).metrics["editors"]
+    rows = world.evaluate(edits).metrics["editors"]
     assert world.test.people is not None
     areas = []  # by hand: share of pixels that the counterfactual changes
     for prompt in PROMPTS:
@@ -206,11 +206,11 @@ def test_masks_and_the_outside_are_measured_by_the_region_of_the_counterfactual(
             both = [world.networks.oracle.draw(one) for one in (person, change(person, prompt))]
             shares.append(metrics.changed(both[1][None], both[0][None]).float().mean().item())
         areas.append(sum(shares) / len(shares))
-    assert found["deltaedit_dm"]["mask_iou"]["value"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
-    assert found["diffedit"]["mask_iou"]["value"] == 0
-    assert "mask_iou" not in found["deltaedit_g"]
-    assert found["deltaedit_g"]["outside_psnr"]["value"] > 50  # the counterfactual but for its faintest pixels
-    assert found["diffedit"]["outside_psnr"]["value"] == 60
+    assert rows["deltaedit_dm"]["mask_iou"]["value"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
+    assert rows["diffedit"]["mask_iou"]["value"] == 0
+    assert "mask_iou" not in rows["deltaedit_g"]
+    assert rows["deltaedit_g"]["outside_psnr"]["value"] > 50  # the counterfactual but for its faintest pixels
+    assert rows["diffedit"]["outside_psnr"]["value"] == 60
 
 
 # ---------------------------------------------------------------- files
@@ -225,26 +225,26 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...],
 
 
 def test_every_metric_has_a_value_and_an_interval_or_null(world: World) -> None:
-    found = world.evaluate(
+    numbers = world.evaluate(
         {"counterfactual": world.edits("counterfactual", change)}, mapper_validation={"val_cos": 0.7}
     ).metrics
-    for path, leaf in leaves(found):
+    for path, leaf in leaves(numbers):
         if path != ("domain",):
             assert isinstance(leaf, dict), path
             assert leaf["low"] is None or leaf["low"] <= leaf["high"], path
-    assert found["mapper"]["val_cos"] == {"value": 0.7, "low": None, "high": None}
-    assert found["mapper"]["explained"]["value"] is None
+    assert numbers["mapper"]["val_cos"] == {"value": 0.7, "low": None, "high": None}
+    assert numbers["mapper"]["explained"]["value"] is None
 
 
 def test_the_documented_metrics_are_all_there(world: World) -> None:
-    found = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
-    assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(found["clip"])
-    assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(found["clip"])
-    assert set(found["inversion"]) == {"psnr", "ssim", "mse", "identity", "encoder_psnr"}
-    assert set(found["mapper"]) == {"val_cos", "val_mse", "explained"}
-    assert set(found["diffusion"]["reconstruction"]) == {"psnr", "ssim", "mse"}
+    numbers = world.evaluate({"deltaedit_g": world.edits("g", change), "deltaedit_d": world.edits("d", change)}).metrics
+    assert {"zero_shot", "chance", "delta_cos_paired", "delta_cos_mismatched"} <= set(numbers["clip"])
+    assert {"retrieval_raw", "retrieval_delta", "attribute_direction_cos"} <= set(numbers["clip"])
+    assert set(numbers["inversion"]) == {"psnr", "ssim", "mse", "identity", "encoder_psnr"}
+    assert set(numbers["mapper"]) == {"val_cos", "val_mse", "explained"}
+    assert set(numbers["diffusion"]["reconstruction"]) == {"psnr", "ssim", "mse"}
     agreed = {"reached", "kept", "identity", "psnr", "fid_oracle", "counterfactual_gain", "gain_over_input"}
-    assert agreed | {"evaluations", "people"} <= set(found["editors"]["deltaedit_g"])
+    assert agreed | {"evaluations", "images"} <= set(numbers["editors"]["deltaedit_g"])
 
 
 def test_every_measure_of_edits_is_averaged() -> None:

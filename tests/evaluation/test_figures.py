@@ -40,8 +40,8 @@ def test_interpolations_begin_and_end_at_their_images_and_edits(world: Networks,
         return grid[:, top : top + size, left : left + size]
 
     prepared = [editor.prepare(source.select([row])) for row in range(figures.IMAGES)]
-    own, second = (interpolation.end(editor, one) for one in prepared[:2])
-    red, happy = (interpolation.end(editor, prepared[0], editor.fit(pair), 1.0) for pair in pairs)
+    own, second = (interpolation.endpoint(editor, one) for one in prepared[:2])
+    red, happy = (interpolation.endpoint(editor, prepared[0], editor.fit(pair), 1.0) for pair in pairs)
     ends = [(own, second), (own, red), (red, happy)]
     for row, pair in enumerate(ends):
         drawn = interpolation.between(editor, *pair, [0.0, 1.0])
@@ -51,16 +51,16 @@ def test_interpolations_begin_and_end_at_their_images_and_edits(world: Networks,
         other = (row + 1) % figures.IMAGES
         assert torch.equal(tile(mixed, row, 0), source.image[row])
         assert torch.equal(tile(mixed, row, 1), source.image[other])
-        one, style = (interpolation.end(editor, prepared[index]) for index in (row, other))
+        one, style = (interpolation.endpoint(editor, prepared[index]) for index in (row, other))
         drawn = interpolation.mixed(editor, one, style, [levels[-1]])[0]
         torch.testing.assert_close(tile(mixed, row, 1 + len(levels)), drawn)
     layout = artefacts.DomainPaths("tiny", tmp_path)
     assert edit_grid.page_figures(layout) == {}
     figures.save(layout, {"between": between, "mixed": mixed}, prompts=["face with red hair"], levels=levels)
-    shown = edit_grid.page_figures(layout)
-    assert shown["prompts"] == ["face with red hair"] and shown["levels"] == levels
+    page = edit_grid.page_figures(layout)
+    assert page["prompts"] == ["face with red hair"] and page["levels"] == levels
     assert images.decode_png((layout.figures / "between.png").read_bytes()).shape == between.shape
-    assert shown["between"].startswith("data:image/png;base64,") and shown["mixed"] != shown["between"]
+    assert page["between"].startswith("data:image/png;base64,") and page["mixed"] != page["between"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -114,8 +114,8 @@ def test_the_map_has_every_image_and_caption_in_both_spaces_and_keeps_clusters(t
     class Two:
         """CLIP whose images and texts form two clusters."""
 
-        def embed_images(self, pictures: torch.Tensor) -> torch.Tensor:
-            return centres[0] + 0.1 * torch.randn(len(pictures), 4, generator=torch.Generator().manual_seed(1))
+        def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+            return centres[0] + 0.1 * torch.randn(len(images), 4, generator=torch.Generator().manual_seed(1))
 
         def embed_texts(self, texts: list[str]) -> torch.Tensor:
             return centres[1] + 0.1 * torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(2))
@@ -123,12 +123,12 @@ def test_the_map_has_every_image_and_caption_in_both_spaces_and_keeps_clusters(t
     nets: Any = SimpleNamespace(clip=Two(), device="cpu")
     columns = figures.clip_map(nets, TestSet(tuple(range(40)), torch.zeros(40, 3, 4, 4), people), 16, 0)
     assert {name: len(column) for name, column in columns.items()} == dict.fromkeys(("space", "text", "x", "y"), 160)
-    places = np.stack([columns["x"], columns["y"]], axis=1)
-    assert places.min() == 0 and places.max() == pytest.approx(1)
+    points = np.stack([columns["x"], columns["y"]], axis=1)
+    assert points.min() == 0 and points.max() == pytest.approx(1)
     raw = columns["space"] == 0
-    pictures, texts = (places[raw & (columns["text"] == kind)] for kind in (0, 1))
-    apart = np.linalg.norm(pictures.mean(0) - texts.mean(0))
-    assert apart > 2 * max(np.linalg.norm(cluster - cluster.mean(0), axis=1).mean() for cluster in (pictures, texts))
+    images, texts = (points[raw & (columns["text"] == kind)] for kind in (0, 1))
+    apart = np.linalg.norm(images.mean(0) - texts.mean(0))
+    assert apart > 2 * max(np.linalg.norm(cluster - cluster.mean(0), axis=1).mean() for cluster in (images, texts))
     layout = artefacts.DomainPaths("tiny", tmp_path)
     assert charts.clip_maps(layout.clip_map) == []
     figures.save_map(layout, columns)

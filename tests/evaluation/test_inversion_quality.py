@@ -36,33 +36,35 @@ def test(source: Source) -> TestSet:
 
 def test_inversion_in_s_is_measured_on_the_images_of_its_codes(world: Networks, source: Source, test: TestSet) -> None:
     assert inversion_quality.inversion_in_s(context(world, test, inversion=source.inversion)) == {}  # nothing refined
-    given = replace(source.inversion, refined=20)
-    some = inversion_quality.inversion_in_s(context(world, test, inversion=given))["in_s"]
-    guess = world.encoder(source.image)
-    before = world.generator.synthesis(world.generator.styles(guess), guess).clamp(-1, 1)
-    s = inversion.refine_s(world.encoder, world.generator, source.image, guess, world.s_stats[1], 20)
-    again = world.generator.synthesis(s, guess).clamp(-1, 1)
-    assert some["mse"]["value"] == pytest.approx(metrics.mse(again, source.image).mean().item(), rel=0.02)
-    assert some["mse"]["value"] < metrics.mse(before, source.image).mean().item()
-    gain = (metrics.ssim(again, source.image) - metrics.ssim(before, source.image)).mean().item()
-    assert some["ssim_over_w_plus"]["value"] == pytest.approx(gain, abs=0.01)  # w_plus are the encoder's own
-    assert some["identity"]["value"] is not None
+    inversions = replace(source.inversion, refined=20)
+    numbers = inversion_quality.inversion_in_s(context(world, test, inversion=inversions))["in_s"]
+    encoder_codes = world.encoder(source.image)
+    before = world.generator.synthesis(world.generator.styles(encoder_codes), encoder_codes).clamp(-1, 1)
+    s = inversion.refine_s(world.encoder, world.generator, source.image, encoder_codes, world.s_stats[1], 20)
+    reconstruction = world.generator.synthesis(s, encoder_codes).clamp(-1, 1)
+    assert numbers["mse"]["value"] == pytest.approx(metrics.mse(reconstruction, source.image).mean().item(), rel=0.02)
+    assert numbers["mse"]["value"] < metrics.mse(before, source.image).mean().item()
+    gain = (metrics.ssim(reconstruction, source.image) - metrics.ssim(before, source.image)).mean().item()
+    assert numbers["ssim_over_w_plus"]["value"] == pytest.approx(gain, abs=0.01)  # w_plus are the encoder's own
+    assert numbers["identity"]["value"] is not None
 
 
 def test_the_round_trip_inverts_generated_images_better_than_the_encoder(
     world: Networks, source: Source, test: TestSet
 ) -> None:
     w = world.generator.mapping(torch.randn(4, 12, generator=torch.Generator().manual_seed(1)))
-    given = replace(source.inversion, refined=20)
-    some = inversion_quality.round_trip(context(world, test, inversion=given, fakes=w))["round_trip"]
+    inversions = replace(source.inversion, refined=20)
+    numbers = inversion_quality.round_trip(context(world, test, inversion=inversions, fakes=w))["round_trip"]
     made = world.generator(world.generator.repeat(w)).clamp(-1, 1)
-    guess = world.encoder(made)
-    before = world.generator(guess).clamp(-1, 1)
-    again = world.generator(inversion.refine(world.encoder, world.generator, made, guess, 20)).clamp(-1, 1)
-    assert some["mse"]["value"] == pytest.approx(metrics.mse(again, made).mean().item(), rel=0.02)
-    identity = metrics.cosine(world.identity(again), world.identity(made)).mean().item()
-    assert some["identity"]["value"] == pytest.approx(identity, abs=0.01)
-    assert some["mse"]["value"] < metrics.mse(before, made).mean().item()
+    encoder_codes = world.encoder(made)
+    before = world.generator(encoder_codes).clamp(-1, 1)
+    reconstruction = world.generator(inversion.refine(world.encoder, world.generator, made, encoder_codes, 20)).clamp(
+        -1, 1
+    )
+    assert numbers["mse"]["value"] == pytest.approx(metrics.mse(reconstruction, made).mean().item(), rel=0.02)
+    identity = metrics.cosine(world.identity(reconstruction), world.identity(made)).mean().item()
+    assert numbers["identity"]["value"] == pytest.approx(identity, abs=0.01)
+    assert numbers["mse"]["value"] < metrics.mse(before, made).mean().item()
 
 
 def test_descent_in_s_lowers_the_error_of_each_image_independently(world: Networks, source: Source) -> None:
@@ -158,10 +160,10 @@ def test_only_images_without_the_value_can_reach_it(test: TestSet) -> None:
         absent=lambda name: None,
     )
     dark, barely = torch.full((3, 2, 2), -0.9), torch.tensor([[-0.2, 0], [-0.3, 0], [0.8, 0]])
-    given = context(nets, test, inversion=Inversion(dark), fakes=barely, latent_editor=(Lighten(), 0.5))
-    reached = inversion_quality.reached_on_samples(given)
+    evaluated = context(nets, test, inversion=Inversion(dark), fakes=barely, latent_editor=(Lighten(), 0.5))
+    reached = inversion_quality.reached_on_samples(evaluated)
     assert {name: metric["value"] for name, metric in reached.items()} == {
         **{"reached_inverted": 0, "reached_sampled": 1, "reached_gap": -1}
     }
     nets.absent = lambda name: "weights missing"
-    assert "note" in inversion_quality.reached_on_samples(given)["reached_gap"]
+    assert "note" in inversion_quality.reached_on_samples(evaluated)["reached_gap"]

@@ -58,7 +58,7 @@ def test_ssim_of_flat_images_follows_the_formula_with_zeros_beyond_the_border() 
     weights = np.exp(-(offsets**2) / (2 * 1.5**2))
     weights /= weights.sum()
     inside = np.array([sum(w for o, w in zip(offsets, weights, strict=True) if 0 <= i + o < size) for i in range(size)])
-    mass = np.outer(inside, inside)  # the share of the window that lies on the picture; 1 in the middle
+    mass = np.outer(inside, inside)  # the share of the window that lies on the image; 1 in the middle
     spread = mass * (1 - mass)
     luminance = (2 * a * b * mass**2 + 1e-4) / ((a * a + b * b) * mass**2 + 1e-4)
     structure = (2 * a * b * spread + 9e-4) / ((a * a + b * b) * spread + 9e-4)
@@ -98,18 +98,18 @@ def test_cosine_of_right_angles_opposites_and_zero() -> None:
 
 def test_reached_is_everything_asked_for_and_ignores_the_rest() -> None:
     read = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]])
-    truth = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 2], [1, 1, 2]])
+    expected = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 2], [1, 1, 2]])
     asked = torch.tensor([[True, False, False], [True, True, False], [True, True, False], [False, True, True]])
-    assert metrics.reached(read, truth, asked).tolist() == [1, 1, 0, 1]
+    assert metrics.reached(read, expected, asked).tolist() == [1, 1, 0, 1]
 
 
 def test_kept_is_the_share_of_the_counted_attributes() -> None:
     read = torch.tensor([[0, 1, 2, 0], [0, 0, 0, 0]])
-    truth = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
+    expected = torch.tensor([[0, 0, 2, 1], [0, 1, 1, 1]])
     counted = torch.tensor([[False, True, True, False], [False, False, False, False]])
-    found = metrics.kept(read, truth, counted).tolist()
-    assert found[0] == 0.5
-    assert math.isnan(found[1])
+    kept = metrics.kept(read, expected, counted).tolist()
+    assert kept[0] == 0.5
+    assert math.isnan(kept[1])
 
 
 def test_balanced_accuracy_of_always_reading_the_common_class_is_chance() -> None:
@@ -162,13 +162,16 @@ def test_weights_repeat_rows() -> None:
 def test_differences_are_aligned_where_embeddings_are_not() -> None:
     rng = torch.Generator().manual_seed(0)
     meanings = 0.2 * torch.randn(40, 16, generator=rng)
-    pictures, words = torch.randn(16, generator=rng) + meanings, torch.randn(16, generator=rng) + meanings
-    found = metrics.alignment(pictures, words, Bootstrap(50))
-    assert found["delta_cos_paired"]["value"] > 0.9 > found["raw_cos_paired"]["value"]
-    assert abs(found["delta_cos_mismatched"]["value"]) < 0.1
-    assert found["retrieval_delta"]["value"] > found["retrieval_raw"]["value"]
-    assert found == metrics.alignment(3 * pictures, words / 2, Bootstrap(50))
-    assert metrics.alignment(pictures, words.roll(1, 0))["delta_cos_paired"]["value"] < 0.2
+    image_embeddings, text_embeddings = (
+        torch.randn(16, generator=rng) + meanings,
+        torch.randn(16, generator=rng) + meanings,
+    )
+    numbers = metrics.alignment(image_embeddings, text_embeddings, Bootstrap(50))
+    assert numbers["delta_cos_paired"]["value"] > 0.9 > numbers["raw_cos_paired"]["value"]
+    assert abs(numbers["delta_cos_mismatched"]["value"]) < 0.1
+    assert numbers["retrieval_delta"]["value"] > numbers["retrieval_raw"]["value"]
+    assert numbers == metrics.alignment(3 * image_embeddings, text_embeddings / 2, Bootstrap(50))
+    assert metrics.alignment(image_embeddings, text_embeddings.roll(1, 0))["delta_cos_paired"]["value"] < 0.2
 
 
 def test_delta_cosines_of_parallel_and_of_crossed_differences() -> None:
@@ -226,9 +229,9 @@ def test_all_prompts_of_an_image_are_resampled_together() -> None:
 
 def test_the_interval_is_that_of_the_binomial_distribution() -> None:
     table = np.array([1.0] * 200 + [0.0] * 200)
-    found = Bootstrap(4000).mean(table)
-    assert found["value"] == 0.5
-    assert _width(found) == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
+    leaf = Bootstrap(4000).mean(table)
+    assert leaf["value"] == 0.5
+    assert _width(leaf) == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
@@ -255,21 +258,21 @@ def test_a_centred_interval_contains_its_value() -> None:
     def distance(weights: np.ndarray) -> np.ndarray:
         return np.array([metrics.frechet_distance(a, b, draw) for draw in weights])
 
-    found = Bootstrap(100).statistic(distance, 60, centred=True)
-    assert 0 <= found["low"] < found["value"] < found["high"]
+    leaf = Bootstrap(100).statistic(distance, 60, centred=True)
+    assert 0 <= leaf["low"] < leaf["value"] < leaf["high"]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 10**6))
-def test_an_interval_lies_within_the_range_of_the_table(people: int, columns: int, seed: int) -> None:
+def test_an_interval_lies_within_the_range_of_the_table(rows: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    table = rng.normal(size=(people, columns))
+    table = rng.normal(size=(rows, columns))
     table[rng.random(table.shape) < 0.3] = np.nan
-    found = Bootstrap(50, seed).mean(table)
-    if found["low"] is not None:
+    leaf = Bootstrap(50, seed).mean(table)
+    if leaf["low"] is not None:
         low, high = np.nanmin(table) - 1e-6, np.nanmax(table) + 1e-6
-        assert low <= found["low"] <= found["high"] <= high
-        assert low <= found["value"] <= high
+        assert low <= leaf["low"] <= leaf["high"] <= high
+        assert low <= leaf["value"] <= high
 
 
 def _width(leaf: Metric) -> float:
@@ -298,8 +301,8 @@ def test_a_pixel_is_changed_where_one_colour_differs_visibly() -> None:
 def test_overlap_is_intersection_over_union() -> None:
     region = torch.cat([square(8, 4, 4), square(8, 4, 4), square(8, 2, 2), square(8, 0, 0)])
     masks = torch.cat([square(8, 4, 4), square(8, 4, 2), ~square(8, 8, 4), square(8, 0, 0)]).float()
-    found = metrics.overlap(masks, region)
-    assert found[:3].tolist() == [1, 0.5, 0] and found[3].isnan()
+    overlap = metrics.overlap(masks, region)
+    assert overlap[:3].tolist() == [1, 0.5, 0] and overlap[3].isnan()
 
 
 def test_psnr_outside_ignores_the_region() -> None:

@@ -45,12 +45,12 @@ def test_edits_of_photographs_are_compared_with_their_input(world: World) -> Non
     paths = {"identity_editor": world.edits("i", unchanged), "deltaedit_g": world.edits("g", change)}
     world.test = replace(world.test, people=None)
     world.networks.oracle = None
-    found = world.evaluate(paths).metrics
-    assert found["oracle"] == {} and found["clip"] == {}
-    row = found["editors"]["identity_editor"]
-    assert row["psnr_input"]["value"] == 60 and row["people"]["value"] == PEOPLE
+    numbers = world.evaluate(paths).metrics
+    assert numbers["oracle"] == {} and numbers["clip"] == {}
+    row = numbers["editors"]["identity_editor"]
+    assert row["psnr_input"]["value"] == 60 and row["images"]["value"] == PEOPLE
     assert row["clip_direction"]["value"] == 0 and "reached" not in row
-    assert found["editors"]["deltaedit_g"]["psnr_input"]["value"] < 60
+    assert numbers["editors"]["deltaedit_g"]["psnr_input"]["value"] < 60
 
 
 def test_edits_of_photographs_have_fid_and_lpips_where_the_networks_exist(world: World) -> None:
@@ -61,20 +61,18 @@ def test_edits_of_photographs_have_fid_and_lpips_where_the_networks_exist(world:
     world.networks.oracle, seen = None, PerfectOracle().features
     world.networks.inception = seen
     world.networks.lpips = lambda a, b: (a - b).abs().flatten(1).mean(1)
-    found = world.evaluate(paths).metrics["editors"]
-    assert found["identity_editor"]["lpips_input"] == {"value": 0, "low": 0, "high": 0}
-    assert found["identity_editor"]["fid"]["value"] < 0.05  # the same pictures, each three times
+    rows = world.evaluate(paths).metrics["editors"]
+    assert rows["identity_editor"]["lpips_input"] == {"value": 0, "low": 0, "high": 0}
+    assert rows["identity_editor"]["fid"]["value"] < 0.05  # the same batch, each three times
     edited = torch.stack(
         [images.decode_png(png) for png, text in zip(*pngs(paths["deltaedit_g"]), strict=True) if text]
     )
     source = world.test.images.repeat_interleave(len(PROMPTS), 0)
-    assert found["deltaedit_g"]["lpips_input"]["value"] == pytest.approx(
-        (edited - source).abs().mean().item(), abs=1e-5
-    )
-    clouds = [seen(pictures).double() for pictures in (edited, world.test.images)]
-    moments = [part for cloud in clouds for part in (cloud.mean(0), cloud.T.cov())]
-    assert found["deltaedit_g"]["fid"]["value"] == pytest.approx(_compute_fid(*moments).item(), rel=1e-4)
-    assert found["deltaedit_g"]["fid"]["low"] is None
+    assert rows["deltaedit_g"]["lpips_input"]["value"] == pytest.approx((edited - source).abs().mean().item(), abs=1e-5)
+    features = [seen(batch).double() for batch in (edited, world.test.images)]
+    moments = [statistic for part_features in features for statistic in (part_features.mean(0), part_features.T.cov())]
+    assert rows["deltaedit_g"]["fid"]["value"] == pytest.approx(_compute_fid(*moments).item(), rel=1e-4)
+    assert rows["deltaedit_g"]["fid"]["low"] is None
 
 
 def pngs(path: Path) -> tuple[list[bytes], list[str]]:
@@ -84,30 +82,30 @@ def pngs(path: Path) -> tuple[list[bytes], list[str]]:
 
 def test_metrics_of_an_absent_network_have_a_note_and_the_others_stay(world: World) -> None:
     paths = {"identity_editor": world.edits("i", unchanged), "deltaedit_g": world.edits("g", change)}
-    whole = world.evaluate(paths)
+    complete = world.evaluate(paths)
     world.networks.identity = None
-    found = world.evaluate(paths).metrics
+    numbers = world.evaluate(paths).metrics
     for name in ("identity", "identity_input"):
-        gone = found["editors"]["deltaedit_g"][name]
+        gone = numbers["editors"]["deltaedit_g"][name]
         assert gone == {"value": None, "low": None, "high": None, "note": MISSING.format("identity")}
-    assert found["inversion"]["identity"]["note"] == MISSING.format("identity")
-    same = [name for name in whole.metrics["editors"]["deltaedit_g"] if name not in ("prompts", "heldout")]
+    assert numbers["inversion"]["identity"]["note"] == MISSING.format("identity")
+    same = [name for name in complete.metrics["editors"]["deltaedit_g"] if name not in ("prompts", "heldout")]
     for name in set(same) - {"identity", "identity_input"}:
-        assert found["editors"]["deltaedit_g"][name] == whole.metrics["editors"]["deltaedit_g"][name], name
+        assert numbers["editors"]["deltaedit_g"][name] == complete.metrics["editors"]["deltaedit_g"][name], name
 
     for name in ("reached_oracle2", "kept_oracle2"):  # there is no second oracle here
-        assert found["editors"]["deltaedit_g"][name]["note"] == MISSING.format("oracle2")
-    assert found["oracle2"] == {"mean": bootstrap.absent(MISSING.format("oracle2"))}
+        assert numbers["editors"]["deltaedit_g"][name]["note"] == MISSING.format("oracle2")
+    assert numbers["oracle2"] == {"mean": bootstrap.absent(MISSING.format("oracle2"))}
 
     world.networks.oracle = None
     outcome = world.evaluate(paths)
     row = outcome.metrics["editors"]["deltaedit_g"]
     for name in ("reached", "kept", "fid_oracle"):
         assert row[name]["note"] == MISSING.format("oracle") and row[name]["value"] is None
-    for name in ("psnr", "counterfactual_gain", "gain_over_input", "psnr_input", "people"):
-        assert row[name] == whole.metrics["editors"]["deltaedit_g"][name], name
+    for name in ("psnr", "counterfactual_gain", "gain_over_input", "psnr_input", "images"):
+        assert row[name] == complete.metrics["editors"]["deltaedit_g"][name], name
     assert outcome.metrics["oracle"] == {"mean": bootstrap.absent(MISSING.format("oracle"))}
-    assert outcome.metrics["clip"]["zero_shot"] == whole.metrics["clip"]["zero_shot"]
+    assert outcome.metrics["clip"]["zero_shot"] == complete.metrics["clip"]["zero_shot"]
     assert row["clip_direction"]["value"] is not None
     assert outcome.summary["deltaedit_g_reached"] is None and outcome.summary["oracle"] is None
     benchmark.save(outcome, artefacts.DomainPaths("portraits", world.folder / "saved"))
@@ -131,6 +129,6 @@ def test_a_test_set_with_too_few_images_is_refused(world: World) -> None:
 
 
 def test_cases_leave_out_unknown_ids(world: World) -> None:
-    asked = [(1, PROMPTS[0].text), (FIRST, PROMPTS[1].text)]
-    found = counterfactuals.cases(world.test, asked, {prompt.text: prompt for prompt in PROMPTS})
-    assert all(case.row_id == FIRST for case in found)
+    requested_pairs = [(1, PROMPTS[0].text), (FIRST, PROMPTS[1].text)]
+    cases = counterfactuals.cases(world.test, requested_pairs, {prompt.text: prompt for prompt in PROMPTS})
+    assert all(case.row_id == FIRST for case in cases)

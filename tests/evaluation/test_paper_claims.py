@@ -9,18 +9,18 @@ import pytest
 from pipeline.editors import names
 from pipeline.evaluation import bootstrap, paper_claims
 
-PEOPLE, PROMPTS = 40, ("taught", "held out")
-SPLITS = {"taught": "seen", "held out": "heldout"}
+IMAGES, PROMPTS = 40, ("seen words", "new words")
+SPLITS = {"seen words": "seen", "new words": "heldout"}
 BOOTSTRAP = bootstrap.Bootstrap(200, 0)
 
 
 def scores(**editors: float) -> pl.DataFrame:
     """`kept` and `reached` of each editor: a number of the image, with the editor's own number added or subtracted."""
-    person = np.random.default_rng(0).normal(size=(PEOPLE, len(PROMPTS)))
+    person = np.random.default_rng(0).normal(size=(IMAGES, len(PROMPTS)))
     rows = [
         {"editor": name, "id": row, "prompt": prompt, "kept": person[row, j] + share, "reached": person[row, j] - share}
         for name, share in editors.items()
-        for row in range(PEOPLE)
+        for row in range(IMAGES)
         for j, prompt in enumerate(PROMPTS)
     ]
     return pl.DataFrame(rows)
@@ -44,12 +44,14 @@ def test_a_claim_may_hold_by_one_measure_and_fail_by_another() -> None:
 
 def test_a_claim_about_new_words_is_decided_by_those_prompts_alone() -> None:
     frame = scores(deltaedit_g=0.0, identity_editor=0.0).with_columns(
-        reached=pl.when((pl.col("prompt") == "held out") & (pl.col("editor") == "deltaedit_g")).then(1.0).otherwise(0.0)
+        reached=pl.when((pl.col("prompt") == "new words") & (pl.col("editor") == "deltaedit_g"))
+        .then(1.0)
+        .otherwise(0.0)
     )
     assert paper_claims.differences({}, frame, SPLITS, BOOTSTRAP)["new_words"]["reached"]["value"] == 1
     assert "new_words" not in paper_claims.differences(
         {}, frame, dict.fromkeys(PROMPTS, "seen"), BOOTSTRAP
-    )  # no such words were asked
+    )  # no prompt of that split
 
 
 @pytest.mark.parametrize(
@@ -61,11 +63,11 @@ def test_the_interval_decides(low: float | None, high: float | None, verdict: st
 
 
 def test_a_difference_of_another_measure_is_copied() -> None:
-    found = {
+    numbers = {
         "clip": {"delta_cos_gap": bootstrap.metric(0.3, 0.2, 0.4)},
         "diffusion": {"ddim": {"psnr": bootstrap.absent("-")}},
     }
-    assert paper_claims.differences(found, pl.DataFrame(), {}, BOOTSTRAP) == {
+    assert paper_claims.differences(numbers, pl.DataFrame(), {}, BOOTSTRAP) == {
         "deltas_aligned": {"difference": bootstrap.metric(0.3, 0.2, 0.4)}
     }
 

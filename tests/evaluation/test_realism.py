@@ -53,38 +53,38 @@ def context(networks: Any) -> EvaluationContext:
 def trained(nets: Any, brighter: float, monkeypatch: pytest.MonkeyPatch) -> realism.Discriminator:
     monkeypatch.setattr(realism, "TRAINED_COUNT", 40)
     monkeypatch.setattr(realism, "TESTED_COUNT", 20)
-    found = realism.train(context(nets), images.to_uint8(renders(100, COUNT + 5, brighter)))
-    assert found is not None
-    return found
+    discriminator = realism.train(context(nets), images.to_uint8(renders(100, COUNT + 5, brighter)))
+    assert discriminator is not None
+    return discriminator
 
 
-def test_different_images_are_told_apart_on_held_out_ones(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = trained(nets, 0.8, monkeypatch)
-    assert found.accuracy["value"] > 0.9  # type: ignore[operator]
+def test_the_discriminator_separates_different_held_out_images(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    discriminator = trained(nets, 0.8, monkeypatch)
+    assert discriminator.accuracy["value"] > 0.9  # type: ignore[operator]
     for brighter, drawn in ((0.0, 1), (0.8, 0)):
-        pictures = renders(500, 10, brighter)
-        identity, looks = found.look(pictures)
+        rendered = renders(500, 10, brighter)
+        identity, looks = discriminator.look(rendered)
         assert looks.mean() == pytest.approx(drawn, abs=0.2)
-        torch.testing.assert_close(identity, nets.identity(pictures))
+        torch.testing.assert_close(identity, nets.identity(rendered))
 
 
 @pytest.mark.usefixtures("bfloat16_pays")
 def test_half_precision_gives_nearly_the_same_identities(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, pictures = trained(nets, 0.8, monkeypatch), renders(500, 10)
-    (whole, _), (half, _) = (found.look(pictures, half) for half in (False, True))
-    assert half.dtype == torch.float32 and not torch.equal(half, whole)
-    assert torch.cosine_similarity(half, whole, dim=1).min() > 0.999
+    discriminator, rendered = trained(nets, 0.8, monkeypatch), renders(500, 10)
+    (full, _), (half, _) = (discriminator.look(rendered, half) for half in (False, True))
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert torch.cosine_similarity(half, full, dim=1).min() > 0.999
 
 
-def test_equal_images_are_told_apart_by_chance_alone(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_discriminator_separates_equal_images_by_chance_alone(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.25 < trained(nets, 0.0, monkeypatch).accuracy["value"] < 0.75  # type: ignore[operator]
 
 
-def test_it_is_trained_on_portraits_that_no_test_uses() -> None:
+def test_the_discriminator_is_trained_on_portraits_that_no_test_uses() -> None:
     assert realism.FIRST > network_quality.FRESH + 70_000  # ids of the identity network's verification
 
 
-def test_without_our_identity_network_or_samples_there_is_none(nets: Any) -> None:
+def test_train_returns_none_without_our_identity_network_or_samples(nets: Any) -> None:
     stranger = SimpleNamespace(**{**vars(nets), "identity": lambda images: images})
     missing = SimpleNamespace(**{**vars(nets), "absent": lambda name: "weights missing"})
     for networks, count in ((stranger, 10), (missing, 10), (nets, 5)):
@@ -92,7 +92,7 @@ def test_without_our_identity_network_or_samples_there_is_none(nets: Any) -> Non
 
 
 def test_realism_of_an_editor_is_the_share_taken_for_renders(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here images with red hair are taken for generated ones."""
+    """The stand-in takes images with red hair for generated ones."""
 
     def look(images: torch.Tensor, half: bool) -> tuple[torch.Tensor, torch.Tensor]:
         people = [world.networks.oracle.known[world.networks.oracle.key(row)] for row in features(images)]
@@ -106,10 +106,10 @@ def test_realism_of_an_editor_is_the_share_taken_for_renders(world: World, monke
     samples = images.to_uint8(world.test.images[:3])  # too few for the generator's own metrics
     monkeypatch.setattr(network_quality, "render_samples", lambda *_: samples)
     evaluated = world.evaluate(edits, fakes=torch.zeros(4, 3))
-    found, scores = evaluated.metrics, evaluated.scores
-    assert found["generator"]["told_apart"]["value"] == 0.9
+    numbers, scores = evaluated.metrics, evaluated.scores
+    assert numbers["generator"]["discriminator_accuracy"]["value"] == 0.9
     plain = [person.traits.hair_color.value != "red" for person in world.test.people or ()]
-    assert found["editors"]["a"]["realism_unedited"]["value"] == pytest.approx(sum(plain) / len(plain), abs=1e-6)
+    assert numbers["editors"]["a"]["realism_unedited"]["value"] == pytest.approx(sum(plain) / len(plain), abs=1e-6)
     red = scores.filter((scores["editor"] == "a") & (scores["prompt"] == "face with red hair"))
     assert red["realism"].sum() == 0
-    assert found["editors"]["a"]["realism"]["value"] < found["editors"]["b"]["realism"]["value"]
+    assert numbers["editors"]["a"]["realism"]["value"] < numbers["editors"]["b"]["realism"]["value"]

@@ -44,16 +44,16 @@ def test_the_grid_has_every_combination_once_and_keeps_other_settings() -> None:
 
 
 def test_values_of_the_command_line_become_numbers_booleans_lists_and_null() -> None:
-    found = options.grid(
+    values = options.grid(
         ["strength=1,0.5", "same_sign=true,false", "max_sigma=2,null", "solver=ddim", "candidate_strengths=0.5+1,1e+0"]
     )
-    lists = found.pop("candidate_strengths")
-    assert found == {"strength": [1, 0.5], "same_sign": [True, False], "max_sigma": [2, None], "solver": ["ddim"]}
+    lists = values.pop("candidate_strengths")
+    assert values == {"strength": [1, 0.5], "same_sign": [True, False], "max_sigma": [2, None], "solver": ["ddim"]}
     assert lists == [[0.5, 1], 1.0]
-    given = deltaedit_gp.Params(1.0, (1.0,), 0.9, 0.5, None, threshold=0.1, same_sign=True)
-    (listed,) = tuning.grid(given, {"candidate_strengths": lists[:1]})
+    settings = deltaedit_gp.Params(1.0, (1.0,), 0.9, 0.5, None, threshold=0.1, same_sign=True)
+    (listed,) = tuning.grid(settings, {"candidate_strengths": lists[:1]})
     assert listed.candidate_strengths == (0.5, 1.0)
-    assert [one.max_sigma for one in tuning.grid(Params(1.0, threshold=0.3), {"max_sigma": found["max_sigma"]})] == [
+    assert [one.max_sigma for one in tuning.grid(Params(1.0, threshold=0.3), {"max_sigma": values["max_sigma"]})] == [
         2.0,
         None,
     ]
@@ -75,10 +75,10 @@ def test_a_value_of_another_type_or_an_impossible_one_is_refused() -> None:
 
 
 def test_the_images_are_validation_images(validated) -> None:
-    people, goals = validated
-    assert people.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
+    source, goals = validated
+    assert source.people == tuple(portraits.sample(row) for row in range(14, 14 + PEOPLE))
     assert {row for row, _ in goals.index} <= set(range(PEOPLE))
-    assert people.residual is not None and people.residual.residual.any()
+    assert source.residual is not None and source.residual.residual.any()
 
 
 def test_counterfactuals_are_of_the_prompts_of_one_split(networks: Networks) -> None:
@@ -122,31 +122,31 @@ def test_the_command_prints_every_trial_and_the_best_last(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
-    words = ["tune", "counterfactual", "--domain", "tiny", "--people", "3", "--try", "strength=1,1", "--json"]
+    words = ["tune", "counterfactual", "--domain", "tiny", "--images", "3", "--try", "strength=1,1", "--json"]
     assert app.run([*words, "--out", str(tmp_path / "trials.csv")]) == 0
     assert len((tmp_path / "trials.csv").read_text().splitlines()) == 3
-    told = json.loads(capsys.readouterr().out)
-    assert told["people"] == 3 and len(told["trials"]) == 2
-    assert told["trials"][0]["score"] <= told["trials"][-1]["score"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["images"] == 3 and len(output["trials"]) == 2
+    assert output["trials"][0]["score"] <= output["trials"][-1]["score"]
 
 
 def test_source_words_outside_the_vocabulary_of_clip_get_a_warning(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
-    words = ["tune", "identity_editor", "--domain", "tiny", "--people", "3", "--source", "face,qwertz", "--json"]
+    words = ["tune", "identity_editor", "--domain", "tiny", "--images", "3", "--source", "face,qwertz", "--json"]
     assert app.run(words) == 0
-    told = capsys.readouterr()
-    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
+    captured = capsys.readouterr()
+    warnings = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "was never taught 1 of 1 words ('qwertz')" in warnings[0]
-    assert [f"warning: {line}" for line in json.loads(told.out)["warnings"]] == warnings
+    assert [f"warning: {line}" for line in json.loads(captured.out)["warnings"]] == warnings
 
 
 def test_several_editors_and_styles_share_one_table(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DELTASPACE_ROOT", str(tiny))
-    words = ["tune", "counterfactual,identity_editor", "--domain", "tiny", "--people", "3", "--style", "painted,inked"]
+    words = ["tune", "counterfactual,identity_editor", "--domain", "tiny", "--images", "3", "--style", "painted,inked"]
     assert app.run([*words, "--out", str(tmp_path / "both.csv")]) == 0
     table = charts.trials(tmp_path / "both.csv")
     assert table["varied"] == ["editor", "style"] and len(table["rows"]) == 4
@@ -161,12 +161,12 @@ def test_several_editors_and_styles_share_one_table(
 def test_trials_with_other_source_words_are_labelled(
     networks: Networks, validated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    people, goals = validated
-    asked = []
+    source, goals = validated
+    conditions = []
 
     class Recording:
         def fit(self, condition):
-            asked.append((condition.source, condition.target))
+            conditions.append((condition.source, condition.target))
             return Direction(condition, torch.zeros(1))
 
         def prepare(self, source):
@@ -179,8 +179,8 @@ def test_trials_with_other_source_words_are_labelled(
     settings = Params(1.0, threshold=0.1)
     trials = [tuning.run_trial(networks, "any", settings, validated, words) for words in (None, "a face", "hair")]
     texts = list(dict.fromkeys(text for _, text in goals.index))
-    assert asked == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
-    tuning.save(tmp_path / "source.csv", len(people), "combined", [("painted", trial) for trial in trials[1:]])
+    assert conditions == [(words, text) for words in (networks.domain.neutral, "a face", "hair") for text in texts]
+    tuning.save(tmp_path / "source.csv", len(source), "combined", [("painted", trial) for trial in trials[1:]])
     table = charts.trials(tmp_path / "source.csv")
     assert table["split"] == "combined"
     assert table["varied"] == ["source"] and [row["source"] for row in table["rows"]] == ["a face", "hair"]
@@ -196,14 +196,14 @@ def coded(tiny: Path, networks: Networks, tmp_path: Path) -> Networks:
     section |= {"rows": None, "seed": 0, "precision": "float32", "sibling_share": 0.0}
     content |= {"mapper": section, "sample": {**content["sample"], "redrawn": 0.5}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    found = Networks(networks.domain, tmp_path)
+    project = Networks(networks.domain, tmp_path)
     size, dim = networks.generator.layout.size, networks.clip.dim
     for number, source in enumerate(("fake", "real")):
         chance = torch.Generator().manual_seed(number)
         codes = {"s": torch.full((16, size), 1.0 + number).half(), "clip": torch.randn(16, dim, generator=chance)}
         columns = {"id": list(range(16)), "source": [source] * 16, "split": ["train"] * 12 + ["val"] * 4, **codes}
-        artefacts.write_shard(found.paths.codes / artefacts.shard_name(number), "codes", columns, {})
-    return found
+        artefacts.write_shard(project.paths.codes / artefacts.shard_name(number), "codes", columns, {})
+    return project
 
 
 def test_a_mapper_is_trained_for_every_combination_on_its_rows(
@@ -212,8 +212,8 @@ def test_a_mapper_is_trained_for_every_combination_on_its_rows(
     seen = []
 
     class Trainer(delta_mapper.Trainer):
-        def __init__(self, *given) -> None:
-            super().__init__(*given)
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
             seen.append((self.s[:, 0].tolist(), self.params))
 
     monkeypatch.setattr(delta_mapper, "Trainer", Trainer)
@@ -233,7 +233,7 @@ def test_a_mapper_is_trained_for_every_combination_on_its_rows(
 def test_a_mapper_can_be_trained_on_siblings_among_the_fakes(coded: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     drawn = delta_mapper.Trainer.draw
-    monkeypatch.setattr(delta_mapper.Trainer, "draw", lambda *given: seen.append(drawn(*given)) or seen[-1])
+    monkeypatch.setattr(delta_mapper.Trainer, "draw", lambda *arguments: seen.append(drawn(*arguments)) or seen[-1])
     ((settings, make),) = tuning.mapper_candidates(coded, {"sibling_share": [1.0]})
     make()
     assert settings == {"mapper.sibling_share": 1.0} and len(seen) == 3  # steps

@@ -63,7 +63,7 @@ def test_slerp_stays_on_the_sphere_at_constant_speed() -> None:
 
 def test_weights_0_and_1_are_the_images(editor: WholeImageEditor) -> None:
     one, other = source(1), source(2)
-    start, stop = (interpolation.end(editor, editor.prepare(each)) for each in (one, other))
+    start, stop = (interpolation.endpoint(editor, editor.prepare(each)) for each in (one, other))
     result = interpolation.between(editor, start, stop, [0, 0.5, 1])
     torch.testing.assert_close(result[::2], torch.cat([one.image, other.image]), atol=1e-3, rtol=0)
     middle = result[1].mean(dim=(1, 2)) - (result[0] + result[2]).mean(dim=(1, 2)) / 2
@@ -72,8 +72,8 @@ def test_weights_0_and_1_are_the_images(editor: WholeImageEditor) -> None:
 
 def test_an_edit_as_end_is_guided_and_images_are_not(editor: WholeImageEditor) -> None:
     person, other = source(1), source(2)
-    whole = interpolation.end(editor, editor.prepare(person))
-    edited = interpolation.End(whole.noise, person.s + 0.5, person.s)
+    whole = interpolation.endpoint(editor, editor.prepare(person))
+    edited = interpolation.Endpoint(whole.noise, person.s + 0.5, person.s)
     result = interpolation.between(editor, whole, edited, [0, 1])
     expected = editor.sample(edited.noise, edited.s, person.s).x.clamp(-1, 1)
     assert torch.equal(result[1:], expected) and not torch.equal(expected, editor.sample(edited.noise, edited.s).x)
@@ -86,12 +86,12 @@ def test_an_edit_as_end_is_guided_and_images_are_not(editor: WholeImageEditor) -
 
     counted.objective, counted.space = "eps", "s"  # type: ignore[attr-defined]
     editor.networks.denoiser = counted  # type: ignore[misc]
-    interpolation.between(editor, whole, interpolation.End(editor.invert(other), other.s, other.s), [0.5])
+    interpolation.between(editor, whole, interpolation.Endpoint(editor.invert(other), other.s, other.s), [0.5])
     assert len(calls) == 49 + 50  # the inversion of the other image, and sampling without guidance
 
 
 def test_mixing_replaces_the_given_levels_only(editor: WholeImageEditor) -> None:
-    content, style = (interpolation.end(editor, editor.prepare(source(seed))) for seed in (1, 2))
+    content, style = (interpolation.endpoint(editor, editor.prepare(source(seed))) for seed in (1, 2))
     s = content.s.clone()
     s[:, 2:4] = style.s[:, 2:4]
     expected = editor.sample(content.noise, s).x.clamp(-1, 1)

@@ -57,16 +57,16 @@ def test_the_tradeoff_shows_every_editor_with_its_intervals_and_its_name() -> No
 def test_the_same_chart_gives_the_same_bytes_and_text_in_the_colour_of_the_theme(tmp_path: Path) -> None:
     path = tmp_path / "mapper.csv"
     path.write_text("step,cosine,empty\n50,0.9,\n100,0.5,\n150,0.41,\n")
-    (title, figure), (_, again) = *charts.curves(path), *charts.curves(path)
+    (title, figure), (_, repeated) = *charts.curves(path), *charts.curves(path)
     assert title == "mapper: cosine, at the end 0.41"
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[50, 0.9], [100, 0.5], [150, 0.41]]
     svg = decoded(charts.svg(figure))
-    assert svg == decoded(charts.svg(again))
+    assert svg == decoded(charts.svg(repeated))
     assert "currentColor" in svg and charts.TEXT not in svg and charts.DARK in svg and "<dc:date>" not in svg
 
 
 def test_lines_of_several_editors_follow_what_each_was_varied_in(tmp_path: Path) -> None:
-    head = "editor,people,style,strength,beta," + ",".join(TRIAL_METRICS)
+    head = "editor,images,style,strength,beta," + ",".join(TRIAL_METRICS)
     scores = "0.5,0.9,20,0.1,0.2,0,0.1,0.01"
     rows = [f"deltaedit_g,8,painted,{s},,{scores}" for s in (2, 1)] + [
         f"styleclip_gd,8,painted,1,{b},{scores}" for b in (1, 2)
@@ -81,13 +81,15 @@ def test_lines_of_several_editors_follow_what_each_was_varied_in(tmp_path: Path)
 
 def lines_of(path: Path, columns: str, rows: list[str]) -> dict[str, dict[str, list[float]]]:
     """Charts of a table by their x title: the x values of every line by its name."""
-    path.write_text("\n".join([f"editor,people,style,{columns},{','.join(TRIAL_METRICS)}", *rows]) + "\n")
-    shown = {}
+    path.write_text("\n".join([f"editor,images,style,{columns},{','.join(TRIAL_METRICS)}", *rows]) + "\n")
+    lines_by_title = {}
     for chart in charts.trials(path)["charts"]:
         (axes,) = chart["figure"].axes
         names = [name for name, _, _ in chart["lines"]]
-        shown[axes.get_xlabel()] = {name: [*line.get_xdata()] for name, line in zip(names, axes.lines, strict=True)}
-    return shown
+        lines_by_title[axes.get_xlabel()] = {
+            name: [*line.get_xdata()] for name, line in zip(names, axes.lines, strict=True)
+        }
+    return lines_by_title
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.8), (0.5, 0.8, ""), (0.5, 0.6, 0.7, 0.8)])
@@ -115,5 +117,5 @@ def test_of_several_numbers_the_one_of_most_values_makes_the_line(tmp_path: Path
 
 
 def test_an_empty_table_has_no_charts(tmp_path: Path) -> None:
-    (tmp_path / "none.csv").write_text("editor,people,reached\ndeltaedit_g,8,0.5\n")  # of another version
+    (tmp_path / "none.csv").write_text("editor,images,reached\ndeltaedit_g,8,0.5\n")  # of another version
     assert charts.trials(tmp_path / "none.csv")["charts"] == []

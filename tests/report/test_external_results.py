@@ -84,9 +84,9 @@ def test_every_published_shape_is_in_the_file_that_was_committed() -> None:
 
 def test_a_claim_shows_what_either_scale_tested() -> None:
     leaf, less = bootstrap.metric(0.2, 0.1, 0.3), bootstrap.metric(-0.2, -0.3, -0.1)
-    here = {"editors": {}, "claims": {"relevance_mask": {"kept": leaf}}}
-    there = {"claims": {"relevance_mask": {"kept": less}, "against_stylemc": {"reached": leaf}}}
-    rows = {row["claim"].name: row for row in paper_claims.table(here, there)}
+    default_run = {"editors": {}, "claims": {"relevance_mask": {"kept": leaf}}}
+    full_run = {"claims": {"relevance_mask": {"kept": less}, "against_stylemc": {"reached": leaf}}}
+    rows = {row["claim"].name: row for row in paper_claims.table(default_run, full_run)}
     (kept,) = rows["relevance_mask"]["rows"]
     assert (kept["verdict"], kept["full_verdict"]) == (paper_claims.HOLDS, paper_claims.FAILS)
     (reached,) = rows["against_stylemc"]["rows"]

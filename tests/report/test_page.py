@@ -183,8 +183,8 @@ def test_every_image_belongs_to_its_row_and_prompt(project: Path, domain: Domain
     rows = [int(number) for number in re.findall(r"<th>image (\d+)</th>", html)]
     assert len(rows) == edit_grid.PAGE_ROWS
     counterfactuals = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="counterfactual: ([^"]+)"', html)
-    shown = {text for _, text in counterfactuals}
-    assert shown <= set(texts) and "face with ginger hair" not in shown
+    tested = {text for _, text in counterfactuals}
+    assert tested <= set(texts) and "face with ginger hair" not in tested
 
 
 def test_the_speed_table_is_shown_when_it_was_measured(project: Path, domain: Domain) -> None:
@@ -195,9 +195,9 @@ def test_the_speed_table_is_shown_when_it_was_measured(project: Path, domain: Do
     machine = {"device": "a machine", "cores": 2, "threads": 1, "load": 0.5, "torch": "2.0"}
     (project / "reports/bench.json").write_text(json.dumps({"machine": machine, "rows": rows}))
     html = page.render(domain, project)
-    shown = html[html.index('id="speed"') :]
+    section = html[html.index('id="speed"') :]
     for text in ("a machine", "load 0.5", "box resample", "1.250", "<b>4.25</b> (5.25 to 6.25)", "8.2", "3.0e-07"):
-        assert text in shown
+        assert text in section
 
 
 def test_costs_and_curves_are_shown_when_they_are_there(project: Path, domain: Domain) -> None:
@@ -248,7 +248,7 @@ def test_trials_are_charts_with_a_line_per_kind_and_a_table(project: Path, domai
     path = artefacts.DomainPaths(domain, project).trials / "solvers.csv"
     tuning.save(path, 24, "seen", [("painted", trial) for trial in content])
     (trial,) = [charts.trials(path) for path in artefacts.DomainPaths(domain, project).trials.glob("*.csv")]
-    assert trial["varied"] == ["steps", "solver"] and trial["people"] == "24"
+    assert trial["varied"] == ["steps", "solver"] and trial["images"] == "24"
     passes, distance = trial["charts"]
     assert distance["title"] == "agreement with the text against distance to the input"
     assert [name for name, _, _ in passes["lines"]] == ["DeltaEdit-D solver belm", "DeltaEdit-D solver ddim"]
@@ -323,7 +323,7 @@ def test_photographs_without_counterfactuals_have_a_page(project: Path, domain: 
     columns["image"] = [images.encode_png(image) for image in test.images]
     artefacts.write_shard(layout.images / artefacts.shard_name(0), "images", columns, {})
     content = numbers() | {"oracle": {}, "clip": {}}
-    direction = {"clip_direction": bootstrap.metric(0.31), "people": bootstrap.metric(12)}
+    direction = {"clip_direction": bootstrap.metric(0.31), "images": bootstrap.metric(12)}
     content["editors"] = {"deltaedit_g": direction | {"prompts": {prompt.text: direction for prompt in PROMPTS}}}
     layout.metrics.write_text(json.dumps(content))
     table = {"editor": ["deltaedit_g"], "id": [FIRST], "prompt": [PROMPTS[0].text], "clip_direction": [0.31]}
@@ -345,7 +345,7 @@ def test_the_page_states_what_was_not_computed_and_why(project: Path, domain: Do
         row |= {"identity": bootstrap.absent(notes["identity"]), "clip_direction": bootstrap.metric(0.21)}
         row.pop("heldout")
         row["prompts"] = {
-            text: {"clip_direction": bootstrap.metric(0.22), "people": bootstrap.metric(7)} for text in row["prompts"]
+            text: {"clip_direction": bootstrap.metric(0.22), "images": bootstrap.metric(7)} for text in row["prompts"]
         }
     layout.metrics.write_text(json.dumps(content))
     scores = artefacts.table(layout.scores).drop("reached", "kept", "identity")
@@ -364,11 +364,11 @@ def test_the_page_shows_full_scale_and_gpu_results_and_marks_projections(domain:
     layout = artefacts.DomainPaths("portraits", project)
     leaf = bootstrap.metric(0.2, 0.1, 0.3)
     test_external_results.put(layout.metrics, {**numbers(), "claims": {"relevance_mask": {"kept": leaf}}})
-    there = {
+    full_run = {
         "claims": {"relevance_mask": {"identity": leaf}},
         "oracle2": {"largest_difference": bootstrap.metric(0.0466)},
     }
-    test_external_results.put(layout.full, numbers() | there)
+    test_external_results.put(layout.full, numbers() | full_run)
     run = {"device": {"name": "Its GPU"}, "command": "dvc exp run", "notes": ["alone"]}
     test_external_results.put(layout.full.with_name("run.json"), run)
     items = {**test_external_results.GPU["items"], "mapper_float32": {"projected_201562_steps_min": 52.7}}

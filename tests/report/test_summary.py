@@ -36,7 +36,7 @@ def test_the_editor_closest_to_the_counterfactuals_is_named_once(psnr: float, se
     numbers["editors"]["deltaedit_g"]["psnr"] = bootstrap.metric(psnr)
     numbers["editors"]["deltaedit_d"] = {
         **{name: bootstrap.metric(0.5) for name in ("reached", "kept")},
-        **{"psnr": bootstrap.metric(10.0), "people": bootstrap.metric(7), "prompts": {}},
+        **{"psnr": bootstrap.metric(10.0), "images": bootstrap.metric(7), "prompts": {}},
     }
     assert sentence in dict(summary.paragraphs(numbers, SPLITS))["Results"]
 
@@ -50,7 +50,7 @@ def test_prompts_of_several_attributes_are_counted_apart_from_new_words() -> Non
 
 
 def test_photographs_have_no_counterfactual_and_no_results_paragraph() -> None:
-    row = {"clip_direction": bootstrap.metric(0.3), "people": bootstrap.metric(5), "prompts": {"face": {}}}
+    row = {"clip_direction": bootstrap.metric(0.3), "images": bootstrap.metric(5), "prompts": {"face": {}}}
     numbers = {"editors": {"deltaedit_g": row}, "oracle": {}}
     assert [heading for heading, _ in summary.paragraphs(numbers, {"face": "seen"})] == ["Evaluation"]
 

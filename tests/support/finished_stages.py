@@ -79,9 +79,9 @@ def numbers() -> dict[str, Any]:
             "reached": interval(reached),
             "kept": interval(0.875),
             "identity": interval(0.5),
-            "people": bootstrap.metric(12),
+            "images": bootstrap.metric(12),
         }
-        each = {"reached": interval(reached), "kept": interval(0.9), "people": bootstrap.metric(7)}
+        each = {"reached": interval(reached), "kept": interval(0.9), "images": bootstrap.metric(7)}
         return row | {"heldout": {"reached": interval(0.123)}, "prompts": {prompt.text: each for prompt in PROMPTS}}
 
     return {
