@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Training:
             raise InputError(f"domains/{self.domain.name}.yaml, {where}: {old} is now {new}: rename it")
         model, total, count = section.pop("model"), section.pop("images"), section.pop("renders", 0)
         if self.name in ("generator", "encoder"):  # built level by level
-            model = {**model, "split": list(self.domain.level_split)}
+            model = {"split": list(self.domain.level_split), **model}  # a plan's own split wins
         return Plan(model, self.images or total, count, section)
 
     @property
@@ -225,6 +225,7 @@ class Training:
         total: int,
         label: str | None = None,
         grids: Path | None = None,
+        evaluate: Callable[[nn.Module], Metrics] | None = None,
     ) -> None:
         """Run the steps of a training with progress lines and MLflow curves.
 
@@ -232,6 +233,7 @@ class Training:
         total: images in all.
         label: for messages; None for the network's name.
         grids: path beside which sample grids of a generator are written; None for no grids.
+        evaluate: further metrics of the averaged network, measured at every report.
         """
         if not training.first_process():
             deque(steps, maxlen=0)
@@ -244,6 +246,7 @@ class Training:
             for seen, metrics, network in progress.track(steps, None, label):
                 if seen - reported >= every or seen >= total:
                     reported = seen
+                    metrics = {**metrics, **(evaluate(network) if evaluate else {})}
                     values = "  ".join(f"{key} {value:.3f}" for key, value in metrics.items())
                     print(f"{label}: {seen:,} of {total:,} images  {values}", flush=True)
                     run.log(step=seen, **metrics)

@@ -189,9 +189,13 @@ def _render_chunk(index: int, target: Path, resolution: int, people: int | None)
 
 
 def unseen_renders(count: int, resolution: int) -> Tensor:
-    """Renders [count,3,R,R] of portraits in neither a training nor the benchmark."""
-    unseen = (portraits.sample(FIRST_ID - 1 - row) for row in range(count))
-    return to_float(np.stack([portraits.render(person, resolution) for person in unseen]))
+    """Renders [count,3,R,R] of `unseen_portraits`."""
+    return to_float(np.stack([portraits.render(person, resolution) for person in unseen_portraits(count)]))
+
+
+def unseen_portraits(count: int) -> list[portraits.Portrait]:
+    """Portraits that neither a training nor the benchmark uses."""
+    return [portraits.sample(FIRST_ID - 1 - row) for row in range(count)]
 
 
 # ---------------------------------------------------------------- photographs

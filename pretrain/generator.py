@@ -16,7 +16,7 @@ from pipeline.models.stylegan2 import Generator, build
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.precision import lowered
 from pipeline.training import Ema, Metrics, fit
-from pretrain import generator_supervised
+from pretrain import generator_supervised, perceptual_features
 from pretrain.augment import AdaptiveAugment, mirrored
 from pretrain.common import Plan, Training
 from pretrain.datasets import ImageChunks
@@ -79,7 +79,7 @@ def steps(
     smaller: state of the same networks at half the size, to grow from.
     settle: images that train the discriminator alone, where the generator is ahead of it.
     supervised: the generator was trained by `generator_supervised`; half of every batch then reproduces the real half,
-        with `supervised_weight` times the difference as a further loss.
+        with `supervised_weight` times the difference as a further loss, and styles are mixed between levels only.
     mirror: mirror half of the images.
     augment: "ada" for adaptive augmentation (`pretrain.augment`), None for none.
     """
@@ -91,6 +91,7 @@ def steps(
     discriminator = Discriminator(numbers["size"], widths).to(device)
     if supervised:
         generator_supervised.freeze_to_rgb_styles(generator)
+        generator_supervised.separate_levels(generator)
     discriminator_only = settle // batch if smaller is not None or supervised else 0  # steps
     ada = AdaptiveAugment()  # p is 0 until `watch` raises it
     if smaller is not None and not state.exists():
@@ -104,11 +105,12 @@ def steps(
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=lr * lazy, betas=(0.0, 0.99**lazy), fused=True)
     rank, local = training.local_batch(batch)
     known = local // 2 if supervised else 0
+    crossovers = torch.tensor(generator.layout.split if supervised else range(1, generator.num_ws), device=device)
 
     def random_w_plus(count: int) -> Tensor:
         """w_plus [count,L,D], some rows of two samples (style mixing)."""
         w = generator.mapping(torch.randn(2 * count, generator.style_dim, device=device)).view(2, count, -1)
-        crossover = torch.randint(1, generator.num_ws, (count, 1, 1), device=device)
+        crossover = crossovers[torch.randint(len(crossovers), (count, 1, 1), device=device)]
         crossover = torch.where(torch.rand(count, 1, 1, device=device) < mixing, crossover, generator.num_ws)
         first = torch.arange(generator.num_ws, device=device)[None, :, None] < crossover
         return torch.where(first, w[0][:, None], w[1][:, None])
@@ -154,6 +156,8 @@ def steps(
             training.average_gradients(generator)
             adam_g.step()
             adam_g.zero_grad(set_to_none=True)
+            if supervised:
+                generator_supervised.separate_levels(generator)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
         if augment:
             ada.watch(real_logits, batch)
@@ -178,8 +182,9 @@ def train(job: Training) -> None:
     """Train until `images` were seen or the time is over, and promote the result.
 
     Half the size comes first (`images_half_size` of the plan). With a renderer, both sizes first learn to reproduce it
-    (`images_supervised` at full size). Photographs are mirrored and, where there are few, augmented, unless the plan
-    says otherwise. A grid of samples is drawn beside the state every 32,000 images.
+    (`images_supervised` at full size; `perceptual` adds the loss of `pretrain.perceptual_features`). Photographs are
+    mirrored and, where there are few, augmented, unless the plan says otherwise. A grid of images is written beside the
+    state now and then.
     """
     plan = job.plan
     data = job.training_images(plan.renders)
@@ -187,7 +192,8 @@ def train(job: Training) -> None:
         few = "ada" if len(data) < FEW_IMAGES else None
         plan.options.update({"mirror": True, "augment": few, **plan.options})
     half, supervised = plan.options.pop("images_half_size", 0), plan.options.pop("images_supervised", 0)
-    trait_gain, start = plan.options.pop("trait_gain", {}), time.monotonic()
+    trait_gain, perceptual = plan.options.pop("trait_gain", {}), plan.options.pop("perceptual", None)
+    start = time.monotonic()
     full = job.state({"g": "generator", "ema": "generator", "d": "discriminator"})
     half_job, supervised_job = job.named("generator-half"), job.named("generator-copy")
     at_half = half_job.state()
@@ -199,7 +205,14 @@ def train(job: Training) -> None:
     if needs_half and not _train_half_size(half_job, plan, data, half, bool(supervised), seconds_left()):
         return  # out of time; the next call goes on
     if not full.exists() and supervised:
-        if not _train_supervised(supervised_job, plan, data, supervised, at_half if half else None, seconds_left()):
+        options: dict[str, Any] = {"smaller": at_half if half else None}
+        if perceptual:
+            features_job = job.named("features")
+            if not _train_features(features_job, data, perceptual["images"], seconds_left()):
+                return
+            features = perceptual_features.frozen(features_job.state_path)
+            options |= {"features": features, "perceptual_weight": perceptual["weight"]}
+        if not _train_supervised(supervised_job, plan, data, supervised, seconds_left(), options):
             return
         if training.first_process():
             generator_supervised.write_adversarial_state(plan.model, supervised_job.state_path, full, trait_gain)
@@ -235,15 +248,27 @@ def _train_half_size(
     return job.finished_steps() >= images // batch
 
 
+def _train_features(job: Training, data: ImageChunks, images: int, seconds: float | None) -> bool:
+    """Train the network of the perceptual loss; return whether `images` were seen."""
+    loop = perceptual_features.steps(data, job.state(), images, seconds=seconds, device=job.device)
+    job.follow(loop, images, "perceptual features")
+    return job.finished_steps() >= images // perceptual_features.BATCH
+
+
 def _train_supervised(
-    job: Training, plan: Plan, data: ImageChunks, images: int, smaller: Path | None, seconds: float | None
+    job: Training, plan: Plan, data: ImageChunks, images: int, seconds: float | None, options: dict[str, Any]
 ) -> bool:
-    """Train on renders with known parameters at full size; return whether `images` were seen."""
+    """Train on renders with known parameters at full size; return whether `images` were seen.
+
+    options: further arguments of `generator_supervised.steps`.
+    """
     state, batch = job.state(), plan.options.get("batch", BATCH)
     loop = generator_supervised.steps(
-        plan.model, data, state, images, batch, seconds=seconds, device=job.device, smaller=smaller
+        plan.model, data, state, images, batch, seconds=seconds, device=job.device, **options
     )
-    job.follow(loop, images, "generator, supervised", state)
+    # Samples would show nothing before the mapping network is fitted; reproductions of unseen renders are written.
+    evaluate = generator_supervised.evaluate_held_out(plan.model["size"], grid=state.with_suffix(".png"))
+    job.follow(loop, images, "generator, supervised", evaluate=evaluate)
     return job.finished_steps() >= images // batch
 
 

@@ -3,13 +3,15 @@
 A fixed orthonormal projection turns the parameters of a portrait into w, and the synthesis network learns to reproduce
 the render from it. The mapping network is then fitted to turn normal noise into such w, and adversarial training can
 start from both.
+
+Every parameter belongs to one level of style convolutions (`PARAMETER_LEVELS`), and the convolutions of other levels do
+not depend on it. Rows of w_plus can therefore be mixed as in StyleGAN: the coarse rows of one portrait, the medium rows
+of a second and the fine rows of a third show a fourth, which the renderer can draw.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,26 @@ from torch import Tensor, nn
 
 from kernels.bias_act import GAIN
 from pipeline import portraits, training
-from pipeline.models.stylegan2 import EqualLinear, Generator, build, pixel_norm
-from pipeline.portraits.traits import FREQUENCIES
+from pipeline.evaluation import metrics
+from pipeline.models.stylegan2 import EqualLinear, Generator, build
 from pipeline.runtime import files
-from pipeline.runtime.errors import InputError, nearest
+from pipeline.runtime.errors import InputError
 from pipeline.runtime.precision import lowered
+from pipeline.storage import images as image_files
 from pipeline.training import Ema, Metrics, fit
+from pretrain import datasets
 from pretrain.datasets import ImageChunks
+from pretrain.perceptual_features import PerceptualFeatures
+from pretrain.portrait_parameters import (
+    continuous_count,
+    mixed_parameters,
+    parameter_count,
+    parameter_gains,
+    parameter_levels,
+    parameters_of,
+    parameters_of_noise,
+    value_bounds,
+)
 
 POOLING = 1, 2, 4  # pixels per side that `difference` averages over
 EDGE_WEIGHT, HUBER = 0.5, 0.25  # weight of the image gradients in `difference`; errors below HUBER are squared
@@ -34,62 +49,9 @@ SHIFT = 2.0  # mean of w; keeps the mapping network's last activation almost lin
 # Units of the mapping network, see `fit_mapping`: slope of a step between two values of a trait, bound of a continuous
 # parameter in deviations of z, and bias that keeps an activation linear.
 STEP_SLOPE, CONTINUOUS_BOUND, LINEAR_BIAS = 10.0, 1.3, 16.0
+REFRESH_EVERY = 500  # steps, after which chunks of renders finished since are read as well
+HELD_OUT_IMAGES, GRID_COLUMNS = 256, 16  # portraits that no training uses; how many of them are written as images
 LR_DECAY = 0.3  # last part of a training, in which the learning rate falls
-
-
-@cache
-def parameter_count() -> int:
-    """Number of parameters of a portrait, P: the continuous ones, and a one-hot group per trait."""
-    return sum(map(len, FREQUENCIES.values())) + continuous_count()
-
-
-@cache
-def continuous_count() -> int:
-    """Number of continuous parameters of a portrait."""
-    return len(_continuous(portraits.sample(0)))
-
-
-def _continuous(person: portraits.Portrait) -> list[float]:
-    """Continuous parameters of a portrait, each 0..1."""
-    traits = (getattr(person.traits, name).u for name in FREQUENCIES)
-    return [*astuple(person.identity), *astuple(person.look), *traits]
-
-
-def parameters_of(people: Sequence[portraits.Portrait]) -> Tensor:
-    """Parameters [B,P] of portraits, each of mean 0 and variance 1 over the renderer's distribution."""
-    continuous = torch.tensor([_continuous(person) for person in people])
-    values = [
-        [portraits.ATTRIBUTES[n].index(getattr(person.traits, n).value) for n in FREQUENCIES] for person in people
-    ]
-    return _standardised(continuous, torch.tensor(values))
-
-
-def parameters_of_noise(z: Tensor) -> Tensor:
-    """Parameters [B,P] of the portraits that normal noise z [B,D] is mapped to, distributed as the renderer's.
-
-    One coordinate of z decides one continuous parameter by its quantile, or one trait by the interval that it lies in.
-    As in a mapping network, only the direction of z counts.
-    """
-    z, count, values = pixel_norm(z), continuous_count(), []
-    for column, bounds in zip(z.T[count:], _value_bounds(), strict=False):
-        values.append(torch.bucketize(column.contiguous(), bounds.to(z.device)))
-    return _standardised(torch.special.ndtr(z[:, :count]), torch.stack(values, dim=1))
-
-
-def _value_bounds() -> list[Tensor]:
-    """Per trait, quantiles of the normal distribution that separate its values."""
-    return [
-        torch.special.ndtri(torch.tensor(list(chances.values())).cumsum(0)[:-1]) for chances in FREQUENCIES.values()
-    ]
-
-
-def _standardised(continuous: Tensor, values: Tensor) -> Tensor:
-    """Parameters [B,P] of continuous ones in 0..1 and indices of traits' values [B,traits]."""
-    parts = [(continuous - 0.5) * math.sqrt(12)]
-    for column, frequencies in zip(values.T, FREQUENCIES.values(), strict=True):
-        chance = torch.tensor(list(frequencies.values()), device=continuous.device)
-        parts.append((F.one_hot(column, len(frequencies)) - chance) / (chance * (1 - chance)).sqrt())
-    return torch.cat(parts, dim=1)
 
 
 @cache
@@ -112,11 +74,33 @@ def freeze_to_rgb_styles(generator: Generator) -> None:
         nn.init.zeros_(layer.conv.modulation.weight.requires_grad_(False))  # type: ignore[union-attr]
 
 
-def codes(generator: Generator, people: Sequence[portraits.Portrait]) -> Tensor:
-    """w_plus [B,L,D] of portraits, with equal rows."""
+@torch.no_grad()
+def separate_levels(generator: Generator) -> None:
+    """Make every style convolution depend on the parameters of its own level alone, by projecting its affine layer.
+
+    Training on mixed rows would teach the same, slowly and with noise.
+    """
+    basis, level_of = projection(generator.style_dim), parameter_levels()
+    for level, layer in zip(_row_levels(generator), generator.convolutions, strict=False):
+        weight = layer.conv.modulation.weight
+        columns = basis[:, level_of == level].to(weight.device)
+        weight.copy_(weight @ columns @ columns.T)
+
+
+def _row_levels(generator: Generator) -> list[int]:
+    """Level of every row of w_plus; only the last toRGB layer reads the last row."""
+    first, second = generator.layout.split
+    return [int(row >= first) + int(row >= second) for row in range(generator.num_ws)]
+
+
+def codes(generator: Generator, people: Sequence[portraits.Portrait], mixed: float = 0.0) -> Tensor:
+    """w_plus [B,L,D] of portraits, with equal rows.
+
+    mixed: fraction of the portraits, the first ones, whose rows are of `mixed_parameters` instead.
+    """
     with torch.autocast("cpu", enabled=False):  # float32, like w of the mapping network
-        w = parameters_of(people) @ projection(generator.style_dim).T + SHIFT
-    return generator.repeat(w.to(generator.w_mean.device))
+        w = mixed_parameters(parameters_of(people), mixed) @ projection(generator.style_dim).T + SHIFT
+    return w[:, _row_levels(generator)].to(generator.w_mean.device)
 
 
 def difference(generated: Tensor, real: Tensor) -> Tensor:
@@ -134,13 +118,15 @@ def steps(
     data: ImageChunks,
     state: Path,
     images: int,
-    batch: int = 16,
-    lr: float = 0.004,
+    batch: int = 32,
+    lr: float = 0.015,
     ema_images: float = 10_000,
     decay: bool = True,
     seconds: float | None = None,
     device: str = "cpu",
     smaller: Path | None = None,
+    features: PerceptualFeatures | None = None,
+    perceptual_weight: float = 0.0,
 ) -> Iterator[tuple[int, Metrics, Generator]]:
     """Yield (images seen, {"difference"}, averaged generator).
 
@@ -153,10 +139,12 @@ def steps(
     seconds: time limit; None for no limit.
     smaller: state of the same training at half the size, to start from; the toRGB layer of the new resolution starts at
         zero.
+    features: network whose features are compared as well, with `perceptual_weight` times their difference.
     """
     torch.manual_seed(0)
     generator = build(model).to(device)
     freeze_to_rgb_styles(generator)
+    separate_levels(generator)
     if smaller is not None and not state.exists():
         own, known = generator.state_dict(), torch.load(smaller, weights_only=True, map_location="cpu")["g"]
         generator.load_state_dict(own | {key: value for key, value in known.items() if own[key].shape == value.shape})
@@ -165,9 +153,13 @@ def steps(
     synthesis = [p for name, p in generator.named_parameters() if p.requires_grad and not name.startswith("style.")]
     adam = torch.optim.Adam(synthesis, lr=lr, betas=(0.9, 0.99), fused=True)
     rank, local = training.local_batch(batch)
+    if features is not None:
+        features = features.to(device)
 
     def step(number: int) -> Metrics:
         torch.manual_seed(number * batch + rank)
+        if number % REFRESH_EVERY == 0:
+            data.refresh()
         rows = torch.randint(len(data), (local,))
         real = F.adaptive_avg_pool2d(data.images(rows).to(device), model["size"])
         remaining = 1 - number * batch / images
@@ -175,25 +167,51 @@ def steps(
         adam.param_groups[0]["lr"] = lr * factor
         with lowered(device):
             generated = generator(codes(generator, list(data.people(rows))), generator.random_noises(local))
-        loss = difference(generated.float(), real)
+        error = loss = difference(generated.float(), real)
+        if features is not None:
+            with lowered(device):
+                loss = error + perceptual_weight * features.difference(generated, real)
         loss.backward()
         training.average_gradients(generator)
         adam.step()
         adam.zero_grad(set_to_none=True)
+        separate_levels(generator)
         ema.update(generator, min(0.5 ** (batch / ema_images), (1 + number) / (10 + number)))
-        return {"difference": loss.item()}
+        return {"difference": error.item()}
 
     parts = {"g": generator, "ema": ema, "adam": adam}
-    for done, metrics in fit(step, parts, images // batch, state, every=500, seconds=seconds):
-        yield done * batch, metrics, ema.module  # type: ignore[misc]
+    for done, losses in fit(step, parts, images // batch, state, every=500, seconds=seconds):
+        yield done * batch, losses, ema.module  # type: ignore[misc]
 
 
-def parameter_gains(trait_gain: Mapping[str, float]) -> Tensor:
-    """Factors [P] on the parameters. trait_gain: trait -> factor. Raises InputError for unknown traits."""
-    if unknown := sorted(set(trait_gain) - set(FREQUENCIES)):
-        raise InputError(f"trait_gain: there is no trait {', '.join(unknown)}{nearest(unknown[0], FREQUENCIES)}")
-    factors = [torch.full((len(values),), float(trait_gain.get(name, 1.0))) for name, values in FREQUENCIES.items()]
-    return torch.cat([torch.ones(continuous_count()), *factors])
+def evaluate_held_out(
+    resolution: int, count: int = HELD_OUT_IMAGES, grid: Path | None = None
+) -> Callable[[nn.Module], Metrics]:
+    """Return a function that measures how well a generator reproduces renders that no training uses.
+
+    It returns the PSNR in dB, of codes with equal rows ("psnr") and with mixed ones ("psnr_mixed").
+
+    resolution: of the generator, in pixels.
+    grid: PNG in which it writes some of the renders, each above its reproduction from mixed rows.
+    """
+    people, real = datasets.unseen_portraits(count), datasets.unseen_renders(count, resolution)
+
+    @torch.no_grad()
+    def evaluate(generator: nn.Module) -> Metrics:
+        assert isinstance(generator, Generator)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)  # the same mixtures at every call
+            inputs = {"psnr": codes(generator, people), "psnr_mixed": codes(generator, people, mixed=1.0)}
+        values = {}
+        for name, w_plus in inputs.items():
+            generated = torch.cat([generator(part).cpu() for part in w_plus.split(32)])
+            values[name] = metrics.psnr(generated, real).mean().item()
+        if grid is not None:
+            rows = [[*images[:GRID_COLUMNS].clamp(-1, 1)] for images in (real, generated)]
+            image_files.save_png(grid, image_files.grid(rows))
+        return values
+
+    return evaluate
 
 
 @torch.no_grad()
@@ -238,7 +256,7 @@ def _mapping_units() -> list[tuple[int, float, float, bool]]:
     """(coordinate of z, slope, bias, whether clamped) of each unit of the first layer."""
     count = continuous_count()
     units = [(column, 1.0, CONTINUOUS_BOUND, True) for column in range(count)]
-    for column, bounds in enumerate(_value_bounds(), start=count):
+    for column, bounds in enumerate(value_bounds(), start=count):
         steps_between = ((column, STEP_SLOPE, 1 - STEP_SLOPE * bound, True) for bound in bounds.tolist())
         units += [(column, 1.0, LINEAR_BIAS, False), *steps_between]
     return units

@@ -172,9 +172,8 @@ def _reached(context: EvaluationContext, codes: Inversion) -> np.ndarray:
     rows = []
     for part in batches(len(codes), 4 * BATCH):
         part_codes = codes.select(part)
-        source = sources.source(
-            networks, _decode(networks, part_codes.w_plus, part_codes.detail).clamp(-1, 1), part_codes
-        )
+        images = _decode(networks, part_codes.w_plus, part_codes.detail).clamp(-1, 1)
+        source = sources.source(networks, images, part_codes)
         prepared = editor.prepare(source)
         before, columns = networks.oracle.predict(source.image), []
         for prompt, direction in zip(prompts, directions, strict=True):

@@ -102,10 +102,10 @@ def oracle(context: EvaluationContext, name: str = "oracle") -> dict[str, Any]:
     classifier: AttributeClassifier = getattr(networks, name)
     values, visible = true_values(context.test, classifier.attributes)
     parts = [classifier.predict(images[part].to(networks.device)) for part in batches(len(images), context.batch)]
-    read = {attribute: torch.cat([part[attribute].cpu() for part in parts]).numpy() for attribute in values}
-    right = {
-        attribute: np.where(visible[attribute], read[attribute] == values[attribute], np.nan) for attribute in values
-    }
+    right = {}
+    for attribute, true in values.items():
+        read = torch.cat([part[attribute].cpu() for part in parts]).numpy()
+        right[attribute] = np.where(visible[attribute], read == true, np.nan)
     return _balanced(right, values, context.bootstrap)
 
 

@@ -162,10 +162,8 @@ def test_weights_repeat_rows() -> None:
 def test_differences_are_aligned_where_embeddings_are_not() -> None:
     rng = torch.Generator().manual_seed(0)
     meanings = 0.2 * torch.randn(40, 16, generator=rng)
-    image_embeddings, text_embeddings = (
-        torch.randn(16, generator=rng) + meanings,
-        torch.randn(16, generator=rng) + meanings,
-    )
+    image_embeddings = torch.randn(16, generator=rng) + meanings
+    text_embeddings = torch.randn(16, generator=rng) + meanings
     numbers = metrics.alignment(image_embeddings, text_embeddings, Bootstrap(50))
     assert numbers["delta_cos_paired"]["value"] > 0.9 > numbers["raw_cos_paired"]["value"]
     assert abs(numbers["delta_cos_mismatched"]["value"]) < 0.1

@@ -63,7 +63,7 @@ def test_edits_of_photographs_have_fid_and_lpips_where_the_networks_exist(world:
     world.networks.lpips = lambda a, b: (a - b).abs().flatten(1).mean(1)
     rows = world.evaluate(paths).metrics["editors"]
     assert rows["identity_editor"]["lpips_input"] == {"value": 0, "low": 0, "high": 0}
-    assert rows["identity_editor"]["fid"]["value"] < 0.05  # the same batch, each three times
+    assert rows["identity_editor"]["fid"]["value"] < 0.05  # the same images, each three times
     edited = torch.stack(
         [images.decode_png(png) for png, text in zip(*pngs(paths["deltaedit_g"]), strict=True) if text]
     )

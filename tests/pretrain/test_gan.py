@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kernels.upfirdn2d import binomial_kernel, upfirdn2d
 from pipeline.models import stylegan2
 from pretrain import generator as gan
+from pretrain.discriminator import Discriminator, EqualConv
 
 # ---------------------------------------------------------------- the generator's two sizes
 
@@ -24,15 +25,15 @@ def test_halving_leaves_out_the_largest_resolution_of_both_networks() -> None:
     assert stylegan2.build(half).size == 8
 
 
-def grown() -> tuple[Any, Any, stylegan2.Generator, gan.Discriminator]:
+def grown() -> tuple[Any, Any, stylegan2.Generator, Discriminator]:
     """Networks of half the size with random weights, and those grown from them."""
     torch.manual_seed(3)
     half = gan.halved(GAN)
-    small, small_d = stylegan2.build(half), gan.Discriminator(8, half["discriminator"])
+    small, small_d = stylegan2.build(half), Discriminator(8, half["discriminator"])
     with torch.no_grad():
         for parameter in (*small.parameters(), *small_d.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
-    whole, whole_d = stylegan2.build(GAN), gan.Discriminator(R, GAN["discriminator"])
+    whole, whole_d = stylegan2.build(GAN), Discriminator(R, GAN["discriminator"])
     gan.grow({"ema": small.state_dict(), "d": small_d.state_dict()}, whole, whole_d)
     return small, small_d, whole, whole_d
 
@@ -78,7 +79,7 @@ def test_mean_w_is_the_average_of_many_mapped_codes() -> None:
 
 def test_the_discriminator_has_the_standard_deviation_of_a_group_as_a_channel() -> None:
     torch.manual_seed(0)
-    net = gan.Discriminator(R, GAN["discriminator"])
+    net = Discriminator(R, GAN["discriminator"])
     seen: dict[str, Tensor] = {}
     net.conv.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
     images = torch.randn(8, 3, R, R)
@@ -95,7 +96,7 @@ def test_the_discriminator_has_the_standard_deviation_of_a_group_as_a_channel() 
 @pytest.mark.parametrize("taps", [1, 3])
 def test_a_downsampling_convolution_is_a_blur_and_a_stride_of_two(taps: int) -> None:
     torch.manual_seed(0)
-    conv = gan.EqualConv(5, 6, taps, down=True, activate=False).double()
+    conv = EqualConv(5, 6, taps, down=True, activate=False).double()
     x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
     line = torch.tensor([1, 3, 3, 1], dtype=torch.float64) / 8
     blur = torch.outer(line, line).expand(5, 1, 4, 4)
@@ -107,7 +108,7 @@ def test_a_downsampling_convolution_is_a_blur_and_a_stride_of_two(taps: int) -> 
 
 
 def test_the_gradient_penalty_can_be_differentiated_again() -> None:
-    net = gan.Discriminator(R, GAN["discriminator"])
+    net = Discriminator(R, GAN["discriminator"])
     images = torch.randn(4, 3, R, R, requires_grad=True)
     (slope,) = torch.autograd.grad(net(images).sum(), images, create_graph=True)
     slope.square().sum().backward()

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from pipeline import portraits
 from pipeline.runtime.errors import InputError
 from pretrain import clip, datasets, encoder, identity, labels
-from pretrain import generator as gan
 from pretrain.augment import degrade
+from pretrain.discriminator import Discriminator
 
 small_chunks = small_trainings.small_chunks  # a fixture of every test here
 
@@ -83,7 +83,7 @@ def test_the_vocabulary_is_the_words_of_training_captions() -> None:
 def test_latent_logits_are_one_per_row_and_feature_maps_are_of_unit_length() -> None:
     torch.manual_seed(0)
     assert encoder.LatentDiscriminator(D)(torch.randn(5, D)).shape == (5,)
-    discriminator = gan.Discriminator(32, {32: 4, 16: 5, 8: 6, 4: 7})
+    discriminator = Discriminator(32, {32: 4, 16: 5, 8: 6, 4: 7})
     maps = encoder.feature_maps(discriminator, torch.randn(2, 3, 32, 32))
     assert [tuple(m.shape) for m in maps] == [(2, 5, 16, 16), (2, 6, 8, 8), (2, 7, 4, 4)]
     for features in maps:

@@ -1,4 +1,4 @@
-"""The grid of edits, from artefacts with prompts_by_text colours."""
+"""The grid of edits, from artefacts with known colours."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from pipeline.models import stylegan2, unet
 from pipeline.models.e4e import Encoder
 from pipeline.storage import dataset, domain_template, domains, params
 from pretrain.common import Training
-from pretrain.generator import Discriminator, halved
+from pretrain.discriminator import Discriminator
+from pretrain.generator import halved
 
 SPLIT = (3, 7)
 
