@@ -32,7 +32,7 @@ install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is u
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	.venv/bin/python -m compileall -q $(LINTED) # these three lines compile, so that no command has to
 	.venv/bin/python -c 'import diffusers, dvc.cli, mlflow, open_clip, sqlalchemy, deltaspace.cli.app'
-	.venv/bin/python -c 'from kernels import build; build.describe()'
+	.venv/bin/python -c 'from kernels import dispatch; dispatch.describe()'
 	touch $@
 
 repro: install ## run every stage whose inputs changed: pictures, metrics and pages in reports/

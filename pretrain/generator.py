@@ -183,8 +183,8 @@ def train(job: Training) -> None:
 
     Half the size comes first (`images_half_size` of the plan). With a renderer, both sizes first learn to reproduce it
     (`images_supervised` at full size; `perceptual` adds the loss of `pretrain.perceptual_features`). Photographs are
-    mirrored and, where there are few, augmented, unless the plan says otherwise. A grid of images is written beside the
-    state now and then.
+    mirrored and, where there are few, augmented, unless the plan says otherwise. Grids of images are written beside
+    the states.
     """
     plan = job.plan
     data = job.training_images(plan.renders)
@@ -268,7 +268,7 @@ def _train_supervised(
     )
     # Samples would show nothing before the mapping network is fitted; reproductions of unseen renders are written.
     evaluate = generator_supervised.evaluate_held_out(plan.model["size"], grid=state.with_suffix(".png"))
-    job.follow(loop, images, "generator, supervised", evaluate=evaluate)
+    job.follow(loop, images, "supervised generator", evaluate=evaluate)
     return job.finished_steps() >= images // batch
 
 

@@ -96,11 +96,14 @@ def parameter_levels() -> Tensor:
 def mixed_parameters(parameters: Tensor, fraction: float) -> Tensor:
     """Parameters for each level [B,3,P] that render the portraits of `parameters` [B,P].
 
-    A level needs its own parameters only. For the first `fraction` of the portraits the others come from another
-    portrait of the batch, one per level. All parameters are independent, so a level then gets those of a real portrait.
+    A level needs its own parameters only. For the first `fraction` of the portraits the others come from a random
+    portrait of the batch, another one for each level. Since the renderer samples all parameters independently, each
+    level then gets parameters of its distribution. A fraction of 0 draws no random number.
     """
     rows, level_of = parameters[:, None].repeat(1, len(PARAMETER_LEVELS), 1), parameter_levels().to(parameters.device)
     count = round(fraction * len(parameters))
+    if not count:
+        return rows
     for level in range(len(PARAMETER_LEVELS)):
         others = parameters[torch.randperm(len(parameters))[:count]]
         rows[:count, level] = torch.where(level_of == level, parameters[:count], others)

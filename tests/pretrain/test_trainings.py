@@ -161,6 +161,13 @@ def test_promoting_without_a_state_names_the_command(name: str, tmp_path: Path) 
         module_of(name).promote(job_of(name, tmp_path))
 
 
+def test_a_split_of_the_generators_plan_replaces_the_domains(tmp_path: Path) -> None:
+    plan = {"model": {"split": [1, 3]}, "images": BATCH}
+    domain = domain_at(tmp_path, defaults={"pretrain": {"generator": plan, "encoder": {**plan, "model": {}}}})
+    assert job_of("generator", tmp_path, domain).plan.model["split"] == [1, 3]
+    assert job_of("encoder", tmp_path, domain).plan.model["split"] == list(domain.level_split) == [2, 4]
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_missing_plan_is_refused(name: str, project: Path) -> None:
     with pytest.raises(InputError, match=rf"domains/tiny.yaml has no defaults.pretrain.{name}"):
