@@ -22,7 +22,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from test_architecture import PLUMBING, REGISTRIES, covered
+from test_architecture import PLUMBING, REGISTRIES, covered, has_code
 
 from pipeline import sampling, sources
 from pipeline.models.feature_residual import FeatureResidual
@@ -156,7 +156,7 @@ def test_deps_of_a_stage_cover_its_imports(repro: Repro) -> None:
         names = editors.get(stage.removeprefix("edit_"), [""])
         deps = [dep.replace("${item.editor}", name) for dep in entries[stage]["deps"] for name in names]
         loaded = {Path(file).resolve().relative_to(repro.root.resolve()).as_posix() for file in files}
-        loaded = {name for name in loaded if (repro.root / name).stat().st_size} - PLUMBING - REGISTRIES
+        loaded = {name for name in loaded if has_code(repro.root / name)} - PLUMBING - REGISTRIES
         assert not sorted(name for name in loaded if not covered(name, deps)), f"{stage} imports what deps do not name"
 
 
