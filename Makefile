@@ -20,7 +20,7 @@ LINTED := benchmarks deltaspace kernels pipeline pretrain setup.py stages tests
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 install: .venv/.ok ## make .venv from the hashed lock (does nothing when it is up to date)
 

@@ -100,7 +100,7 @@ def weights(domain: Domain, root: Path) -> dict[str, dict[str, Any]]:
 def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], str]) -> dict[str, Any]:
     from pipeline.checkpoints import catalogue
     from pipeline.runtime.errors import InputError
-    from pipeline.storage import weights
+    from pipeline.storage import domains, weights
 
     entry = domain.weights(network)
     path = root / entry.path
@@ -109,8 +109,8 @@ def _state(domain: Domain, network: str, root: Path, digest: Callable[[Path], st
     if original is not None:
         facts["original"] = {"path": original.place, "state": original.state(digest), "url": entry.url}
     if not path.is_file():
-        trained = f"made by `deltaspace pretrain {domain.name} {network}`"
-        return facts | {"state": "missing", "advice": _advice(original, facts) if original else trained}
+        advice = _advice(original, facts) if original else domains.how_to_get(domain, network)
+        return facts | {"state": "missing", "advice": advice}
     facts |= {"sha256": digest(path), "megabytes": round(path.stat().st_size / 1e6, 1)}
     try:
         weights.read_meta(path)

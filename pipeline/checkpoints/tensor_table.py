@@ -16,8 +16,16 @@ from pipeline.checkpoints.safe_pickle import Thing, shown
 from pipeline.runtime.errors import InputError
 
 STORAGES = {  # names of torch's storage classes
-    f"{name}Storage": getattr(torch, f"{name}Storage").dtype
-    for name in "Float Half BFloat16 Double Long Int Short Char Byte Bool".split()
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 NUMPY = {
     **{f"f{size}": getattr(torch, f"float{8 * size}") for size in (2, 4, 8)},

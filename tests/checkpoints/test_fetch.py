@@ -347,7 +347,7 @@ def test_all_that_restricts_use_in_the_shipped_domains_is_asked_about() -> None:
 
 def test_the_doctor_names_the_command_and_then_what_is_verified(project: Project) -> None:
     assert project.doctor("generator")["advice"] == "`deltaspace fetch theirs generator`"
-    assert project.doctor("denoiser")["advice"] == "made by `deltaspace pretrain theirs denoiser`"
+    assert project.doctor("denoiser")["advice"] == "run `deltaspace pretrain theirs denoiser`"
     assert project.fetch()[0] == 0
     found = project.doctor("generator")
     assert found["state"] == "present" and found["original"]["state"] == "verified"
