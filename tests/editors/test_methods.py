@@ -255,7 +255,7 @@ def test_clip_target_conditions_on_the_target_minus_the_image(world: Networks, s
         with torch.no_grad():
             expected = source.s + 0.5 * world.mapper(source.s, condition)
         result = edited("clip_target", world, source, asked, 0.5)
-        torch.testing.assert_close(result.s, expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(result.s, expected, atol=1e-4, rtol=3e-4)  # float32 of an unnormalised mapper
 
 
 @pytest.mark.parametrize("space", ["w_plus", "s"])
