@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def bfloat16_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.runtime import precision
 
     monkeypatch.setattr(precision, "halves", lambda kind: True)
+
+
+@pytest.fixture
+def run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in the fixture `project` of a test's file: arguments -> exit code, stdout, stderr."""
+    from deltaspace.cli import app
+
+    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = app.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

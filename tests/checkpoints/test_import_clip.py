@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltaspace.cli import app
 from kernels.box_resample import box_resample
 from pipeline.models.clip import OPENAI_MEAN, OPENAI_STD, Clip
 from pipeline.networks import Networks
@@ -31,18 +30,6 @@ def project(tmp_path: Path) -> Path:
     root = tiny_project.make(tmp_path / "project")
     (root / TARGET).unlink()
     return root
-
-
-@pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

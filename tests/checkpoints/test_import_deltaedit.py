@@ -12,7 +12,6 @@ import pytest
 import tiny_project
 import torch
 
-from deltaspace.cli import app
 from pipeline.checkpoints import deltaedit
 from pipeline.delta_mapper import DeltaMapper
 from pipeline.models.stylespace import StyleLayout
@@ -30,18 +29,6 @@ def project(tmp_path: Path) -> Path:
     for name in ("mapper", "relevance"):
         (root / f"data/pretrained/tiny/{name}.safetensors").unlink()
     return root
-
-
-@pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from arcface_files import NARROW, Plain
 from PIL import Image
 from torch import Tensor
 
-from deltaspace.cli import app
 from pipeline.checkpoints import encoders
 from pipeline.networks import Networks
 from pipeline.runtime.errors import InputError
@@ -36,18 +35,6 @@ def project(tmp_path: Path) -> Path:
     root = tiny_project.make(tmp_path / "project")
     (root / "data/pretrained/tiny/encoder.safetensors").unlink()
     return root
-
-
-@pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def at(project: Path) -> Networks:

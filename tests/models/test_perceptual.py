@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltaspace.cli import app
 from pipeline.evaluation import metrics
 from pipeline.networks import Networks
 from pipeline.storage import domains
@@ -25,18 +24,6 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return tiny_project.make(tmp_path / "project")
-
-
-@pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("DELTASPACE_ROOT", str(project))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = app.run([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def refused(outcome: tuple[int, str, str], words: str) -> None:
